@@ -1,0 +1,123 @@
+"""``model``: the image encoder, the Q-Former and the language model, and where their weights come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Optional
+
+from omegaconf import MISSING
+
+from blip2x.config.schema import schema
+
+
+@dataclass
+class VisionConfig:
+    """An image encoder: images [B, 3, S, S] -> patch features [B, 1 + (S / patch)^2, width], class token first."""
+
+    kind: str = MISSING  # eva_vit | clip_vit
+    image_size: int = MISSING  # pixels, square; positions are interpolated to it when the weights have another size
+    patch_size: int = MISSING
+    width: int = MISSING
+    depth: int = MISSING  # blocks that are kept; BLIP-2 drops the last one of the published encoder
+    num_heads: int = MISSING
+    mlp_width: int = MISSING
+    drop_path_rate: float = MISSING  # stochastic depth of the last block, rising linearly from 0; acts only when trained
+    frozen: bool = MISSING
+    recompute: bool = MISSING  # trade a second forward pass for activation memory when the encoder is trained
+    weights: Optional[str] = MISSING  # a blip2x checkpoint folder; null: random, so that it has to be trained
+
+
+@schema("model/vision", "eva_vit")
+@dataclass
+class EvaVitConfig(VisionConfig):
+    """EVA-CLIP's ViT: biases on queries and values only, no norm before or after the blocks, exact GELU."""
+
+    kind: str = "eva_vit"
+
+
+@schema("model/vision", "clip_vit")
+@dataclass
+class ClipVitConfig(VisionConfig):
+    """OpenAI CLIP's ViT: a norm before the blocks, no bias in the patch projection, QuickGELU."""
+
+    kind: str = "clip_vit"
+
+
+@schema("model/qformer", "qformer")
+@dataclass
+class QFormerConfig:
+    """The querying transformer: BERT with learned queries and cross-attention to the image every few layers."""
+
+    num_queries: int = MISSING
+    width: int = MISSING
+    depth: int = MISSING
+    num_heads: int = MISSING
+    mlp_width: int = MISSING
+    cross_attention_every: int = MISSING  # layers 0, n, 2n, ... look at the image
+    vocab_size: Optional[int] = MISSING  # [DEC] included; null: the tokenizer's size
+    max_positions: int = MISSING
+    dropout: float = MISSING
+    embed_dim: int = MISSING  # width of the space in which images and texts are contrasted
+    tokenizer: str = MISSING  # "dataset" (trained from the data set's text), a folder, or a name below paths.weights
+    weights: Optional[str] = MISSING  # a BERT checkpoint folder to start from; null: random
+
+
+@dataclass
+class LanguageConfig:
+    """A language model that reads the queries' projections as soft prompt."""
+
+    kind: str = MISSING  # opt | t5
+    width: int = MISSING
+    num_heads: int = MISSING
+    mlp_width: int = MISSING
+    vocab_size: Optional[int] = MISSING  # null: the tokenizer's size
+    dropout: float = MISSING  # acts only where the model itself is fitted (pretrain_language)
+    frozen: bool = MISSING
+    tokenizer: str = MISSING  # as in qformer
+    weights: Optional[str] = MISSING  # a blip2x checkpoint or Hugging Face folder, or a name below paths.weights
+
+
+@schema("model/language", "opt")
+@dataclass
+class OptConfig(LanguageConfig):
+    """OPT: decoder only, pre-norm, learned positions."""
+
+    kind: str = "opt"
+    depth: int = MISSING
+    max_positions: int = MISSING
+
+
+class Activation(Enum):
+    """The gate's activation in T5's feed-forward."""
+
+    gelu = "gelu"  # exact (erf): what LAVIS sets for BLIP-2
+    gelu_tanh = "gelu_tanh"  # what FlanT5's own configuration says
+
+
+@schema("model/language", "t5")
+@dataclass
+class T5Config(LanguageConfig):
+    """T5 1.1 / FlanT5: encoder-decoder, gated feed-forward, relative positions, untied head."""
+
+    kind: str = "t5"
+    encoder_depth: int = MISSING
+    decoder_depth: int = MISSING
+    head_width: int = MISSING  # width of one attention head; heads x head_width may differ from width
+    relative_buckets: int = MISSING
+    relative_max_distance: int = MISSING
+    activation: Activation = MISSING
+
+
+@schema("model", "blip2")
+@dataclass
+class ModelConfig:
+    """A whole BLIP-2. Stage 1 uses vision and qformer, stage 2 and the tasks after it use all three."""
+
+    name: str = MISSING  # the option's name: goes into run names and reports
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    qformer: QFormerConfig = field(default_factory=QFormerConfig)
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    ln_vision_eps: float = MISSING  # 1e-5 in LAVIS's weights, 1e-6 in Hugging Face's
+    temperature: float = MISSING  # start of the learned contrast temperature
+    weights: Optional[str] = MISSING  # a blip2x checkpoint folder of the whole model (frozen parts may be absent)

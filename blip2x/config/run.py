@@ -1,0 +1,137 @@
+"""The other groups (``parallelism``, ``optim``, ``precision``, ``logger``, ``paths``) and the whole of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import List, Optional
+
+from omegaconf import MISSING
+
+from blip2x.config.dataset import DatasetConfig
+from blip2x.config.model import ModelConfig
+from blip2x.config.schema import schema
+from blip2x.config.task import TaskConfig
+
+
+@dataclass
+class ParallelismConfig:
+    """How ranks share the work."""
+
+    kind: str = MISSING
+
+
+@schema("parallelism", "single")
+@dataclass
+class SingleConfig(ParallelismConfig):
+    """One process, no process group."""
+
+    kind: str = "single"
+
+
+@schema("parallelism", "hybrid")
+@dataclass
+class HybridConfig(ParallelismConfig):
+    """Data parallelism and sharding through paddle's fleet."""
+
+    kind: str = "hybrid"
+    dp: int = MISSING  # data-parallel degree; -1: what the sharding leaves
+    sharding: int = MISSING  # ranks that share optimizer state (stage 1), gradients (2), parameters (3); -1: what dp leaves
+    sharding_stage: int = MISSING  # 0: no sharding
+
+
+@schema("optim", "adamw")
+@dataclass
+class OptimConfig:
+    """AdamW with linear warm-up and cosine decay, both per step."""
+
+    lr: float = MISSING  # peak
+    warmup_start_lr: float = MISSING
+    warmup_steps: int = MISSING
+    eta_min: float = MISSING  # where the cosine ends
+    weight_decay: float = MISSING  # on matrices only: biases, norms, embeddings of one dimension and scalars are exempt
+    beta1: float = MISSING
+    beta2: float = MISSING
+    eps: float = MISSING
+    clip_grad_norm: Optional[float] = MISSING  # global norm; null: no clipping
+
+
+class PrecisionName(Enum):
+    """Types of the arithmetic."""
+
+    fp32 = "fp32"
+
+
+@schema("precision", "precision")
+@dataclass
+class PrecisionConfig:
+    """What number type the model computes in."""
+
+    name: PrecisionName = MISSING
+
+
+@dataclass
+class LoggerConfig:
+    """Where metrics go besides metrics.jsonl and the terminal."""
+
+    kind: str = MISSING
+
+
+@schema("logger", "none")
+@dataclass
+class NoLoggerConfig(LoggerConfig):
+    """Nowhere else."""
+
+    kind: str = "none"
+
+
+@schema("logger", "wandb")
+@dataclass
+class WandbConfig(LoggerConfig):
+    """Weights & Biases."""
+
+    kind: str = "wandb"
+    project: str = MISSING
+    entity: Optional[str] = MISSING
+    mode: str = MISSING  # online | offline
+    tags: List[str] = MISSING
+
+
+@schema("paths", "paths")
+@dataclass
+class PathsConfig:
+    """Folders; each can be set by an environment variable of the same name, e.g. BLIP2X_WEIGHTS."""
+
+    outputs: str = MISSING  # run folders
+    data: str = MISSING  # data sets
+    weights: str = MISSING  # pretrained models, one folder per name
+
+
+class Device(Enum):
+    """Where to compute."""
+
+    auto = "auto"  # a GPU where there is one and paddle was built for it, else the CPU
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+@dataclass
+class RunConfig:
+    """Everything one run is made of."""
+
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    paths: PathsConfig = field(default_factory=PathsConfig)
+    seed: int = MISSING
+    run_name: Optional[str] = MISSING  # null: task-model-dataset-time
+    overwrite: bool = MISSING  # true: a run folder of the same name is replaced
+    device: Device = MISSING
+    threads: Optional[int] = MISSING  # CPU threads per rank; null: the cores this process may use
+
+
+schema("root", "run")(RunConfig)

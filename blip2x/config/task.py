@@ -1,0 +1,152 @@
+"""``task``: what a run does, one dataclass per task of the same name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import List, Optional
+
+from omegaconf import MISSING
+
+from blip2x.config.schema import schema
+
+
+@dataclass
+class TaskConfig:
+    """What every task has."""
+
+    kind: str = MISSING
+
+
+@dataclass
+class TrainingConfig(TaskConfig):
+    """A task that trains. One of max_steps and max_epochs is set, the other is null."""
+
+    batch_size: int = MISSING  # samples per rank and optimizer step's micro-batch
+    accumulate: int = MISSING  # micro-batches per optimizer step
+    max_steps: Optional[int] = MISSING  # optimizer steps
+    max_epochs: Optional[int] = MISSING
+    log_every: int = MISSING  # optimizer steps between lines in metrics.jsonl
+    save_every: Optional[int] = MISSING  # optimizer steps between checkpoints; null: only at the end
+    eval_batch_size: int = MISSING
+
+
+@dataclass
+class DecodingConfig(TaskConfig):
+    """A task that generates text; lengths count new tokens only."""
+
+    num_beams: int = MISSING  # 1: greedy, or sampling where do_sample is true
+    do_sample: bool = MISSING
+    top_p: float = MISSING  # sampling: smallest set of tokens with this probability; 1: all
+    top_k: int = MISSING  # sampling: the k likeliest tokens; 0: all
+    temperature: float = MISSING
+    max_new_tokens: int = MISSING
+    min_new_tokens: int = MISSING
+    length_penalty: float = MISSING  # a beam scores sum of log-probabilities / length ** length_penalty
+    repetition_penalty: float = MISSING
+    num_return_sequences: int = MISSING
+    early_stopping: bool = MISSING
+
+
+@schema("task", "pretrain_language")
+@dataclass
+class PretrainLanguageConfig(TrainingConfig):
+    """Fit the language model on the data set's text, without any image."""
+
+    kind: str = "pretrain_language"
+    max_txt_len: int = MISSING
+
+
+@schema("task", "pretrain_vision")
+@dataclass
+class PretrainVisionConfig(TrainingConfig):
+    """Fit the image encoder on the data set's labels (of each patch)."""
+
+    kind: str = "pretrain_vision"
+
+
+@schema("task", "pretrain_stage1")
+@dataclass
+class PretrainStage1Config(TrainingConfig):
+    """Stage 1: align images and texts by contrast, matching and captioning."""
+
+    kind: str = "pretrain_stage1"
+    max_txt_len: int = MISSING
+    itc_weight: float = MISSING
+    itm_weight: float = MISSING
+    lm_weight: float = MISSING
+    lm_warmup_steps: int = MISSING  # contrast first: steps over which itm_weight and lm_weight rise from 0
+    label_smoothing: float = MISSING
+
+
+@schema("task", "pretrain_stage2")
+@dataclass
+class PretrainStage2Config(TrainingConfig):
+    """Stage 2: teach the frozen language model to read the queries."""
+
+    kind: str = "pretrain_stage2"
+    prompt: str = MISSING  # put before each caption and masked in the loss
+    max_txt_len: int = MISSING
+    prefix_split: bool = MISSING  # encoder-decoder models: a random first part of the caption goes to the encoder
+
+
+@schema("task", "caption")
+@dataclass
+class CaptionConfig(TrainingConfig, DecodingConfig):
+    """Caption the evaluation images and score the captions; fine-tune first where train is true."""
+
+    kind: str = "caption"
+    train: bool = MISSING
+    prompt: str = MISSING
+    max_txt_len: int = MISSING
+    metrics: List[str] = MISSING  # of BLEU, METEOR, ROUGE_L, CIDEr
+    blind_baseline: bool = MISSING  # also score captions of the language model that sees no image
+
+
+@schema("task", "vqa_zeroshot")
+@dataclass
+class VqaZeroshotConfig(DecodingConfig):
+    """Answer the evaluation questions without having been trained on any."""
+
+    kind: str = "vqa_zeroshot"
+    eval_batch_size: int = MISSING
+    prompt: str = MISSING  # "{}" is replaced by the question
+    blind_baseline: bool = MISSING  # also answer without the image, and by the commonest answer per question type
+
+
+@schema("task", "predict")
+@dataclass
+class PredictConfig(DecodingConfig):
+    """Run a trained model on any pictures."""
+
+    kind: str = "predict"
+    eval_batch_size: int = MISSING
+    inputs: List[str] = MISSING  # files, folders, globs, http(s) addresses
+    prompt: str = MISSING
+    stage: int = MISSING  # 1: captions from the Q-Former alone; 2: from the language model
+
+
+@dataclass
+class StageConfig:
+    """One stage of a pipeline: a task as it would be typed alone."""
+
+    task: str = MISSING
+    name: Optional[str] = None  # key in results.json and folder; null: the task's name
+    overrides: List[str] = field(default_factory=list)  # as on the command line, e.g. "optim.lr=1e-4"
+    unless: Optional[str] = None  # a key of the config: the stage is left out where that key is set
+
+
+@schema("task", "pipeline")
+@dataclass
+class PipelineConfig(TaskConfig):
+    """Several tasks in a row; each takes the weights that the ones before it made."""
+
+    kind: str = "pipeline"
+    stages: List[StageConfig] = MISSING
+
+
+class Split(Enum):
+    """The parts of a data set."""
+
+    train = "train"
+    eval = "eval"

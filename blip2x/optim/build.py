@@ -1,0 +1,55 @@
+"""From the config group ``optim`` to an optimizer and its schedule."""
+
+from __future__ import annotations
+
+import paddle
+from paddle import nn
+
+from blip2x.config.run import OptimConfig
+from blip2x.errors import UserError
+from blip2x.optim.groups import decay_names, trained_parameters
+from blip2x.optim.schedule import WarmupCosine
+
+
+def build_optimizer(cfg: OptimConfig, layer: nn.Layer, total_steps: int) -> tuple[paddle.optimizer.AdamW, WarmupCosine]:
+    """AdamW over what `layer` trains, and the schedule that sets its rate.
+
+    Raises:
+        UserError: a number is out of its range, or everything in `layer` is frozen.
+    """
+    _check(cfg)
+    parameters = trained_parameters(layer)
+    if not parameters:
+        raise UserError("every parameter is frozen, so there is nothing to train; set a part's frozen=false")
+    schedule = WarmupCosine(
+        lr=cfg.lr,
+        warmup_start_lr=cfg.warmup_start_lr,
+        warmup_steps=cfg.warmup_steps,
+        eta_min=cfg.eta_min,
+        total_steps=total_steps,
+    )
+    decayed = decay_names(layer)
+    optimizer = paddle.optimizer.AdamW(
+        learning_rate=schedule,
+        parameters=parameters,  # one flat list: over several groups paddle would clip each by its own norm
+        beta1=cfg.beta1,
+        beta2=cfg.beta2,
+        epsilon=cfg.eps,
+        weight_decay=cfg.weight_decay,
+        apply_decay_param_fun=lambda name: name in decayed,
+        grad_clip=None if cfg.clip_grad_norm is None else nn.ClipGradByGlobalNorm(cfg.clip_grad_norm),
+    )
+    return optimizer, schedule
+
+
+def _check(cfg: OptimConfig) -> None:
+    for key in ("lr", "warmup_start_lr", "warmup_steps", "eta_min", "weight_decay"):
+        if getattr(cfg, key) < 0:
+            raise UserError(f"optim.{key}={getattr(cfg, key)} must not be negative")
+    if cfg.eps <= 0:
+        raise UserError(f"optim.eps={cfg.eps} must be positive")
+    for key in ("beta1", "beta2"):
+        if not 0 <= getattr(cfg, key) < 1:
+            raise UserError(f"optim.{key}={getattr(cfg, key)} must be at least 0 and below 1")
+    if cfg.clip_grad_norm is not None and cfg.clip_grad_norm <= 0:
+        raise UserError(f"optim.clip_grad_norm={cfg.clip_grad_norm} must be positive; null turns clipping off")

@@ -1,0 +1,87 @@
+"""What a rank knows of the others, and the few collectives that training needs.
+
+The base class is the single process: every collective is the identity and nothing of paddle.distributed is initialised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import paddle
+from paddle import Tensor, nn
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One rank among `world_size`; local_rank counts within the machine, device is paddle's name ("cpu", "gpu:0")."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    device: str = "cpu"
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes files and talks to the terminal."""
+        return self.rank == 0
+
+    def wrap_model(self, objective: nn.Layer) -> nn.Layer:
+        """The callable that shares gradients (and parameters, where sharded) between ranks."""
+        return objective
+
+    def wrap_optimizer(self, optimizer: paddle.optimizer.Optimizer) -> Any:
+        """The optimizer that goes with `wrap_model`'s result; call it right after that."""
+        return optimizer
+
+    def accumulating(self, wrapped: nn.Layer) -> AbstractContextManager[Any]:
+        """Forward and backward inside keep gradients on this rank; for all micro-batches of a step but the last."""
+        return nullcontext()
+
+    def gather_parameters(self, wrapped: nn.Layer) -> None:
+        """Make every parameter whole on every rank, before it is saved or evaluated; all ranks must call it."""
+
+    def grad_norm(self, parameters: list[Tensor]) -> Tensor | None:
+        """Global norm of the gradients before clipping; None where no rank holds all of them after backward()."""
+        squares = [(p.grad.astype("float32") ** 2).sum() for p in parameters if p.grad is not None]
+        return paddle.sqrt(paddle.add_n(squares)) if squares else None
+
+    def all_gather(self, tensor: Tensor) -> Tensor:
+        """Stack the ranks' tensors, all of one shape [B, ...], along axis 0 in rank order; no gradient flows."""
+        return tensor.detach()
+
+    def all_gather_with_grad(self, tensor: Tensor) -> Tensor:
+        """As `all_gather`; every rank's use of the result sends its gradient back to the rank it came from."""
+        return tensor
+
+    def mean(self, value: float) -> float:
+        """Mean over ranks."""
+        return value
+
+    def gather_objects(self, value: T) -> list[T]:
+        """Every rank's object, in rank order, on every rank."""
+        return [value]
+
+    def broadcast_object(self, value: T) -> T:
+        """Rank 0's object on every rank."""
+        return value
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Run `action` on rank 0 only and give its result, or its exception, to every rank."""
+        outcome: tuple[Any, BaseException | None] = (None, None)
+        if self.is_main:
+            try:
+                outcome = (action(), None)
+            except Exception as error:  # the other ranks would wait for ever in their next collective
+                outcome = (None, error)
+        result, error = self.broadcast_object(outcome)
+        if error is not None:
+            raise error
+        return result
