@@ -1,0 +1,222 @@
+"""From samples to batches of NumPy arrays, one class per objective.
+
+A collate has two steps, so that a bad picture costs one sample and not its batch: ``load(sample, rng)`` opens one sample and
+makes its random choices, ``collate(items)`` stacks what was loaded.
+
+Shapes: B samples, C channels, H height, W width, L tokens, T output tokens, P patches.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+
+from blip2x.data.samples import CaptionSample, LabelledImage, QuestionSample
+from blip2x.data.tokenize import TextTokenizer
+from blip2x.errors import UserError
+
+Batch = dict[str, np.ndarray]
+Transform = Callable[[Image.Image, random.Random], np.ndarray]
+
+
+class Collate(Protocol):
+    """What `build_loader` needs."""
+
+    def load(self, sample: Any, rng: random.Random) -> Any:
+        """Open one sample; raises `UserError` where that is impossible."""
+
+    def __call__(self, items: list[Any]) -> Batch:
+        """Stack at least one loaded sample."""
+
+
+@dataclass(frozen=True)
+class LoadedCaption:
+    """A picture with the caption chosen for it in this epoch."""
+
+    image_CHW: np.ndarray
+    image_id: int
+    caption: str
+
+
+@dataclass(frozen=True)
+class ImageCollate:
+    """Pictures alone, to encode each once: image_BCHW, image_id_B."""
+
+    transform: Transform
+
+    def load(self, sample: CaptionSample | QuestionSample, rng: random.Random) -> tuple[np.ndarray, int]:
+        """Open the picture."""
+        return self.transform(sample.image.open(), rng), sample.image_id
+
+    def __call__(self, items: list[tuple[np.ndarray, int]]) -> Batch:
+        """Stack."""
+        return {"image_BCHW": np.stack([image for image, _ in items]), "image_id_B": _int64([i for _, i in items])}
+
+
+@dataclass(frozen=True)
+class VisionCollate:
+    """Pictures and patch labels: image_BCHW, label_<name>_BP."""
+
+    transform: Transform
+
+    def load(self, sample: LabelledImage, rng: random.Random) -> tuple[np.ndarray, LabelledImage]:
+        """Open the picture."""
+        return self.transform(sample.image.open(), rng), sample
+
+    def __call__(self, items: list[tuple[np.ndarray, LabelledImage]]) -> Batch:
+        """Stack."""
+        labels = {f"label_{name}_BP": np.stack([sample.labels[name] for _, sample in items]) for name in items[0][1].labels}
+        return {"image_BCHW": np.stack([image for image, _ in items]), **labels}
+
+
+@dataclass(frozen=True)
+class CaptionLoading:
+    """Opens the picture and chooses one of its captions."""
+
+    transform: Transform
+    tokenizer: TextTokenizer
+    max_txt_len: int  # tokens, bos and end included
+
+    def load(self, sample: CaptionSample, rng: random.Random) -> LoadedCaption:
+        """Open the picture; `rng` chooses its crop and its caption."""
+        return LoadedCaption(self.transform(sample.image.open(), rng), sample.image_id, rng.choice(sample.captions))
+
+
+@dataclass(frozen=True)
+class Stage1Collate(CaptionLoading):
+    """Stage 1: image_BCHW, image_id_B, text_ids_BL, text_mask_BL, with L = max_txt_len, the same on all ranks."""
+
+    def __call__(self, items: list[LoadedCaption]) -> Batch:
+        """Stack and tokenize."""
+        ids_BL, mask_BL = self.tokenizer.encode([i.caption for i in items], max_length=self.max_txt_len, pad_to_max=True)
+        image_id_B = _int64([item.image_id for item in items])
+        return {**_images(items), "image_id_B": image_id_B, "text_ids_BL": ids_BL, "text_mask_BL": mask_BL}
+
+
+@dataclass(frozen=True)
+class Stage2Collate(CaptionLoading):
+    """Stage 2 with a decoder-only model: image_BCHW, text_ids_BL, text_mask_BL, label_mask_BL.
+
+    A text is bos, prompt, caption, end. label_mask_BL is 1 at the tokens to be predicted: the caption and the end. bos comes
+    after the queries on its own accord and is no target (LAVIS predicts it where there is no prompt).
+    """
+
+    prompt: str
+
+    def __post_init__(self):
+        if self._given() + 2 > self.max_txt_len:  # a word and the end
+            raise UserError(
+                f"task.max_txt_len={self.max_txt_len} leaves no room for a caption after the prompt {self.prompt!r}, which "
+                f"takes {self._given()} tokens"
+            )
+
+    def __call__(self, items: list[LoadedCaption]) -> Batch:
+        """Stack and tokenize."""
+        texts = [f"{self.prompt.strip()} {item.caption.strip()}" for item in items]
+        ids_BL, mask_BL = self.tokenizer.encode(texts, max_length=self.max_txt_len)
+        label_mask_BL = mask_BL.copy()
+        label_mask_BL[:, : self._given()] = 0
+        return {**_images(items), "text_ids_BL": ids_BL, "text_mask_BL": mask_BL, "label_mask_BL": label_mask_BL}
+
+    def _given(self) -> int:
+        """Tokens before the caption: bos and the prompt."""
+        return 1 + len(self.tokenizer.tokens(self.prompt))
+
+
+@dataclass(frozen=True)
+class Stage2EncoderDecoderCollate(CaptionLoading):
+    """Stage 2 with an encoder-decoder: image_BCHW, input_ids_BL, input_mask_BL, output_ids_BT, output_mask_BT.
+
+    The encoder reads the prompt; with `prefix_split` also the first words of the caption, how many is drawn by lot, and the
+    decoder is asked for the rest (section 3.3 of the paper).
+    """
+
+    prompt: str
+    prefix_split: bool
+
+    def load(self, sample: CaptionSample, rng: random.Random) -> tuple[LoadedCaption, int]:
+        """Open the picture, choose a caption and the number of words that the encoder gets."""
+        item = super().load(sample, rng)
+        words = len(item.caption.split())
+        return item, rng.randrange(words) if self.prefix_split and words else 0
+
+    def __call__(self, items: list[tuple[LoadedCaption, int]]) -> Batch:
+        """Stack and tokenize."""
+        words = [(item.caption.split(), cut) for item, cut in items]
+        inputs = [" ".join([self.prompt.strip(), *first[:cut]]) for first, cut in words]
+        outputs = [" ".join(rest[cut:]) for rest, cut in words]
+        return {**_images([item for item, _ in items]), **_in_and_out(self.tokenizer, inputs, outputs, self.max_txt_len)}
+
+
+@dataclass(frozen=True)
+class LanguageCollate:
+    """Documents for a decoder-only model: text_ids_BL, text_mask_BL; each document is closed by the end token.
+
+    bos stands before one of the document's lines, drawn by lot: as in a corpus that is packed into one stream and cut
+    anywhere, and so that the model meets bos behind something that it has to heed, as it does in stage 2.
+    """
+
+    tokenizer: TextTokenizer
+    max_txt_len: int
+
+    def load(self, sample: str, rng: random.Random) -> str:
+        """Put bos into the document."""
+        lines = sample.splitlines()
+        start = rng.randrange(len(lines))
+        return "\n".join(lines[:start]) + self.tokenizer.bos + "\n".join(lines[start:])
+
+    def __call__(self, items: list[str]) -> Batch:
+        """Tokenize."""
+        ids_BL, mask_BL = self.tokenizer.encode(items, max_length=self.max_txt_len, add_bos=False)
+        return {"text_ids_BL": ids_BL, "text_mask_BL": mask_BL}
+
+
+@dataclass(frozen=True)
+class LanguageEncoderDecoderCollate:
+    """Documents for an encoder-decoder: input_ids_BL, input_mask_BL, output_ids_BT, output_mask_BT.
+
+    One line of the document is cut: the encoder reads all that stands before the cut, the decoder writes the rest of the line.
+    The cut is at the line's start, after its last colon ("... short answer:"), or anywhere, each a third of the time.
+    """
+
+    tokenizer: TextTokenizer
+    max_txt_len: int
+
+    def load(self, sample: str, rng: random.Random) -> tuple[str, str]:
+        """Cut the document."""
+        lines = [line.split() for line in sample.splitlines() if line.strip()]
+        index = rng.randrange(len(lines))
+        line = lines[index]
+        colons = [place + 1 for place, word in enumerate(line[:-1]) if word.endswith(":")]
+        cut = rng.choice([0, colons[-1] if colons else 0, rng.randrange(len(line))])
+        before = [" ".join(words) for words in lines[:index]]
+        return "\n".join([*before, " ".join(line[:cut])]), " ".join(line[cut:])
+
+    def __call__(self, items: list[tuple[str, str]]) -> Batch:
+        """Tokenize."""
+        inputs, outputs = zip(*items, strict=True)
+        return _in_and_out(self.tokenizer, inputs, outputs, self.max_txt_len)
+
+
+def _in_and_out(tokenizer: TextTokenizer, inputs: list[str], outputs: list[str], max_length: int) -> Batch:
+    input_ids_BL, input_mask_BL = tokenizer.encode(inputs, max_length=max_length)
+    output_ids_BT, output_mask_BT = tokenizer.encode(outputs, max_length=max_length)
+    return {
+        "input_ids_BL": input_ids_BL,
+        "input_mask_BL": input_mask_BL,
+        "output_ids_BT": output_ids_BT,
+        "output_mask_BT": output_mask_BT,
+    }
+
+
+def _images(items: list[LoadedCaption]) -> Batch:
+    return {"image_BCHW": np.stack([item.image_CHW for item in items])}
+
+
+def _int64(values: list[int]) -> np.ndarray:
+    return np.asarray(values, dtype=np.int64)

@@ -1,0 +1,190 @@
+"""Batches in an order that depends only on seed and epoch, whatever the number of worker processes.
+
+Worker processes make NumPy arrays only: a paddle tensor made in one ends it with a segmentation fault.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+
+from blip2x.config.dataset import OnBadImage
+from blip2x.data.collate import Batch, Collate
+from blip2x.errors import UserError
+
+_MOST_BAD_IN_A_ROW = 100
+
+
+class _Made(TypedDict):
+    """A batch on its way out of a worker."""
+
+    arrays: Batch  # empty where no sample could be loaded
+    problems: list[str]
+    give_up: bool
+    loaded: np.ndarray  # never empty: paddle's loader takes an item without any array for the end of the data
+
+
+class Loader:
+    """Iterable over batches, again and again; see `build_loader`.
+
+    Attributes:
+        skipped: one sentence per bad image that was left out so far, in the order in which they were met.
+    """
+
+    def __init__(self, batches: _Batches, num_workers: int):
+        self._batches = batches
+        self._num_workers = num_workers
+        self.skipped: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Order, crops and captions of the next iteration are those of `epoch`."""
+        self._batches.epoch = epoch
+
+    def __iter__(self) -> Iterator[Batch]:
+        for made in self._made():
+            problems = made["problems"]
+            if problems and self._batches.on_bad_image is OnBadImage.stop:
+                raise UserError(f"{problems[0]} (dataset.on_bad_image=skip leaves such images out)")
+            if made["give_up"]:
+                raise UserError(f"{_MOST_BAD_IN_A_ROW} images in a row are bad; the last: {problems[-1]}")
+            self.skipped += [problem for problem in dict.fromkeys(problems) if problem not in self.skipped]
+            if made["arrays"]:
+                yield made["arrays"]
+
+    def _made(self) -> Iterator[_Made]:
+        if self._num_workers == 0:
+            yield from map(self._batches.__getitem__, range(len(self._batches)))
+            return
+        import paddle  # only worker processes need it
+
+        loader = paddle.io.DataLoader(
+            self._batches,
+            places=paddle.CPUPlace(),
+            batch_size=None,  # an item of the data set is a batch already
+            collate_fn=_unchanged,
+            num_workers=self._num_workers,
+        )
+        for made in loader:
+            yield {**made, "arrays": {key: value.numpy() for key, value in made["arrays"].items()}}
+
+
+class _Batches:
+    """Batch i of the current epoch as item i, with the sentences about its bad images beside it."""
+
+    def __init__(self, samples, collate, *, batch_size, shuffle, seed, rank, world_size, drop_last, on_bad_image):
+        self.samples = samples
+        self.collate = collate
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.drop_last = drop_last
+        self.on_bad_image = on_bad_image
+        self.epoch = 0
+        self._order: tuple[int, np.ndarray] | None = None  # (epoch, indexes): kept, or each batch would shuffle anew
+
+    def __len__(self) -> int:
+        if self.drop_last:
+            return len(self.samples) // (self.batch_size * self.world_size)
+        return -(-len(range(self.rank, len(self.samples), self.world_size)) // self.batch_size)
+
+    def __getitem__(self, batch: int) -> _Made:
+        problems: list[str] = []
+        own = self._epoch_order()[self.rank :: self.world_size][batch * self.batch_size : (batch + 1) * self.batch_size]
+        items, give_up = [], False
+        for index in own:
+            item = self._load(int(index), problems)
+            if item is not None:
+                items.append(item)
+            elif self._fills_gaps:
+                give_up = True
+                break
+        return {
+            "arrays": self.collate(items) if items else {},
+            "problems": problems,
+            "give_up": give_up,
+            "loaded": np.array([len(items)]),
+        }
+
+    @property
+    def _fills_gaps(self) -> bool:
+        return self.shuffle and self.on_bad_image is OnBadImage.skip
+
+    def _epoch_order(self) -> np.ndarray:
+        if self._order is None or self._order[0] != self.epoch:
+            count = len(self.samples)
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else np.arange(count)
+            self._order = (self.epoch, order)
+        return self._order[1]
+
+    def _load(self, index: int, problems: list[str]) -> Any:
+        """The loaded sample; for a bad image the next good one in training, where ranks need batches of one size, else None."""
+        for step in range(_MOST_BAD_IN_A_ROW if self._fills_gaps else 1):
+            place = (index + step) % len(self.samples)
+            try:
+                return self.collate.load(self.samples[place], random.Random(f"{self.seed}/{self.epoch}/{place}"))
+            except UserError as error:
+                problems.append(str(error))
+        return None
+
+
+def build_loader(
+    samples: Sequence[Any],
+    collate: Collate,
+    *,
+    batch_size: int,
+    shuffle: bool,
+    seed: int,
+    num_workers: int,
+    on_bad_image: OnBadImage,
+    rank: int = 0,
+    world_size: int = 1,
+    drop_last: bool = False,
+) -> Loader:
+    """Batches of `samples` for one rank, as dicts of NumPy arrays.
+
+    Args:
+        samples: what the data set gave, all of it, the same on each rank.
+        collate: opens and stacks samples.
+        batch_size: samples per rank.
+        shuffle: a new order each epoch, for training; with bad images skipped, the next good sample fills the gap. Without it
+            samples come in order, and a batch with a skipped image is smaller.
+        seed: order, crops and choice of captions follow from it, the epoch and the sample's index.
+        num_workers: processes that open pictures; 0: this process.
+        on_bad_image: what to do with a sample that cannot be loaded.
+        rank: this rank takes the samples rank, rank + world_size, ...
+        world_size: number of ranks.
+        drop_last: leave out what does not fill a batch on every rank, so that all ranks do the same number of steps.
+
+    Raises:
+        UserError: there is no sample, or not one full batch where `drop_last` asks for it.
+    """
+    if not samples:
+        raise UserError("there is nothing to load: the data set has no samples here")
+    if drop_last and len(samples) < batch_size * world_size:
+        raise UserError(
+            f"{len(samples)} samples do not fill one batch of {batch_size} on {world_size} rank(s); lower task.batch_size"
+        )
+    batches = _Batches(
+        samples,
+        collate,
+        batch_size=batch_size,
+        shuffle=shuffle,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        drop_last=drop_last,
+        on_bad_image=on_bad_image,
+    )
+    return Loader(batches, num_workers)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,65 @@
+"""What data sets hand out: plain records that open their picture only when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+
+class Picture(Protocol):
+    """An image that is not decoded yet."""
+
+    @property
+    def name(self) -> str:
+        """How messages and reports call the picture: a path or an address."""
+
+    def open(self) -> Image.Image:
+        """Decode to RGB.
+
+        Raises:
+            UserError: there is no such picture, or it cannot be decoded.
+        """
+
+
+@dataclass(frozen=True)
+class PictureSample:
+    """An image of which nothing is known."""
+
+    image: Picture
+    image_id: int
+
+
+@dataclass(frozen=True)
+class CaptionSample:
+    """An image and all captions known for it."""
+
+    image: Picture
+    captions: tuple[str, ...]
+    image_id: int
+    group: str = ""  # results are also reported per group, e.g. "held_out"; "": the data set has none
+
+
+@dataclass(frozen=True)
+class QuestionSample:
+    """A question about an image; several annotators may have answered it."""
+
+    question_id: int
+    image: Picture
+    question: str
+    answers: tuple[str, ...]
+    question_type: str
+    answer_type: str
+    image_id: int
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """An image with class numbers for each patch, row by row; 0 is "nothing here"."""
+
+    image: Picture
+    labels: Mapping[str, np.ndarray]  # name -> [patches] int64

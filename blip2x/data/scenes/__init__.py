@@ -1,0 +1,1 @@
+"""Scenes of coloured handwritten digits: the material of the `digits` data set."""

@@ -1,0 +1,125 @@
+import random
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from blip2x.data.collate import (
+    ImageCollate,
+    LanguageCollate,
+    LanguageEncoderDecoderCollate,
+    Stage1Collate,
+    Stage2Collate,
+    Stage2EncoderDecoderCollate,
+    VisionCollate,
+)
+from blip2x.data.samples import CaptionSample, LabelledImage
+from blip2x.data.tokenize import train_tokenizer
+from blip2x.errors import UserError
+
+CAPTIONS = ("a red 3 and a blue 7", "a red 3 left of a blue 7")
+DOCUMENT = "a red 3 and a blue 7\nquestion: which digit is red ? short answer: 3"
+PICTURE = SimpleNamespace(name="p", open=lambda: "picture")
+
+
+def transform(image, rng):
+    assert image == "picture"
+    return np.full((3, 4, 4), rng.random(), dtype=np.float32)
+
+
+def tokenizer(family):
+    return train_tokenizer([DOCUMENT, *CAPTIONS, "a photo of"], family)
+
+
+def batch(collate, samples):
+    return collate([collate.load(sample, random.Random(index)) for index, sample in enumerate(samples)])
+
+
+@pytest.fixture
+def samples():
+    return [CaptionSample(PICTURE, CAPTIONS, image_id=10 + index) for index in range(12)]
+
+
+def texts(collate, ids_BL):
+    return [collate.tokenizer.decode(row) for row in ids_BL]
+
+
+def test_stage1_has_fixed_length_texts_and_one_of_the_captions(samples):
+    collate = Stage1Collate(transform, tokenizer("bert"), max_txt_len=16)
+    made = batch(collate, samples)
+    assert set(made) == {"image_BCHW", "image_id_B", "text_ids_BL", "text_mask_BL"}
+    assert made["image_BCHW"].shape == (12, 3, 4, 4) and made["text_ids_BL"].shape == (12, 16)
+    assert made["image_id_B"].tolist() == list(range(10, 22)) and made["image_id_B"].dtype == np.int64
+    assert set(texts(collate, made["text_ids_BL"])) == set(CAPTIONS)
+
+
+@pytest.mark.parametrize(("prompt", "given"), [("", 1), ("a photo of", 4), ("a photo of ", 4)])
+def test_stage2_learns_caption_and_end_only(samples, prompt, given):
+    collate = Stage2Collate(transform, tokenizer("opt"), max_txt_len=16, prompt=prompt)
+    made = batch(collate, samples)
+    assert set(made) == {"image_BCHW", "text_ids_BL", "text_mask_BL", "label_mask_BL"}
+    for ids, mask, label in zip(made["text_ids_BL"], made["text_mask_BL"], made["label_mask_BL"], strict=True):
+        assert label[:given].sum() == 0 and np.array_equal(label[given:], mask[given:])
+        assert collate.tokenizer.decode(ids[:given]) == prompt.strip()
+        assert collate.tokenizer.decode(ids[label == 1]) in CAPTIONS
+        assert ids[label == 1][-1] == collate.tokenizer.end_id
+
+
+def test_stage2_keeps_the_end_of_long_captions(samples):
+    made = batch(Stage2Collate(transform, tokenizer("opt"), max_txt_len=5, prompt=""), samples)
+    assert (made["text_ids_BL"][:, -1] == tokenizer("opt").end_id).all() and made["label_mask_BL"][:, -1].all()
+
+
+def test_a_prompt_without_room_for_a_caption_is_refused():
+    with pytest.raises(UserError, match=r"task\.max_txt_len=5 leaves no room for a caption after the prompt 'a photo of'"):
+        Stage2Collate(transform, tokenizer("opt"), max_txt_len=5, prompt="a photo of")
+
+
+def test_encoder_decoder_splits_at_random_words(samples):
+    collate = Stage2EncoderDecoderCollate(transform, tokenizer("t5"), max_txt_len=16, prompt="a photo of", prefix_split=True)
+    made = batch(collate, samples)
+    assert set(made) == {"image_BCHW", "input_ids_BL", "input_mask_BL", "output_ids_BT", "output_mask_BT"}
+    inputs, outputs = texts(collate, made["input_ids_BL"]), texts(collate, made["output_ids_BT"])
+    assert all(f"{given} {asked}".removeprefix("a photo of ") in CAPTIONS for given, asked in zip(inputs, outputs, strict=True))
+    assert all(outputs) and len(set(inputs)) > 3
+
+
+def test_encoder_decoder_without_split_reads_the_prompt_alone(samples):
+    collate = Stage2EncoderDecoderCollate(transform, tokenizer("t5"), max_txt_len=16, prompt="", prefix_split=False)
+    made = batch(collate, samples)
+    assert made["input_ids_BL"].tolist() == [[collate.tokenizer.end_id]] * 12  # an empty prompt is </s>, as in generation
+    assert set(texts(collate, made["output_ids_BT"])) == set(CAPTIONS)
+
+
+def test_language_documents_keep_their_lines():
+    collate = LanguageCollate(tokenizer("opt"), max_txt_len=40)
+    made = batch(collate, [DOCUMENT, CAPTIONS[0]])
+    assert set(made) == {"text_ids_BL", "text_mask_BL"}
+    assert (made["text_ids_BL"] == collate.tokenizer.end_id).sum(axis=1).tolist() == [2, 1]
+    assert made["text_mask_BL"].sum(axis=1).tolist() == [(made["text_ids_BL"][b] != 1).sum() for b in (0, 1)]
+
+
+def test_language_encoder_decoder_completes_lines():
+    collate = LanguageEncoderDecoderCollate(tokenizer("t5"), max_txt_len=40)
+    loaded = [collate.load(DOCUMENT, random.Random(seed)) for seed in range(200)]
+    for before, after in loaded:
+        assert after and "\n" not in after
+        assert (before + " " + after).replace("\n ", "\n").strip() in (DOCUMENT, DOCUMENT.split("\n")[0])
+    answered = [after for before, after in loaded if before.endswith("short answer:")]
+    assert len(answered) > 30 and set(answered) == {"3"}
+    made = collate(loaded[:4])
+    assert set(made) == {"input_ids_BL", "input_mask_BL", "output_ids_BT", "output_mask_BT"}
+    assert re.sub(r"\W", "", collate.tokenizer.decode(made["output_ids_BT"][0])) == re.sub(r"\W", "", loaded[0][1])
+
+
+def test_vision_stacks_every_label():
+    labels = [{"digit": np.array([0, index]), "colour": np.array([index, 0])} for index in range(3)]
+    made = batch(VisionCollate(transform), [LabelledImage(PICTURE, one) for one in labels])
+    assert set(made) == {"image_BCHW", "label_digit_BP", "label_colour_BP"}
+    assert made["label_digit_BP"].tolist() == [[0, 0], [0, 1], [0, 2]]
+
+
+def test_images_alone(samples):
+    made = batch(ImageCollate(transform), samples[:2])
+    assert set(made) == {"image_BCHW", "image_id_B"} and made["image_id_B"].tolist() == [10, 11]

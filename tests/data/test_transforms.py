@@ -1,0 +1,71 @@
+import random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from blip2x.config.dataset import TransformConfig
+from blip2x.data.transforms import EvalTransform, TrainTransform, random_box
+
+
+def config(crop_scale=None, flip=False):
+    return TransformConfig(mean=[0.5, 0.25, 0.0], std=[0.5, 0.25, 2.0], crop_scale=crop_scale, flip=flip)
+
+
+def gradient(width, height):
+    """Red grows to the right, green downward."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[..., 0] = np.linspace(0, 255, width).round()
+    pixels[..., 1] = np.linspace(0, 255, height).round()[:, None]
+    return Image.fromarray(pixels)
+
+
+def test_pixels_are_normalised_channel_by_channel():
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    out = EvalTransform(config(), 8)(Image.fromarray(pixels))
+    expected = (pixels / 255 - [0.5, 0.25, 0.0]) / [0.5, 0.25, 2.0]
+    assert out.shape == (3, 8, 8) and out.dtype == np.float32 and out.flags["C_CONTIGUOUS"]
+    assert np.allclose(out, expected.transpose(2, 0, 1), atol=1e-5)
+
+
+def test_evaluation_keeps_the_whole_picture():
+    out = EvalTransform(config(), 16)(gradient(64, 32))
+    assert out.shape == (3, 16, 16)
+    assert out[0, :, 0].max() < -0.9 and out[0, :, -1].min() > 0.9  # left and right edge are there
+
+
+def test_training_without_crop_and_flip_is_the_evaluation():
+    image = gradient(40, 30)
+    assert np.array_equal(TrainTransform(config(), 16)(image, random.Random(0)), EvalTransform(config(), 16)(image))
+
+
+def test_crops_show_a_part_and_follow_from_the_seed():
+    transform = TrainTransform(config(crop_scale=[0.1, 0.3]), 16)
+    first, again, other = (transform(gradient(64, 64), random.Random(seed)) for seed in (1, 1, 2))
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+    assert np.ptp(first[0]) < 1.5  # of 2
+
+
+def test_half_of_the_pictures_are_mirrored():
+    transform = TrainTransform(config(flip=True), 16)
+    rng = random.Random(0)
+    mirrored = sum(transform(gradient(16, 16), rng)[0, 0, 0] > 0 for _ in range(400))
+    assert 160 < mirrored < 240
+
+
+def test_boxes_have_the_area_and_ratio_asked_for():
+    rng = random.Random(0)
+    for _ in range(500):
+        left, top, right, bottom = random_box(300, 200, [0.2, 0.9], rng)
+        assert 0 <= left < right <= 300 and 0 <= top < bottom <= 200
+        width, height = right - left, bottom - top
+        assert 0.19 < width * height / 60_000 < 0.91 and 0.74 < width / height < 1.35
+
+
+def test_very_long_pictures_get_a_central_box():
+    assert random_box(1000, 9, [0.9, 1.0], random.Random(0)) == (494.0, 0.0, 506.0, 9.0)
+
+
+def test_training_needs_a_source_of_chance():
+    with pytest.raises(ValueError, match="needs rng"):
+        TrainTransform(config(), 16)(gradient(8, 8))
