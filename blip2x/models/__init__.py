@@ -1,0 +1,1 @@
+"""Networks only: no losses, no training, no files of a run."""

@@ -1,0 +1,60 @@
+"""Image encoder and Q-Former with the heads of stage 1 (BLIP-2, section 3.1).
+
+B rows, C channels, H height, W width, P patches, D width, Q queries, L text tokens, E width of the shared space.
+"""
+
+from __future__ import annotations
+
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from blip2x.config.model import ModelConfig
+from blip2x.models.qformer.layers import linear
+from blip2x.models.qformer.qformer import Cache, QFormer, build_qformer
+from blip2x.registry import VISION_ENCODERS
+
+
+class Stage1Model(nn.Layer):
+    """Features to contrast, logits to match, and a Q-Former that writes captions.
+
+    Args:
+        vision: image encoder.
+        qformer: with texts.
+        embed_dim: width of the space in which images and texts are compared.
+        ln_vision_eps: of the norm behind the image encoder.
+        temperature: the learned contrast temperature's start.
+    """
+
+    def __init__(self, vision: nn.Layer, qformer: QFormer, *, embed_dim: int, ln_vision_eps: float, temperature: float):
+        super().__init__()
+        self.vision = vision
+        self.ln_vision = nn.LayerNorm(vision.width, epsilon=ln_vision_eps)
+        self.qformer = qformer
+        self.vision_proj = linear(qformer.width, embed_dim, width=qformer.width)
+        self.text_proj = linear(qformer.width, embed_dim, width=qformer.width)
+        self.itm_head = linear(qformer.width, 2, width=qformer.width)
+        # one axis: paddle's sharding fails on a parameter without any
+        self.temp = self.create_parameter([1], default_initializer=nn.initializer.Constant(temperature))
+
+    def image_features(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Cache]:
+        """Patches [B, P, D], the queries' output [B, Q, D], their unit vectors [B, Q, E], and the cache that captions read."""
+        patch_BPD = self.ln_vision(self.vision(image_BCHW))
+        query_BQD, cache = self.qformer.encode_image(patch_BPD)
+        return patch_BPD, query_BQD, F.normalize(self.vision_proj(query_BQD), axis=-1), cache
+
+    def text_features(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Unit vectors [B, E] of texts that begin with [CLS]."""
+        return F.normalize(self.text_proj(self.qformer.encode_text(ids_BL, mask_BL)[:, 0]), axis=-1)
+
+    def itm_logits(self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Logits [B, 2] of "does not match" and "matches", the mean over the queries."""
+        return self.itm_head(self.qformer.encode_pair(patch_BPD, ids_BL, mask_BL)).mean(axis=1)
+
+
+def build_stage1(cfg: ModelConfig, *, vocab_size: int) -> Stage1Model:
+    """The stage-1 model of `cfg` with random weights; `vocab_size` is the tokenizer's, where the config leaves it open."""
+    vision = VISION_ENCODERS.get(cfg.vision.kind)(cfg.vision)
+    qformer = build_qformer(cfg.qformer, vision_width=cfg.vision.width, vocab_size=cfg.qformer.vocab_size or vocab_size)
+    return Stage1Model(
+        vision, qformer, embed_dim=cfg.qformer.embed_dim, ln_vision_eps=cfg.ln_vision_eps, temperature=cfg.temperature
+    )

@@ -1,0 +1,58 @@
+"""Image encoder, Q-Former and a language model that reads the queries (BLIP-2, section 3.2).
+
+B rows, C channels, H height, W width, Q queries, L text tokens, S = Q + L, D width of the language model.
+"""
+
+from __future__ import annotations
+
+import paddle
+from paddle import Tensor, nn
+
+from blip2x.config.model import ModelConfig
+from blip2x.models.qformer.layers import linear
+from blip2x.models.qformer.qformer import QFormer, build_qformer
+from blip2x.registry import LANGUAGE_MODELS, VISION_ENCODERS
+
+Prefix = tuple[Tensor, Tensor]  # embeddings [B, S, D], and which of them are there [B, S]
+
+
+class Stage2Model(nn.Layer):
+    """The queries' outputs, projected to the language model's width, are a soft prompt before its text.
+
+    Args:
+        vision: image encoder.
+        qformer: without texts.
+        language: a language model of blip2x.models.language.
+        ln_vision_eps: of the norm behind the image encoder.
+    """
+
+    def __init__(self, vision: nn.Layer, qformer: QFormer, language: nn.Layer, *, ln_vision_eps: float):
+        super().__init__()
+        self.vision = vision
+        self.ln_vision = nn.LayerNorm(vision.width, epsilon=ln_vision_eps)
+        self.qformer = qformer
+        self.language_proj = linear(qformer.width, language.width, width=qformer.width)
+        self.language = language
+
+    def encode(self, image_BCHW: Tensor) -> Tensor:
+        """The soft prompt [B, Q, D] of each image."""
+        query, _ = self.qformer.encode_image(self.ln_vision(self.vision(image_BCHW)))
+        return self.language_proj(query)
+
+
+def join_prefix(language: nn.Layer, query_BQD: Tensor | None, ids_BL: Tensor, mask_BL: Tensor) -> Prefix:
+    """Queries and then the text; without queries (None) the text alone, for a reader that sees no image."""
+    text_BLD = language.embed(ids_BL)
+    if query_BQD is None:
+        return text_BLD, mask_BL
+    query_mask_BQ = paddle.ones(query_BQD.shape[:2], dtype=mask_BL.dtype)
+    text_BLD = text_BLD.astype(query_BQD.dtype)
+    return paddle.concat([query_BQD, text_BLD], axis=1), paddle.concat([query_mask_BQ, mask_BL], axis=1)
+
+
+def build_stage2(cfg: ModelConfig, *, vocab_size: int) -> Stage2Model:
+    """The stage-2 model of `cfg` with random weights; `vocab_size` is the tokenizer's, where the config leaves it open."""
+    vision = VISION_ENCODERS.get(cfg.vision.kind)(cfg.vision)
+    qformer = build_qformer(cfg.qformer, vision_width=cfg.vision.width, vocab_size=None)
+    language = LANGUAGE_MODELS.get(cfg.language.kind)(cfg.language, vocab_size)
+    return Stage2Model(vision, qformer, language, ln_vision_eps=cfg.ln_vision_eps)

@@ -1,0 +1,1 @@
+"""Language models that read embeddings: one module per kind, found by its name."""

@@ -1,0 +1,35 @@
+"""What the adapters around PaddleNLP's modules share.
+
+B texts, N rows of a decoding batch, S tokens so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import paddle
+from paddle import Tensor, nn
+from paddlenlp.transformers.model_utils import PretrainedModel, no_init_weights
+
+P = TypeVar("P", bound=PretrainedModel)
+Cache = list[tuple[Tensor, ...]]  # per block: tensors [N, heads, tokens, head width]
+
+
+def build_pretrained(build: Callable[[], P]) -> P:
+    """Build a PaddleNLP module with random weights, or without memory for them under ``paddle.LazyGuard``."""
+    with no_init_weights(_enable=True):  # it would fill every parameter, lazy ones too
+        module = build()
+    if is_initialized(module):
+        module.init_weights()
+    return module
+
+
+def is_initialized(layer: nn.Layer) -> bool:
+    """Whether the parameters have memory; those built under ``paddle.LazyGuard`` have none."""
+    return all(parameter._is_initialized() for parameter in layer.parameters())
+
+
+def select_rows(cache: Cache, index_N: Tensor) -> Cache:
+    """Rows `index_N` of every tensor of the cache; rows may repeat or vanish."""
+    return [tuple(paddle.index_select(tensor, index_N, axis=0) for tensor in block) for block in cache]

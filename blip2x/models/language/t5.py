@@ -1,0 +1,201 @@
+"""T5 1.1 / FlanT5 as a reader of embeddings, on PaddleNLP's modules (Raffel et al., 2020, arXiv 1910.10683).
+
+B texts, N rows of a decoding batch, S encoder positions, T decoder tokens, D width, H heads, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import paddle
+from paddle import Tensor, nn
+from paddlenlp.transformers.t5.configuration import T5Config as PaddleNlpConfig
+from paddlenlp.transformers.t5.modeling import T5DenseGatedGeluDense, T5LayerNorm, T5Stack
+
+from blip2x.config.model import Activation, T5Config
+from blip2x.models.language._common import Cache, build_pretrained, select_rows
+from blip2x.models.masks import attention_bias, causal, for_all_heads
+from blip2x.registry import LANGUAGE_MODELS
+
+
+class T5State(NamedTuple):
+    """Keys and values of the decoder's tokens and of the encoder's output per block, and which encoder positions count."""
+
+    cache: Cache
+    mask_NS: Tensor
+
+
+class RmsNorm(nn.Layer):
+    """Scale to a root mean square of 1, times a weight.
+
+    In place of PaddleNLP's, whose ``pow`` takes a quarter of the decoding time on a CPU, and which makes float16 of bfloat16.
+    """
+
+    def __init__(self, width: int, epsilon: float = 1e-6):
+        super().__init__()
+        self.weight = self.create_parameter([width], default_initializer=nn.initializer.Constant(1.0))
+        self.epsilon = epsilon
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise the last axis, in float32."""
+        exact = hidden.astype("float32")
+        scale = paddle.rsqrt((exact * exact).mean(axis=-1, keepdim=True) + self.epsilon)
+        return (exact * scale).astype(hidden.dtype) * self.weight
+
+
+class T5LanguageModel(nn.Layer):
+    """An encoder-decoder language model with gated GELU, relative positions and a head of its own.
+
+    The encoder reads embeddings, the decoder token ids that begin with `start_id`. Masks are 1 on tokens and 0 on padding.
+    """
+
+    is_encoder_decoder = True
+    start_id = 0  # the padding token
+
+    def __init__(
+        self,
+        *,
+        width: int,
+        encoder_depth: int,
+        decoder_depth: int,
+        num_heads: int,
+        head_width: int,
+        mlp_width: int,
+        vocab_size: int,
+        relative_buckets: int,
+        relative_max_distance: int,
+        exact_gelu: bool,
+        dropout: float,
+    ):
+        super().__init__()
+        self.width, self.num_heads, self.vocab_size = width, num_heads, vocab_size
+        self.relative_buckets, self.relative_max_distance = relative_buckets, relative_max_distance
+        encoder = PaddleNlpConfig(
+            vocab_size=vocab_size,
+            d_model=width,
+            d_kv=head_width,
+            d_ff=mlp_width,
+            num_layers=encoder_depth,
+            num_heads=num_heads,
+            relative_attention_num_buckets=relative_buckets,
+            dropout_rate=dropout,
+            feed_forward_proj="gated-gelu",
+            bos_token_id=self.start_id,
+        )
+        decoder = copy.deepcopy(encoder)
+        decoder.is_decoder, decoder.num_layers = True, decoder_depth
+        # The stacks hold the blocks, which are called one by one: T5Stack.forward ignores the configured maximum distance,
+        # and works out the biases of all positions again for each new token.
+        self.encoder = build_pretrained(lambda: T5Stack(encoder))
+        self.decoder = build_pretrained(lambda: T5Stack(decoder))
+        for layer in self.sublayers():
+            if isinstance(layer, T5DenseGatedGeluDense):
+                layer.gelu_act = nn.GELU(approximate=not exact_gelu)  # PaddleNLP knows the approximation only
+            for name, child in list(layer.named_children()):
+                if isinstance(child, T5LayerNorm):
+                    setattr(layer, name, RmsNorm(width))
+        self.shared = nn.Embedding(vocab_size, width, weight_attr=nn.initializer.Normal(std=1.0))
+        self.lm_head = nn.Linear(width, vocab_size, weight_attr=nn.initializer.Normal(std=width**-0.5), bias_attr=False)
+
+    def embed(self, ids_BL: Tensor) -> Tensor:
+        """Token embeddings [B, L, D]."""
+        return self.shared(ids_BL)
+
+    def forward(self, embeds_BSD: Tensor, mask_BS: Tensor, decoder_ids_BT: Tensor, decoder_mask_BT: Tensor) -> Tensor:
+        """Logits [B, T, V] of the token after each decoder position, given the encoder's input as embeddings."""
+        memory_BSD = self._encode(embeds_BSD, mask_BS)
+        length = decoder_ids_BT.shape[1]
+        visible_B1TT = decoder_mask_BT.astype("bool").unsqueeze([1, 2]) & causal(length)
+        bias_BHTT = self._position_bias(self.decoder, length, length) + attention_bias(visible_B1TT, memory_BSD.dtype)
+        hidden_BTD, _ = self._decode(decoder_ids_BT, bias_BHTT, mask_BS, memory_BSD=memory_BSD)
+        return self.lm_head(hidden_BTD)
+
+    def prefill(self, prefix: tuple[Tensor, Tensor]) -> tuple[Tensor, T5State]:
+        """Encode ``(embeds_BSD, mask_BS)``: float32 logits [B, V] of the token after the start token, and the state."""
+        embeds_BSD, mask_BS = prefix
+        memory_BSD = self._encode(embeds_BSD, mask_BS)
+        start_B1 = paddle.full([mask_BS.shape[0], 1], self.start_id, dtype="int64")
+        bias = self._position_bias(self.decoder, 1, 1)
+        hidden_B1D, cache = self._decode(start_B1, bias, mask_BS, memory_BSD=memory_BSD, use_cache=True)
+        return self.lm_head(hidden_B1D[:, 0]).astype("float32"), T5State(cache, mask_BS)
+
+    def step(self, token_N: Tensor, state: T5State) -> tuple[Tensor, T5State]:
+        """Append one token per row: float32 logits [N, V] of the next one, and the new state."""
+        bias = self._position_bias(self.decoder, 1, state.cache[0][0].shape[2] + 1)
+        hidden_N1D, cache = self._decode(token_N.unsqueeze(1), bias, state.mask_NS, cache=state.cache, use_cache=True)
+        return self.lm_head(hidden_N1D[:, 0]).astype("float32"), T5State(cache, state.mask_NS)
+
+    def reorder(self, state: T5State, index_N: Tensor) -> T5State:
+        """Keep the rows `index_N`, which may repeat."""
+        return T5State(select_rows(state.cache, index_N), paddle.index_select(state.mask_NS, index_N, axis=0))
+
+    def _encode(self, embeds_BSD: Tensor, mask_BS: Tensor) -> Tensor:
+        length = embeds_BSD.shape[1]
+        visible_B11S = mask_BS.astype("bool").unsqueeze([1, 2])
+        bias_BHSS = self._position_bias(self.encoder, length, length) + attention_bias(visible_B11S, embeds_BSD.dtype)
+        hidden_BSD = self.encoder.dropout(embeds_BSD)
+        for block in self.encoder.block:
+            hidden_BSD = block(hidden_BSD, position_bias=bias_BHSS)[0]
+        return self.encoder.dropout(self.encoder.final_layer_norm(hidden_BSD))
+
+    def _decode(
+        self,
+        ids_NT: Tensor,
+        bias: Tensor,
+        memory_mask_NS: Tensor,
+        *,
+        memory_BSD: Tensor | None = None,
+        cache: Cache | None = None,
+        use_cache: bool = False,
+    ) -> tuple[Tensor, Cache]:
+        """Hidden states of the tokens, behind those in `cache`, which also replaces `memory_BSD`; and the new cache."""
+        hidden_NTD = self.decoder.dropout(self.embed(ids_NT))
+        memory_bias = attention_bias(memory_mask_NS.astype("bool").unsqueeze([1, 2]), hidden_NTD.dtype)
+        memory_bias = for_all_heads(memory_bias, self.num_heads, ids_NT.shape[1])
+        after = []
+        for index, block in enumerate(self.decoder.block):
+            past = None if cache is None else cache[index]
+            out = block(
+                hidden_NTD,
+                position_bias=bias,
+                # with a cache, all that is asked of the encoder's output is that there is some: its keys will do
+                encoder_hidden_states=memory_BSD if past is None else past[2],
+                encoder_decoder_position_bias=memory_bias,
+                cache=past,
+                use_cache=use_cache,
+            )
+            hidden_NTD = out[0]
+            if use_cache:
+                after.append(out[1])
+        return self.decoder.dropout(self.decoder.final_layer_norm(hidden_NTD)), after
+
+    def _position_bias(self, stack: T5Stack, queries: int, keys: int) -> Tensor:
+        """Learned bias [1, H, queries, keys] of each distance; the queries are the last of the keys' positions."""
+        attention = stack.block[0].layer[0].SelfAttention  # the first block's serves all
+        distance = paddle.arange(keys).unsqueeze(0) - paddle.arange(keys - queries, keys).unsqueeze(1)
+        bucket = attention._relative_position_bucket(
+            distance,
+            bidirectional=not stack.is_decoder,
+            num_buckets=self.relative_buckets,
+            max_distance=self.relative_max_distance,
+        )
+        return attention.relative_attention_bias(bucket).transpose([2, 0, 1]).unsqueeze(0)
+
+
+@LANGUAGE_MODELS.register("t5")
+def build(cfg: T5Config, vocab_size: int) -> T5LanguageModel:
+    """Build the T5 of `cfg` with random weights; `vocab_size` is the tokenizer's, used where the config leaves it open."""
+    return T5LanguageModel(
+        width=cfg.width,
+        encoder_depth=cfg.encoder_depth,
+        decoder_depth=cfg.decoder_depth,
+        num_heads=cfg.num_heads,
+        head_width=cfg.head_width,
+        mlp_width=cfg.mlp_width,
+        vocab_size=cfg.vocab_size or vocab_size,
+        relative_buckets=cfg.relative_buckets,
+        relative_max_distance=cfg.relative_max_distance,
+        exact_gelu=cfg.activation is Activation.gelu,
+        dropout=cfg.dropout,
+    )

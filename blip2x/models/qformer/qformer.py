@@ -1,0 +1,190 @@
+"""The Q-Former: learned queries that read an image through BERT, alone, beside a text, or before one.
+
+B rows, Q queries, P patches, L text tokens, T = Q + L, S positions seen, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from blip2x.config.model import QFormerConfig
+from blip2x.errors import UserError
+from blip2x.models.masks import attention_bias, causal, for_all_heads
+from blip2x.models.qformer.layers import LAYER_NORM_EPS, KeysValues, QFormerLayer, linear, weight
+
+Cache = list[KeysValues]  # of each layer's self-attention
+
+
+class TextParts(nn.Layer):
+    """What only texts need: embeddings, and the head that writes captions, tied to the word embeddings."""
+
+    def __init__(self, *, width: int, vocab_size: int, max_positions: int):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(vocab_size, width, weight_attr=weight(width))
+        self.position_embeddings = nn.Embedding(max_positions, width, weight_attr=weight(width))
+        self.head_transform = linear(width, width, width=width)
+        self.head_norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
+        self.head_bias = self.create_parameter([vocab_size], is_bias=True)
+
+    def embed(self, ids_BL: Tensor, *, first: int = 0) -> Tensor:
+        """Word and position embeddings [B, L, D], the first token at position `first`."""
+        length, longest = ids_BL.shape[1], self.position_embeddings.weight.shape[0]
+        if first + length > longest:
+            raise UserError(
+                f"a text of {first + length} tokens is longer than the Q-Former's {longest} positions; lower task.max_txt_len, "
+                "or task.max_new_tokens where captions are written"
+            )
+        return self.word_embeddings(ids_BL) + self.position_embeddings(paddle.arange(first, first + length))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores [..., V] of the next token."""
+        hidden = self.head_norm(F.gelu(self.head_transform(hidden)))
+        return paddle.matmul(hidden, self.word_embeddings.weight, transpose_y=True) + self.head_bias
+
+
+class QFormer(nn.Layer):
+    """BERT with learned queries; every `cross_attention_every`-th layer, from the first on, lets them look at the image.
+
+    Args:
+        num_queries: learned queries.
+        width: of queries and texts.
+        depth: layers.
+        num_heads: per attention.
+        mlp_width: of the feed-forwards.
+        cross_attention_every: 2 in the paper.
+        vision_width: width of the patches.
+        dropout: acts in training.
+        vocab_size: of the texts, [DEC] included; None: no texts (stage 2), so no embeddings, no text feed-forward, no head.
+        max_positions: longest text.
+
+    Raises:
+        UserError: heads that do not divide the width.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_queries: int,
+        width: int,
+        depth: int,
+        num_heads: int,
+        mlp_width: int,
+        cross_attention_every: int,
+        vision_width: int,
+        dropout: float,
+        vocab_size: int | None,
+        max_positions: int,
+    ):
+        super().__init__()
+        if width % num_heads:
+            raise UserError(f"width {width} of the Q-Former is no multiple of its num_heads {num_heads}")
+        self.num_queries, self.width = num_queries, width
+        self.query_tokens = self.create_parameter([1, num_queries, width], attr=weight(width))
+        self.embeddings_norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
+        self.dropout = dropout
+        self.text = None
+        if vocab_size is not None:
+            self.text = TextParts(width=width, vocab_size=vocab_size, max_positions=max_positions)
+        self.layers = nn.LayerList(
+            [
+                QFormerLayer(
+                    width=width,
+                    num_heads=num_heads,
+                    mlp_width=mlp_width,
+                    dropout=dropout,
+                    vision_width=vision_width if index % cross_attention_every == 0 else None,
+                    reads_text=vocab_size is not None,
+                )
+                for index in range(depth)
+            ]
+        )
+
+    def encode_image(self, patch_BPD: Tensor) -> tuple[Tensor, Cache]:
+        """The queries' output [B, Q, D], and their keys and values, which captions attend to."""
+        return self._run(self._normalise(self._queries(patch_BPD)), num_queries=self.num_queries, patch_BPD=patch_BPD)
+
+    def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """The text's output [B, L, D]; tokens see each other and no image (unimodal mask)."""
+        bias = attention_bias(mask_BL.astype("bool").unsqueeze([1, 2]), self.query_tokens.dtype)
+        return self._run(self._normalise(self.text.embed(ids_BL)), num_queries=0, bias=bias)[0]
+
+    def encode_pair(self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """The queries' output [B, Q, D] where queries and text see each other (bidirectional mask)."""
+        embeds_BTD = paddle.concat([self._queries(patch_BPD), self.text.embed(ids_BL)], axis=1)
+        query_mask_BQ = paddle.ones([mask_BL.shape[0], self.num_queries], dtype=mask_BL.dtype)
+        visible_B11T = paddle.concat([query_mask_BQ, mask_BL], axis=1).astype("bool").unsqueeze([1, 2])
+        bias = attention_bias(visible_B11T, embeds_BTD.dtype)
+        hidden_BTD, _ = self._run(self._normalise(embeds_BTD), num_queries=self.num_queries, patch_BPD=patch_BPD, bias=bias)
+        return hidden_BTD[:, : self.num_queries]
+
+    def caption_logits(self, ids_BL: Tensor, mask_BL: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, L, V] of the token after each; tokens see the queries in `cache` and the tokens before them.
+
+        The queries never saw the text (multimodal causal mask), so their pass serves the other losses as well.
+        """
+        return self.write(ids_BL, mask_BL, cache, first=0)[0]
+
+    def write(self, ids_BL: Tensor, mask_BL: Tensor, cache: Cache, *, first: int) -> tuple[Tensor, Cache]:
+        """Logits [B, L, V] of L new tokens behind `first` tokens and the queries in `cache`, and the new cache.
+
+        `mask_BL` is of the new tokens; those in the cache all count.
+        """
+        length, past = ids_BL.shape[1], cache[0][0].shape[2]
+        before_BS = paddle.ones([mask_BL.shape[0], past], dtype=mask_BL.dtype)
+        visible = paddle.concat([before_BS, mask_BL], axis=1).astype("bool").unsqueeze([1, 2])
+        if length > 1:
+            visible = visible & causal(past + length)[:, :, past:]
+        hidden_BLD, cache = self._run(
+            self._normalise(self.text.embed(ids_BL, first=first)),
+            num_queries=0,
+            bias=attention_bias(visible, self.query_tokens.dtype),
+            past=cache,
+        )
+        return self.text.logits(hidden_BLD), cache
+
+    def _queries(self, patch_BPD: Tensor) -> Tensor:
+        return self.query_tokens.expand([patch_BPD.shape[0], -1, -1])
+
+    def _normalise(self, embeds_BTD: Tensor) -> Tensor:
+        return F.dropout(self.embeddings_norm(embeds_BTD), self.dropout, training=self.training)
+
+    def _run(
+        self,
+        hidden_BTD: Tensor,
+        *,
+        num_queries: int,
+        patch_BPD: Tensor | None = None,
+        bias: Tensor | None = None,
+        past: Cache | None = None,
+    ) -> tuple[Tensor, Cache]:
+        cache = []
+        if bias is not None:
+            bias = for_all_heads(bias, self.layers[0].attention.num_heads, hidden_BTD.shape[1])
+        for index, layer in enumerate(self.layers):
+            hidden_BTD, keys_values = layer(
+                hidden_BTD,
+                num_queries=num_queries,
+                patch_BPD=patch_BPD,
+                bias=bias,
+                past=None if past is None else past[index],
+            )
+            cache.append(keys_values)
+        return hidden_BTD, cache
+
+
+def build_qformer(cfg: QFormerConfig, *, vision_width: int, vocab_size: int | None) -> QFormer:
+    """The Q-Former of `cfg` with random weights; `vocab_size` None: without what only texts need."""
+    return QFormer(
+        num_queries=cfg.num_queries,
+        width=cfg.width,
+        depth=cfg.depth,
+        num_heads=cfg.num_heads,
+        mlp_width=cfg.mlp_width,
+        cross_attention_every=cfg.cross_attention_every,
+        vision_width=vision_width,
+        dropout=cfg.dropout,
+        vocab_size=vocab_size,
+        max_positions=cfg.max_positions,
+    )

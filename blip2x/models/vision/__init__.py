@@ -1,0 +1,1 @@
+"""Image encoders: one module per kind, found by its name."""
