@@ -1,0 +1,67 @@
+"""Recall of image-text retrieval, both directions.
+
+N images, M texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import comb
+
+import numpy as np
+
+from blip2x.errors import UserError
+
+
+def recall_at_k(
+    similarity_NM: np.ndarray, image_id_N: Sequence[int], text_image_id_M: Sequence[int], ks: Sequence[int] = (1, 5, 10)
+) -> dict[str, float]:
+    """Share of queries with a right answer among the k best, as ``i2t_recall@k`` and ``t2i_recall@k``.
+
+    Where scores are equal, as those of two images' identical captions are, it is the expected share if the tie is broken at
+    random; a model that gives every pair the same score so gets what chance gets.
+
+    Args:
+        similarity_NM: higher is more alike.
+        image_id_N: of each image.
+        text_image_id_M: the image that each text describes; several texts may describe one.
+        ks: how many of the best to look at.
+
+    Raises:
+        UserError: a score is no number, or an image or a text has no partner.
+    """
+    same_NM = np.asarray(image_id_N)[:, None] == np.asarray(text_image_id_M)[None, :]
+    if similarity_NM.shape != same_NM.shape:
+        raise ValueError(f"similarity has shape {similarity_NM.shape} for {same_NM.shape[0]} images, {same_NM.shape[1]} texts")
+    broken = int((~np.isfinite(similarity_NM)).sum())
+    if broken:
+        raise UserError(f"{broken} of {similarity_NM.size} image-text scores are not finite; the model's weights are broken")
+    return {
+        f"{name}_recall@{k}": value
+        for name, scores, same in (("i2t", similarity_NM, same_NM), ("t2i", similarity_NM.T, same_NM.T))
+        for k, value in zip(ks, _recalls(scores, same, ks), strict=True)
+    }
+
+
+def chance_recall(image_id_N: Sequence[int], text_image_id_M: Sequence[int], k: int = 1) -> float:
+    """Recall at k of random scores, the mean of both directions."""
+    blank_NM = np.zeros((len(image_id_N), len(text_image_id_M)), dtype=np.float32)
+    return float(np.mean(list(recall_at_k(blank_NM, image_id_N, text_image_id_M, [k]).values())))
+
+
+def _recalls(scores: np.ndarray, same: np.ndarray, ks: Sequence[int]) -> np.ndarray:
+    """Recall at each k, averaged over the rows of `scores`."""
+    if not same.any(axis=1).all():
+        raise UserError(f"{(~same.any(axis=1)).sum()} of the images or texts to retrieve for have no partner among the others")
+    found = np.zeros(len(ks))
+    for row, positive in zip(scores, same, strict=True):
+        best = row[positive].max()
+        ahead = int((row > best).sum())
+        right, tied = int((row[positive] == best).sum()), int((row[~positive] == best).sum())
+        found += [_probability(k - ahead, right, tied) for k in ks]
+    return found / len(scores)
+
+
+def _probability(places: int, right: int, wrong: int) -> float:
+    """That one of `right` items comes among the first `places` of `right` + `wrong` in random order."""
+    return 1 - comb(wrong, places) / comb(right + wrong, places) if 0 < places <= right + wrong else float(places > 0)

@@ -1,0 +1,43 @@
+"""Stage 2, section 3.2 of the BLIP-2 paper: a frozen language model writes the caption, the queries learn to tell it what.
+
+B images, Q queries, L text tokens, S = Q + L, T output tokens, D width of the language model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from paddle import Tensor, nn
+
+from blip2x.losses.lm import lm_loss, target_labels
+from blip2x.models.assemblies.stage2 import join_prefix
+from blip2x.objectives.language import output_loss
+
+
+class Stage2Objective(nn.Layer):
+    """Cross-entropy of the caption given [queries][text before it]; used for captioning fine-tuning as well."""
+
+    def __init__(self, model: nn.Layer):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """``image_BCHW`` and the language model's texts, padded on the right -> ``loss``.
+
+        Decoder only: ``text_ids_BL``, ``text_mask_BL`` and ``label_mask_BL``, 1 where a token is to be predicted (not in the
+        prompt). Encoder-decoder: ``input_ids_BL``, ``input_mask_BL`` and ``output_ids_BT``, ``output_mask_BT``, all of them
+        to be predicted.
+        """
+        return {"loss": self.text_loss(self.model.encode(batch["image_BCHW"]), batch)}
+
+    def text_loss(self, query_BQD: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
+        """The loss of the texts behind `query_BQD`; None: of the language model that sees no image."""
+        language = self.model.language
+        if language.is_encoder_decoder:
+            prefix = join_prefix(language, query_BQD, batch["input_ids_BL"], batch["input_mask_BL"])
+            return output_loss(language, *prefix, batch)
+        ids_BL = batch["text_ids_BL"]
+        logits_BSV = language(*join_prefix(language, query_BQD, ids_BL, batch["text_mask_BL"]))
+        label_BL = target_labels(ids_BL, batch["label_mask_BL"])
+        # A token is predicted one position earlier, the first one by the last query; what follows the last has no label.
+        if query_BQD is None:
+            return lm_loss(logits_BSV[:, :-1], label_BL[:, 1:])
+        return lm_loss(logits_BSV[:, query_BQD.shape[1] - 1 : -1], label_BL)

@@ -1,0 +1,70 @@
+"""Recall@k, ties and several captions per image included."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from blip2x.errors import UserError
+from blip2x.metrics.retrieval import chance_recall, recall_at_k
+
+
+def test_hand_worked_case_with_two_captions_per_image():
+    similarity = np.array(
+        [  # texts of images 7, 7, 8, 8
+            [0.1, 0.2, 0.9, 0.0],  # image 7: its best text comes second
+            [0.5, 0.3, 0.8, 0.4],  # image 8: its best text comes first
+        ]
+    )
+    # The texts find 8 (wrong), 8 (wrong), 7 (wrong), 8 (right).
+    assert recall_at_k(similarity, [7, 8], [7, 7, 8, 8], ks=[1, 2]) == {
+        "i2t_recall@1": 0.5,
+        "i2t_recall@2": 1.0,
+        "t2i_recall@1": 0.25,
+        "t2i_recall@2": 1.0,
+    }
+
+
+def test_the_two_directions_are_told_apart():
+    recalls = recall_at_k(np.array([[0.9, 0.8, 0.7], [0.1, 0.2, 0.1], [0.2, 0.3, 0.4]]), [0, 1, 2], [0, 1, 2], ks=[1])
+    assert recalls == {"i2t_recall@1": 1.0, "t2i_recall@1": pytest.approx(1 / 3)}
+
+
+def test_ties_count_as_if_broken_at_random():
+    scores = np.array([[1.0, 1.0, 1.0, 0.5, 2.0], [1.0, 1.0, 1.0, 1.0, 1.0]])
+    ids, ks = ([3, 4], [3, 3, 4, 4, 4]), [1, 2, 3, 4, 5]
+    nudges = [1e-6 * np.array(order) for order in itertools.permutations(range(5))]
+    broken = [recall_at_k(scores + nudge, *ids, ks=ks) for nudge in nudges]
+    found = recall_at_k(scores, *ids, ks=ks)
+    for k in ks:
+        expected = np.mean([recalls[f"i2t_recall@{k}"] for recalls in broken])
+        assert found[f"i2t_recall@{k}"] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_chance_is_what_random_scores_get(k):
+    images, texts = list(range(20)), [i for i in range(20) for _ in range(3)]
+    assert chance_recall(images, images) == pytest.approx(1 / 20)
+    rng = np.random.default_rng(0)
+    drawn = [np.mean(list(recall_at_k(rng.random((20, 60)), images, texts, [k]).values())) for _ in range(200)]
+    assert chance_recall(images, texts, k) == pytest.approx(np.mean(drawn), abs=0.02)
+
+
+def test_constant_scores_get_chance_and_not_everything():
+    ids = [1, 2, 3, 4]
+    assert recall_at_k(np.ones((4, 4)), ids, ids, [1])["i2t_recall@1"] == pytest.approx(0.25)
+
+
+def test_more_places_than_candidates_always_find_it():
+    assert set(recall_at_k(np.eye(2)[::-1], [1, 2], [1, 2], [2, 10]).values()) == {1.0}
+
+
+def test_what_cannot_be_scored_is_named():
+    with pytest.raises(UserError, match="1 of 4 image-text scores"):
+        recall_at_k(np.array([[1.0, np.nan], [0.0, 1.0]]), [1, 2], [1, 2])
+    with pytest.raises(UserError, match="1 of the images or texts"):
+        recall_at_k(np.ones((2, 2)), [1, 2], [1, 1])
+    with pytest.raises(ValueError, match=r"shape \(2, 2\) for 3 images"):
+        recall_at_k(np.ones((2, 2)), [1, 2, 3], [1, 1])

@@ -1,0 +1,260 @@
+"""Stage 1: which image meets which text in each of the three losses, on a model that records what it is asked."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+from paddle import nn
+
+from blip2x.config.task import PretrainStage1Config
+from blip2x.losses.itc import contrast_targets, itc_loss, same_image, similarities
+from blip2x.objectives.stage1 import Stage1Objective
+from blip2x.parallel.context import Context
+
+PATCHES, WIDTH, VOCABULARY, DEC = 2, 5, 13, 12
+IDS = [[101, 5, 6, 9], [101, 7, 9, 0], [101, 8, 9, 0], [101, 6, 9, 0]]
+MASK = [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
+
+
+class QFormer(nn.Layer):
+    def caption_logits(self, ids_BL, mask_BL, cache):
+        self.inputs, self.cache = (ids_BL.numpy(), mask_BL.numpy()), cache
+        self.logits_BLV = paddle.randn([*ids_BL.shape, VOCABULARY])
+        return self.logits_BLV
+
+
+class Model(nn.Layer):
+    """Patches say which image they are of, texts which text; everything random is recorded."""
+
+    def __init__(self, temperature: float = 0.07):
+        super().__init__()
+        self.qformer = QFormer()
+        self.temp = self.create_parameter([1], default_initializer=nn.initializer.Constant(temperature))
+        self.scale = self.create_parameter([], default_initializer=nn.initializer.Constant(1.0))
+        self.image_passes = 0
+
+    def image_features(self, image_BCHW):
+        self.image_passes += 1
+        rows = image_BCHW.shape[0]
+        patch_BPD = self.scale * image_BCHW[:, 0, 0, 0].reshape([rows, 1, 1]).expand([rows, PATCHES, WIDTH])
+        self.image_BQE = F.normalize(paddle.randn([rows, 3, 4]), axis=-1)
+        return patch_BPD, paddle.zeros([rows, 3, WIDTH]), self.image_BQE, "cache of the image pass"
+
+    def text_features(self, ids_BL, mask_BL):
+        self.text_BE = F.normalize(paddle.randn([ids_BL.shape[0], 4]), axis=-1)
+        return self.text_BE
+
+    def itm_logits(self, patch_BPD, ids_BL, mask_BL):
+        self.matched = patch_BPD.numpy()[:, 0, 0], ids_BL.numpy(), mask_BL.numpy()
+        self.logits_N2 = paddle.randn([ids_BL.shape[0], 2]) + patch_BPD.mean(axis=[1, 2]).unsqueeze(-1) * paddle.to_tensor(
+            [0.0, 0.1]
+        )
+        return self.logits_N2
+
+
+def config(**changes) -> PretrainStage1Config:
+    values = {
+        "max_txt_len": 8,
+        "itc_weight": 1.0,
+        "itm_weight": 1.0,
+        "lm_weight": 1.0,
+        "contrast_steps": 0,
+        "label_smoothing": 0.1,
+    }
+    return PretrainStage1Config(**{**values, **changes})
+
+
+def batch(rows: int, image_ids: list[int] | None = None) -> dict[str, paddle.Tensor]:
+    pixels = 1.0 + paddle.arange(rows).astype("float32")  # image b consists of the number b + 1
+    return {
+        "image_BCHW": pixels.reshape([rows, 1, 1, 1]).expand([rows, 3, 4, 4]),
+        "image_id_B": paddle.to_tensor(image_ids or list(range(10, 10 + rows))),
+        "text_ids_BL": paddle.to_tensor(IDS[:rows]),
+        "text_mask_BL": paddle.to_tensor(MASK[:rows]),
+    }
+
+
+def cross_entropy(logits: np.ndarray, label: np.ndarray) -> np.ndarray:
+    logits = logits.astype("float64")
+    return np.log(np.exp(logits).sum(axis=-1)) - np.take_along_axis(logits, label[..., None], axis=-1)[..., 0]
+
+
+def run(rows: int = 4, image_ids: list[int] | None = None, **changes):
+    model = Model()
+    objective = Stage1Objective(model, Context(), config(**changes), dec_id=DEC)
+    return model, {name: float(value) for name, value in objective(batch(rows, image_ids)).items()}
+
+
+def test_parts_add_up_and_the_image_is_encoded_once():
+    model, parts = run(itc_weight=0.5, itm_weight=2.0, lm_weight=3.0)
+    assert set(parts) == {"loss", "itc", "itm", "lm", "itm_accuracy", "temperature"}
+    assert parts["loss"] == pytest.approx(0.5 * parts["itc"] + 2 * parts["itm"] + 3 * parts["lm"], rel=1e-6)
+    assert parts["temperature"] == pytest.approx(0.07)
+    assert model.image_passes == 1
+
+
+def test_contrast_takes_equal_image_ids_together():
+    model, parts = run(image_ids=[10, 10, 11, 12])
+    scores = similarities(model.image_BQE, model.text_BE, model.image_BQE, model.text_BE, paddle.to_tensor(0.07))
+    ids = paddle.to_tensor([10, 10, 11, 12])
+    assert parts["itc"] == pytest.approx(float(itc_loss(*scores, contrast_targets(same_image(ids, ids), 0.1))), rel=1e-6)
+
+
+def test_contrast_teaches_each_feature_by_its_own_row_of_scores():
+    image, text = F.normalize(paddle.randn([4, 3, 4]), axis=-1), F.normalize(paddle.randn([4, 4]), axis=-1)
+    gradients = []
+    for through_objective in (True, False):
+        image, text = image.detach(), text.detach()
+        image.stop_gradient = text.stop_gradient = False
+        if through_objective:
+            model = Model()
+            model.image_features = lambda _, image=image: (paddle.ones([4, PATCHES, WIDTH]), None, image, None)
+            model.text_features = lambda *_, text=text: text
+            Stage1Objective(model, Context(), config(itm_weight=0.0, lm_weight=0.0), dec_id=DEC)(batch(4))["loss"].backward()
+        else:
+            scores = similarities(image, text, image.detach(), text.detach(), paddle.to_tensor(0.07))
+            itc_loss(*scores, contrast_targets(paddle.eye(4).astype("bool"), 0.1)).backward()
+        gradients.append((image.grad.numpy(), text.grad.numpy()))
+    for ours, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_matching_sees_pairs_then_other_images_then_other_texts():
+    for seed in range(5):
+        paddle.seed(seed)
+        model, parts = run(image_ids=[10, 10, 11, 12])
+        images, ids, mask = model.matched
+        own_images, own_ids = np.array([1.0, 2, 3, 4]), np.array(IDS)
+        np.testing.assert_array_equal(images[:4], own_images)
+        np.testing.assert_array_equal(images[8:], own_images)
+        np.testing.assert_array_equal(ids[:8], np.concatenate([own_ids, own_ids]))
+        text_of = [IDS.index(row) for row in ids[8:].tolist()]
+        np.testing.assert_array_equal(mask[8:], np.array(MASK)[text_of])
+        image_of = (images[4:8] - 1).astype(int)
+        for b in range(4):  # images 0 and 1 are the same
+            allowed = {2, 3} if b < 2 else {0, 1, 2, 3} - {b}
+            assert text_of[b] in allowed and image_of[b] in allowed
+        label = np.array([1] * 4 + [0] * 8)
+        logits = model.logits_N2.numpy()
+        assert parts["itm"] == pytest.approx(cross_entropy(logits, label).mean(), abs=1e-6)
+        assert parts["itm_accuracy"] == pytest.approx((logits.argmax(axis=1) == label).mean())
+
+
+def test_negatives_are_the_similar_ones_of_their_own_direction():
+    """Image 0 resembles text 1, text 0 resembles image 2: each direction draws by its own scores."""
+    features = paddle.eye(4)
+    model = Model()
+    model.image_features_ = model.image_features
+
+    def image_features(image_BCHW):
+        patch, query, _, cache = model.image_features_(image_BCHW)
+        return patch, query, paddle.stack([features[1], features[3], features[0], features[3]]).unsqueeze(1), cache
+
+    model.image_features = image_features
+    model.text_features = lambda ids, mask: paddle.stack([features[0], features[1], features[2], features[2]])
+    drawn = Counter()
+    for _ in range(20):
+        Stage1Objective(model, Context(), config(), dec_id=DEC)(batch(4))
+        images, ids, _ = model.matched
+        drawn[int(images[4]) - 1, IDS.index(ids[8].tolist())] += 1
+    assert drawn == {(2, 1): 20}  # a chance of exp(-1 / 0.07) against it
+
+
+def test_single_pair_has_no_negatives_and_only_its_own_match_counts():
+    model, parts = run(rows=1)
+    assert parts["itm"] == pytest.approx(cross_entropy(model.logits_N2.numpy()[:1], np.array([1]))[0], abs=1e-6)
+    assert parts["itc"] == pytest.approx(0, abs=1e-6)  # one candidate
+    assert np.isfinite(list(parts.values())).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_captions_are_written_after_dec_and_shifted(smoothing):
+    model, parts = run(label_smoothing=smoothing)
+    ids, mask = model.qformer.inputs
+    np.testing.assert_array_equal(ids[:, 0], DEC)
+    np.testing.assert_array_equal(ids[:, 1:], np.array(IDS)[:, 1:])
+    np.testing.assert_array_equal(mask, MASK)
+    assert model.qformer.cache == "cache of the image pass"
+    logits = model.qformer.logits_BLV.numpy()[:, :-1]
+    every = np.stack([cross_entropy(logits, np.full((4, 3), token)) for token in range(VOCABULARY)])
+    losses = (1 - smoothing) * cross_entropy(logits, np.array(IDS)[:, 1:]) + smoothing * every.mean(axis=0)
+    assert parts["lm"] == pytest.approx(losses[np.array(MASK)[:, 1:] == 1].mean(), abs=1e-6)
+
+
+def test_matching_and_captioning_join_in_after_the_contrast_steps():
+    model = Model()
+    objective = Stage1Objective(model, Context(), config(contrast_steps=10, itm_weight=2.0), dec_id=DEC)
+    for step in (0, 9, 10, 99):
+        objective.set_step(step)
+        parts = {name: float(value) for name, value in objective(batch(3)).items()}
+        alone = step < 10
+        assert set(parts) == {"loss", "itc", "temperature"} | (set() if alone else {"itm", "itm_accuracy", "lm"})
+        others = 0 if alone else 2 * parts["itm"] + parts["lm"]
+        assert parts["loss"] == pytest.approx(parts["itc"] + others, rel=1e-5)
+
+
+def test_a_loss_of_weight_0_is_not_computed():
+    model, parts = run(itm_weight=0.0)
+    assert not hasattr(model, "matched") and "itm" not in parts and "lm" in parts
+
+
+@pytest.mark.parametrize(("start", "end"), [(-0.2, 0.001), (0.07, 0.07), (3.0, 0.5)])
+def test_temperature_stays_in_its_range_and_keeps_its_gradient(start, end):
+    model = Model(start)
+    objective = Stage1Objective(model, Context(), config(), dec_id=DEC)
+    objective(batch(3))["loss"].backward()
+    assert float(model.temp) == pytest.approx(end)
+    assert model.temp.grad is not None and float(model.temp.grad) != 0
+
+
+def test_evaluation_changes_no_parameter():
+    model = Model(3.0)
+    objective = Stage1Objective(model, Context(), config(), dec_id=DEC)
+    objective.eval()
+    objective(batch(3))
+    assert float(model.temp) == 3.0
+
+
+def test_image_encoder_learns_from_negatives_too():
+    model = Model()
+    objective = Stage1Objective(model, Context(), config(itc_weight=0.0, lm_weight=0.0), dec_id=DEC)
+    paddle.seed(0)
+    objective(batch(3))["loss"].backward()
+    images, _, _ = model.matched
+    share_N = F.softmax(model.logits_N2, axis=1)[:, 1].numpy() - np.array([1] * 3 + [0] * 6)
+    assert float(model.scale.grad) == pytest.approx(float((share_N * 0.1 * images).sum() / 9), rel=1e-4)
+
+
+class TwoRanks(Context):
+    """Rank 1 of two; the other one has images 7 and 8 with the same texts, and patches that are greater by 100."""
+
+    def __init__(self):
+        super().__init__(rank=1, world_size=2)
+
+    def all_gather(self, tensor):
+        return self._join(tensor.detach())
+
+    def all_gather_with_grad(self, tensor):
+        return self._join(tensor)
+
+    def _join(self, tensor):
+        if tensor.ndim == 1:
+            return paddle.concat([paddle.to_tensor([7, 8]), tensor])
+        other = tensor.detach() + (100 if tensor.ndim == 3 and tensor.shape[-1] == WIDTH else 0)
+        return paddle.concat([other, tensor])
+
+
+def test_candidates_come_from_all_ranks():
+    paddle.seed(0)
+    model, seen = Model(), set()
+    objective = Stage1Objective(model, TwoRanks(), config(), dec_id=DEC)
+    for _ in range(40):
+        objective(batch(2))
+        images, _, _ = model.matched
+        np.testing.assert_array_equal(images[[0, 1, 4, 5]], [1, 2, 1, 2])
+        seen.add(images[2])  # with the first text
+    assert 1.0 not in seen and {101.0, 102.0} & seen
