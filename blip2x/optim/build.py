@@ -15,9 +15,8 @@ def build_optimizer(cfg: OptimConfig, layer: nn.Layer, total_steps: int) -> tupl
     """AdamW over what `layer` trains, and the schedule that sets its rate.
 
     Raises:
-        UserError: a number is out of its range, or everything in `layer` is frozen.
+        UserError: everything in `layer` is frozen.
     """
-    _check(cfg)
     parameters = trained_parameters(layer)
     if not parameters:
         raise UserError("every parameter is frozen, so there is nothing to train; set a part's frozen=false")
@@ -40,16 +39,3 @@ def build_optimizer(cfg: OptimConfig, layer: nn.Layer, total_steps: int) -> tupl
         grad_clip=None if cfg.clip_grad_norm is None else nn.ClipGradByGlobalNorm(cfg.clip_grad_norm),
     )
     return optimizer, schedule
-
-
-def _check(cfg: OptimConfig) -> None:
-    for key in ("lr", "warmup_start_lr", "warmup_steps", "eta_min", "weight_decay"):
-        if getattr(cfg, key) < 0:
-            raise UserError(f"optim.{key}={getattr(cfg, key)} must not be negative")
-    if cfg.eps <= 0:
-        raise UserError(f"optim.eps={cfg.eps} must be positive")
-    for key in ("beta1", "beta2"):
-        if not 0 <= getattr(cfg, key) < 1:
-            raise UserError(f"optim.{key}={getattr(cfg, key)} must be at least 0 and below 1")
-    if cfg.clip_grad_norm is not None and cfg.clip_grad_norm <= 0:
-        raise UserError(f"optim.clip_grad_norm={cfg.clip_grad_norm} must be positive; null turns clipping off")

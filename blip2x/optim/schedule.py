@@ -7,7 +7,9 @@ import math
 from paddle.optimizer.lr import LRScheduler
 
 
-def learning_rate(step: int, *, lr: float, warmup_start_lr: float, warmup_steps: int, eta_min: float, total_steps: int) -> float:
+def learning_rate(
+    step: int, *, lr: float, warmup_start_lr: float, warmup_steps: int, eta_min: float, total_steps: int
+) -> float:
     """The rate of step `step`, counted from 0.
 
     It rises in a line from `warmup_start_lr` at step 0 to `lr` at step `warmup_steps`, then falls along half a cosine to
@@ -24,7 +26,7 @@ def learning_rate(step: int, *, lr: float, warmup_start_lr: float, warmup_steps:
 class WarmupCosine(LRScheduler):
     """`learning_rate` as paddle's scheduler; call `step()` once per optimizer step.
 
-    The position is the base class's `last_epoch`, the one counter that paddle saves, so that a resumed run goes on where it was.
+    The position is the base class's `last_epoch`, the one counter that paddle saves, so that its state round-trips.
     """
 
     def __init__(self, *, lr: float, warmup_start_lr: float, warmup_steps: int, eta_min: float, total_steps: int):

@@ -30,13 +30,9 @@ class Context:
         """Whether this rank writes files and talks to the terminal."""
         return self.rank == 0
 
-    def wrap_model(self, objective: nn.Layer) -> nn.Layer:
-        """The callable that shares gradients (and parameters, where sharded) between ranks."""
-        return objective
-
-    def wrap_optimizer(self, optimizer: paddle.optimizer.Optimizer) -> Any:
-        """The optimizer that goes with `wrap_model`'s result; call it right after that."""
-        return optimizer
+    def wrap(self, objective: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> tuple[nn.Layer, Any]:
+        """The callable and the optimizer that share gradients, and what else is sharded, between ranks."""
+        return objective, optimizer
 
     def accumulating(self, wrapped: nn.Layer) -> AbstractContextManager[Any]:
         """Forward and backward inside keep gradients on this rank; for all micro-batches of a step but the last."""
@@ -74,7 +70,7 @@ class Context:
         """Wait for all ranks."""
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Run `action` on rank 0 only and give its result, or its exception, to every rank."""
+        """Run `action` on rank 0 only and give its result (which can be pickled), or its exception, to every rank."""
         outcome: tuple[Any, BaseException | None] = (None, None)
         if self.is_main:
             try:

@@ -18,12 +18,9 @@ def select_device(device: Device) -> str:
     """
     gpus = paddle.device.cuda.device_count() if paddle.is_compiled_with_cuda() else 0
     if device is Device.gpu and not gpus:
-        raise UserError("device=gpu, but paddle finds no GPU here; use device=cpu, or install paddlepaddle-gpu where there is one")
-    if device is Device.cpu or not gpus:
-        name = "cpu"
-    else:
-        # paddle's launcher tells each process its card here
-        name = "gpu:" + os.environ.get("FLAGS_selected_gpus", "0").split(",")[0]
+        raise UserError("device=gpu, but paddle finds no GPU; use device=cpu, or install paddlepaddle-gpu where there is one")
+    card = os.environ.get("FLAGS_selected_gpus", "0").split(",")[0]  # noqa: SIM112  # where the launcher names the card
+    name = "cpu" if device is Device.cpu or not gpus else f"gpu:{card}"
     paddle.set_device(name)
     return name
 
@@ -31,3 +28,8 @@ def select_device(device: Device) -> str:
 def started_processes() -> int:
     """How many processes the launcher started; 1 without a launcher."""
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
+
+
+def local_rank() -> int:
+    """This process's number on its machine."""
+    return int(os.environ.get("PADDLE_LOCAL_RANK", os.environ.get("PADDLE_RANK_IN_NODE", "0")))

@@ -1,0 +1,179 @@
+"""What results.json says, metric by metric, each beside what ignorance scores on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+BASELINES = {
+    "chance": "chance",
+    "blind": "no picture",
+    "majority": "commonest answer",
+}
+SCOPES = ("seen", "held_out")
+COST_KEYS = ("seconds", "peak_memory_gb")
+MINUS, TIMES = "\u2212", "\u00d7"
+
+_GAINS = {  # how a sentence goes on after "12x" or "+34 points"
+    "chance": ("chance", "over chance"),
+    "blind": ("the score without the picture", "over answers without the picture"),
+    "majority": ("the commonest answer's", "over the commonest answer"),
+}
+_STAGE_TITLES = {
+    "pretrain_language": "Language model",
+    "pretrain_vision": "Image encoder",
+    "pretrain_stage1": "Stage 1: align",
+    "pretrain_stage2": "Stage 2: read",
+    "caption": "Captions",
+    "vqa_zeroshot": "Zero-shot answers",
+    "predict": "Predictions",
+}
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What a model that lacks something scores on the metric it stands beside."""
+
+    kind: str  # a key of BASELINES
+    value: float
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of results.json; its key was ``[scope/]name[/part]``."""
+
+    stage: str
+    scope: str  # "": everything evaluated; else one of SCOPES
+    name: str
+    part: str  # a question type, or ""
+    value: float
+    baselines: tuple[Baseline, ...]
+
+    @property
+    def key(self) -> str:
+        """The key in results.json."""
+        return "/".join(piece for piece in (self.scope, self.name, self.part) if piece)
+
+    def shown(self, value: float | None = None) -> str:
+        """`value` (default: this measure's own) in the unit of this metric."""
+        value = self.value if value is None else value
+        if not math.isfinite(value):
+            return "not a number" if math.isnan(value) else "infinite"
+        if not self.is_share:
+            return compact(value)
+        percent = self.percent(value)
+        return f"{percent:.2f} %" if 0 < abs(percent) < 1 else f"{percent:.1f} %"
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the metric is a part of a whole, shown in per cent."""
+        return self.name.endswith("accuracy") or "recall@" in self.name
+
+    def percent(self, value: float) -> float:
+        """`value` of a share in per cent: VQA's `accuracy` is stored so, the others as fractions of one."""
+        return value if self.name == "accuracy" else 100 * value
+
+    def told(self, baseline: Baseline) -> str:
+        """The words that follow `gain`."""
+        factor, points = _GAINS[baseline.kind]
+        return points if self.name.endswith("accuracy") else factor
+
+    def gain(self, baseline: Baseline) -> str:
+        """By how much the model beats `baseline`: points for accuracies, a factor else; "" where that has no meaning."""
+        if not (math.isfinite(self.value) and math.isfinite(baseline.value)):
+            return ""
+        if self.name.endswith("accuracy"):
+            points = self.percent(self.value) - self.percent(baseline.value)
+            sign = "+" if points >= 0 else MINUS
+            return f"{sign}{abs(points):.1f} points"
+        if baseline.value <= 0 or self.value < 0:
+            return ""
+        factor = self.value / baseline.value
+        digits = 0 if factor >= 100 else 1 if factor >= 1 else 2
+        return f"{factor:.{digits}f}{TIMES}"
+
+
+def read_measures(results: dict[str, Any]) -> list[Measure]:
+    """Every metric of every stage in the file's order, baselines attached.
+
+    ``blind_X`` and ``majority_X`` belong to ``X``; ``chance`` belongs to recall@1, or where a stage has none to its
+    accuracies. A baseline is taken from the same scope only: the held-out part has its own chance.
+    """
+    return [measure for stage, metrics in _stages(results) for measure in _stage_measures(stage, metrics)]
+
+
+def stage_title(stage: str) -> str:
+    """A stage's name for readers."""
+    return _STAGE_TITLES.get(stage, stage.replace("_", " ").capitalize())
+
+
+def metric_title(name: str) -> str:
+    """A metric's name for readers."""
+    name = name.replace("i2t_recall", "image to text, recall").replace("t2i_recall", "text to image, recall")
+    return name.replace("_", "-") if name == "ROUGE_L" else name.replace("_", " ")
+
+
+def compact(value: float) -> str:
+    """A count as it is, a measurement with about three digits."""
+    size = abs(value)
+    if isinstance(value, int) or size >= 100:
+        return f"{value:,.0f}"
+    if 0 < size < 0.001:
+        return f"{value:.2g}"
+    return f"{value:.1f}" if size >= 10 else f"{value:.2f}" if size >= 1 else f"{value:.3f}"
+
+
+def _stages(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    loose = {key: value for key, value in results.items() if not isinstance(value, dict) and key not in COST_KEYS}
+    if loose:
+        yield "run", loose
+    for stage, metrics in results.items():
+        if isinstance(metrics, dict):
+            yield stage, metrics
+
+
+def _stage_measures(stage: str, metrics: dict[str, Any]) -> list[Measure]:
+    values: dict[tuple[str, str, str], float] = {}
+    baselines: dict[tuple[str, str, str], list[Baseline]] = {}
+    for key, value in metrics.items():
+        kind, place = _parse(key)
+        number = _number(value)
+        if number is None or key in COST_KEYS:
+            continue
+        if kind:
+            baselines.setdefault(place, []).append(Baseline(kind, number))
+        else:
+            values[place] = number
+    for scope in ("", *SCOPES):
+        chance = baselines.pop((scope, "", ""), [])
+        for place in _places_of_chance([place for place in values if place[0] == scope]):
+            baselines.setdefault(place, [])[:0] = chance
+    return [Measure(stage, *place, value, tuple(baselines.get(place, ()))) for place, value in values.items()]
+
+
+def _parse(key: str) -> tuple[str, tuple[str, str, str]]:
+    """``held_out/blind_accuracy/how many`` -> ("blind", ("held_out", "accuracy", "how many"))."""
+    scope, _, rest = key.partition("/")
+    if scope not in SCOPES or not rest:
+        scope, rest = "", key
+    name, _, part = rest.partition("/")
+    if name == "chance":
+        return "chance", (scope, "", part)
+    for kind in BASELINES:
+        if name.startswith(f"{kind}_"):
+            return kind, (scope, name.removeprefix(f"{kind}_"), part)
+    return "", (scope, name, part)
+
+
+def _places_of_chance(places: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    first = [place for place in places if place[1].endswith("recall@1")]
+    return first or [place for place in places if place[1].endswith("accuracy")]
+
+
+def _number(value: Any) -> float | None:
+    """None where `value` is no measurement; null stands for a number that JSON cannot write."""
+    if value is None:
+        return math.nan
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None

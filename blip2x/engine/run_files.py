@@ -1,0 +1,133 @@
+"""A finished run folder, read for its report; whatever is absent is empty here."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from PIL import Image
+from yaml import YAMLError
+
+from blip2x.errors import UserError
+
+SMALL = 128  # pixels: below, a picture is a drawing whose pixels should stay sharp when it is enlarged
+_EMBED_PIXELS = 480  # longer side of what is embedded: about 240 px shown, on a screen of double density
+_EMBED_BYTES = 40_000  # larger files are embedded as JPEG
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture as the page shows it."""
+
+    uri: str  # data:
+    small: bool
+
+
+@dataclass
+class RunFiles:
+    """The content of a run folder's files."""
+
+    folder: Path
+    config: dict[str, Any] = field(default_factory=dict)
+    config_text: str = ""
+    command: str = ""
+    versions: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    finished: str = ""  # when results.json was written, UTC
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    predictions: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what could not be read: the report says so
+
+    def picture(self, row: dict[str, Any]) -> Picture | None:
+        """The thumbnail of a prediction; None where there is none, where it is no image or lies outside of the run."""
+        if not row.get("image"):
+            return None
+        path = (Path(row["_folder"]) / str(row["image"])).resolve()
+        if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
+            return None
+        try:
+            return _embed(path)
+        except Exception:  # decoders meet garbage with all sorts of exceptions; a report shows what can be shown
+            return None
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read config, command, versions, results, metrics and predictions (the run's own and its stages').
+
+    Raises:
+        UserError: `folder` is no run folder.
+    """
+    if not any((folder / name).is_file() for name in ("config.yaml", "results.json")):
+        raise UserError(f"{folder} is no run folder: it has neither config.yaml nor results.json")
+    run = RunFiles(folder)
+    run.config_text = _text(folder / "config.yaml")
+    try:
+        run.config = _mapping(OmegaConf.to_container(OmegaConf.create(run.config_text), resolve=False))
+    except (YAMLError, OmegaConfBaseException):
+        run.notes.append("config.yaml could not be parsed; it is shown as it is.")
+    run.command = _text(folder / "command.txt").strip()
+    run.versions = _json(run, "versions.json")
+    run.results = _json(run, "results.json")
+    if run.results:
+        moment = datetime.fromtimestamp((folder / "results.json").stat().st_mtime, timezone.utc)
+        run.finished = moment.strftime("%Y-%m-%d %H:%M UTC")
+    run.metrics = list(_lines(run, folder / "metrics.jsonl"))
+    for path in (folder / "predictions.jsonl", *sorted(folder.glob("*/predictions.jsonl"))):
+        run.predictions += [{**row, "_folder": path.parent} for row in _lines(run, path)]
+    stages = list(run.results)
+    run.predictions.sort(key=lambda row: stages.index(row.get("stage")) if row.get("stage") in stages else len(stages))
+    return run
+
+
+def _embed(path: Path) -> Picture:
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+        mime = Image.MIME.get(image.format or "", "image/png")
+        small = max(image.size) < SMALL
+        if not small and len(data) > _EMBED_BYTES:
+            image.thumbnail((_EMBED_PIXELS, _EMBED_PIXELS))
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, "JPEG", quality=85)
+            data, mime = buffer.getvalue(), "image/jpeg"
+    return Picture(f"data:{mime};base64,{base64.b64encode(data).decode()}", small)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _json(run: RunFiles, name: str) -> dict[str, Any]:
+    text = _text(run.folder / name)
+    try:
+        return _mapping(json.loads(text)) if text else {}
+    except json.JSONDecodeError:
+        run.notes.append(f"{name} is no JSON and was left out.")
+        return {}
+
+
+def _lines(run: RunFiles, path: Path) -> Iterator[dict[str, Any]]:
+    broken = 0
+    for line in _text(path).split("\n"):  # splitlines() would also cut at separators inside a text
+        try:
+            row = json.loads(line) if line.strip() else None
+        except json.JSONDecodeError:
+            broken += 1
+            continue
+        if isinstance(row, dict):
+            yield row
+    if broken:
+        name = path.relative_to(run.folder)
+        run.notes.append(f"{name}: {broken} line{'s' if broken > 1 else ''} could not be read and were left out.")

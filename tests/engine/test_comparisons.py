@@ -1,0 +1,108 @@
+import json
+import math
+
+import pytest
+
+from blip2x.engine.comparisons import MINUS, TIMES, Baseline, compact, metric_title, read_measures, stage_title
+
+RESULTS = {
+    "pretrain_stage1": {
+        "i2t_recall@1": 0.41,
+        "i2t_recall@5": 0.8,
+        "itm_accuracy": 0.9,
+        "chance": 0.0025,
+        "held_out/chance": 0.01,
+    },
+    "caption": {"blind_CIDEr": 0.3, "CIDEr": 2.1, "held_out/CIDEr": 1.5, "pictures": 400},
+    "vqa_zeroshot": {
+        "accuracy": 71.0,
+        "blind_accuracy": 35.2,
+        "majority_accuracy": 37.0,
+        "accuracy/how many": 30.0,
+        "blind_accuracy/how many": 40.0,
+        "held_out/accuracy/how many": 20.0,
+        "held_out/blind_accuracy/how many": 10.0,
+    },
+    "seconds": 280.1,
+}
+
+
+def found(results: dict = RESULTS) -> dict:
+    return {(measure.stage, measure.key): measure for measure in read_measures(results)}
+
+
+def test_baselines_stand_beside_their_metric_and_are_none_themselves():
+    measures = found()
+    assert ("vqa_zeroshot", "blind_accuracy") not in measures and ("run", "seconds") not in measures
+    assert measures["vqa_zeroshot", "accuracy"].baselines == (Baseline("blind", 35.2), Baseline("majority", 37.0))
+    assert measures["caption", "CIDEr"].baselines == (Baseline("blind", 0.3),)
+    assert measures["vqa_zeroshot", "held_out/accuracy/how many"].baselines == (Baseline("blind", 10.0),)
+
+
+def test_a_baseline_of_everything_is_not_lent_to_the_held_out_part():
+    assert found()["caption", "held_out/CIDEr"].baselines == ()
+
+
+def test_chance_is_of_recall_at_1_only():
+    measures = found()
+    assert measures["pretrain_stage1", "i2t_recall@1"].baselines == (Baseline("chance", 0.0025),)
+    assert measures["pretrain_stage1", "i2t_recall@5"].baselines == ()
+    assert measures["pretrain_stage1", "itm_accuracy"].baselines == ()
+
+
+def test_chance_is_of_the_accuracies_where_there_is_no_recall():
+    measures = found({"pretrain_vision": {"digit_accuracy": 0.95, "loss": 0.2, "chance": 0.1}})
+    assert measures["pretrain_vision", "digit_accuracy"].baselines == (Baseline("chance", 0.1),)
+    assert measures["pretrain_vision", "loss"].baselines == ()
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "shown", "gains"),
+    [
+        ("pretrain_stage1", "i2t_recall@1", "41.0 %", [f"164{TIMES}"]),
+        ("pretrain_stage1", "itm_accuracy", "90.0 %", []),
+        ("caption", "CIDEr", "2.10", [f"7.0{TIMES}"]),
+        ("caption", "pictures", "400", []),
+        ("vqa_zeroshot", "accuracy", "71.0 %", ["+35.8 points", "+34.0 points"]),
+        ("vqa_zeroshot", "accuracy/how many", "30.0 %", [f"{MINUS}10.0 points"]),
+    ],
+)
+def test_values_and_gains_in_the_unit_of_the_metric(stage, key, shown, gains):
+    measure = found()[stage, key]
+    assert measure.shown() == shown
+    assert [measure.gain(baseline) for baseline in measure.baselines] == gains
+
+
+def test_a_fraction_of_a_per_cent_keeps_its_digits():
+    measure = found()["pretrain_stage1", "i2t_recall@1"]
+    assert measure.shown(measure.baselines[0].value) == "0.25 %"
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, None])
+def test_no_gain_from_or_over_what_is_no_number(broken):
+    for values in ({"CIDEr": broken, "blind_CIDEr": 0.3}, {"CIDEr": 1.0, "blind_CIDEr": broken}):
+        (measure,) = read_measures({"caption": values})
+        assert measure.gain(measure.baselines[0]) == ""
+        assert "na" not in measure.shown()
+
+
+def test_no_factor_over_nothing():
+    (measure,) = read_measures({"caption": {"CIDEr": 1.0, "blind_CIDEr": 0.0}})
+    assert measure.gain(measure.baselines[0]) == ""
+
+
+def test_words_are_no_measures():
+    assert read_measures(json.loads('{"caption": {"CIDEr": 1.0, "best": "x", "done": true}, "note": "y"}'))[0].name == "CIDEr"
+    assert len(read_measures({"caption": {"best": "x", "done": True}})) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0.000"), (12345, "12,345"), (0.00012, "0.00012"), (12.345, "12.3"), (1.9, "1.90")]
+)
+def test_compact(value, text):
+    assert compact(value) == text
+
+
+def test_titles_of_known_and_of_own_names():
+    assert stage_title("vqa_zeroshot") == "Zero-shot answers" and stage_title("one_digit_first") == "One digit first"
+    assert metric_title("t2i_recall@5") == "text to image, recall@5" and metric_title("ROUGE_L") == "ROUGE-L"

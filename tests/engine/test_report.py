@@ -1,0 +1,258 @@
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from blip2x.engine.comparisons import TIMES
+from blip2x.engine.report import write_report
+from blip2x.errors import UserError
+
+VOID = {"meta", "img", "link", "br", "hr", "input", "line", "circle", "polyline"}
+SECTIONS = {"summary", "captions", "questions", "predictions", "types", "heldout", "curves", "figures", "cost", "config"}
+
+
+class Page(HTMLParser):
+    """A page's tags; fails on any that is not closed in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def sections(self) -> set[str]:
+        return {attrs["id"] for tag, attrs in self.tags if tag == "section"}
+
+    def images(self) -> list[dict]:
+        return [attrs for tag, attrs in self.tags if tag == "img"]
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def caption(number: int, score: float | None, **other) -> dict:
+    row = {"stage": "caption", "image_id": number, "group": "seen", "image": "images/small.png", "caption": f"caption {number}"}
+    return {**row, "references": ["a red two"], "scores": {"CIDEr": score}, "blind": "a blue one", **other}
+
+
+def question(number: int, correct: float, image_id: int = 1) -> dict:
+    row = {
+        "stage": "vqa_zeroshot",
+        "question_id": number,
+        "image_id": image_id,
+        "group": "held_out",
+        "image": "images/small.png",
+    }
+    texts = {"question": f"question {number}?", "question_type": "which digit", "answers": ["two"], "prediction": "two"}
+    return {**row, **texts, "blind": "seven", "correct": correct}
+
+
+@pytest.fixture
+def run_folder(tmp_path) -> Path:
+    folder = tmp_path / "my-run"
+    (folder / "images").mkdir(parents=True)
+    Image.new("RGB", (48, 48), "red").save(folder / "images/small.png")
+    Image.effect_noise((600, 400), 90).save(folder / "images/photo.png")
+    results = {
+        "pretrain_stage1": {"i2t_recall@1": 0.41, "t2i_recall@1": 0.39, "chance": 0.0025},
+        "caption": {"CIDEr": 2.1, "blind_CIDEr": 0.3, "held_out/CIDEr": 1.5},
+        "vqa_zeroshot": {
+            "accuracy": 71.0,
+            "blind_accuracy": 35.2,
+            "accuracy/which digit": 60.0,
+            "held_out/accuracy": float("nan"),
+        },
+        "seconds": 280.1,
+        "peak_memory_gb": 1.2,
+    }
+    (folder / "results.json").write_text(json.dumps(results))
+    stages = [{"task": "pretrain_stage1"}, {"task": "caption"}, {"task": "vqa_zeroshot"}]
+    config = {
+        "task": {"kind": "pipeline", "stages": stages},
+        "model": {"name": "tiny_opt"},
+        "dataset": {"name": "digits"},
+        "seed": 3,
+    }
+    (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    (folder / "command.txt").write_text("python runners/run.py\n")
+    (folder / "versions.json").write_text('{"blip2x": "0.1.0", "paddlepaddle-gpu": null}')
+    steps = [
+        {"stage": "pretrain_stage1", "step": n, "lr": 1e-4, "loss": 9 / n, "itc": 5 / n, "seconds": n / 2.0}
+        for n in range(1, 9)
+    ]
+    write_lines(folder / "metrics.jsonl", [*steps, {"stage": "pretrain_stage1", "step": 9, "loss": float("nan")}])
+    predict = {
+        "stage": "predict",
+        "source": "me.jpg",
+        "image": "images/photo.png",
+        "prompt": "a",
+        "texts": ["b"],
+        "scores": [-1.0],
+    }
+    rows = [caption(1, 3.0), caption(2, None, image=None), question(1, 1.0), question(2, 0.0), question(3, 0.3), predict]
+    write_lines(folder / "predictions.jsonl", rows)
+    return folder
+
+
+def report(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def test_a_whole_run_has_every_section_and_nothing_from_elsewhere(run_folder):
+    text = report(run_folder)
+    page = Page(text)
+    assert page.sections() == SECTIONS
+    assert {attrs["href"][1:] for tag, attrs in page.tags if tag == "a"} == SECTIONS
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object"}
+    assert all(image["src"].startswith("data:image/") and image["alt"] for image in page.images())
+    assert not re.search(r"https?://|url\(|@import", text)
+    assert "prefers-color-scheme: dark" in text and "width=device-width" in text
+
+
+def test_metrics_stand_beside_their_baselines(run_folder):
+    text = report(run_folder)
+    for words in (
+        f"<b>164{TIMES}</b> chance",
+        f"<b>7.0{TIMES}</b> the score without the picture",
+        "<b>+35.8 points</b>",
+        "4 min 40 s",
+    ):
+        assert words in text
+    assert re.search(r'<div class="bar"><span>no picture</span><i><u style="width:35.2%">', text)
+    assert "not a number" in text
+
+
+def test_the_same_files_give_the_same_page_and_no_partial_file_stays(run_folder):
+    assert report(run_folder) == report(run_folder)
+    assert not [path for path in run_folder.iterdir() if "partial" in path.name]
+
+
+def test_an_old_report_survives_a_failure(run_folder, monkeypatch):
+    old = report(run_folder)
+    monkeypatch.setattr("blip2x.engine.report.os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    (run_folder / "command.txt").write_text("another")
+    with pytest.raises(OSError, match="disk full"):
+        write_report(run_folder)
+    assert (run_folder / "report.html").read_text(encoding="utf-8") == old
+
+
+@pytest.mark.parametrize(
+    ("missing", "sections"),
+    [
+        ("metrics.jsonl", {"curves"}),
+        ("predictions.jsonl", {"captions", "questions", "predictions"}),
+        ("results.json", {"summary", "types", "heldout", "figures"}),
+        ("config.yaml", {"config"}),
+        ("command.txt", set()),
+    ],
+)
+def test_what_is_missing_is_left_out(run_folder, missing, sections):
+    (run_folder / missing).unlink()
+    assert Page(report(run_folder)).sections() == SECTIONS - sections
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(UserError, match="no run folder: it has neither"):
+        write_report(tmp_path)
+
+
+def test_text_of_models_and_users_is_escaped(run_folder):
+    evil = "<script>alert('x')</script>"
+    row = caption(1, 1.0, caption=evil, blind=evil, references=[evil], group=evil, image_id=evil)
+    asked = {**question(1, 0.0), "question": evil, "prediction": evil, "answers": [evil], "blind": evil}
+    shown = {"stage": evil, "source": evil, "image": None, "prompt": evil, "texts": [evil], "scores": []}
+    write_lines(run_folder / "predictions.jsonl", [row, asked, shown])
+    write_lines(run_folder / "metrics.jsonl", [{"stage": evil, "step": 1, evil: 1.0}])
+    (run_folder / "command.txt").write_text(evil)
+    (run_folder / "config.yaml").write_text(f'run_name: "{evil}"')
+    (run_folder / "results.json").write_text(json.dumps({evil: {evil: 1.0, f"accuracy/{evil}": 1.0}}))
+    text = report(run_folder)
+    Page(text)
+    assert "<script" not in text.lower() and text.count("&lt;script&gt;") > 10
+
+
+def test_right_and_wrong_are_told_in_words(run_folder):
+    text = report(run_folder)
+    for sign, word in (("✓", "right"), ("✗", "wrong"), ("◐", "partly right, 0.30")):
+        assert f'<span aria-hidden="true">{sign}</span> {word}</span>' in text
+
+
+def test_questions_are_grouped_by_picture(run_folder):
+    rows = [question(number, 1.0, image_id=number % 2) for number in range(6)]
+    write_lines(run_folder / "predictions.jsonl", rows)
+    page = Page(report(run_folder))
+    assert len(page.images()) == 2
+    assert [attrs.get("class") for tag, attrs in page.tags if tag == "ul"] == ["qa", "qa"]
+
+
+def test_best_worst_and_random_say_how_they_were_chosen(run_folder):
+    write_lines(
+        run_folder / "predictions.jsonl", [caption(number, number / 10) for number in range(40)] + [caption(99, float("nan"))]
+    )
+    text = report(run_folder)
+    assert "8 of 41 captioned pictures, drawn at random" in text
+    best, worst = text[text.index("The 4 best of 40") :].split("The 4 worst of 40")
+    assert re.findall(r'"said">caption (\d+)', best) == ["39", "38", "37", "36"]
+    assert re.findall(r'"said">caption (\d+)', worst.split("</section>")[0]) == ["0", "1", "2", "3"]
+
+
+def test_small_scenes_stay_sharp_and_photographs_are_embedded_small(run_folder):
+    classes = {image["class"]: image["src"] for image in Page(report(run_folder)).images()}
+    kind, data = classes["photo"].split(";base64,")
+    assert kind == "data:image/jpeg"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (480, 320)
+    assert base64.b64decode(classes["small"].split(",")[1]) == (run_folder / "images/small.png").read_bytes()
+
+
+@pytest.mark.parametrize("image", ["../secret.png", "images/broken.png", "images/none.png", "images"])
+def test_no_picture_from_outside_and_none_that_cannot_be_read(run_folder, image):
+    Image.new("RGB", (48, 48)).save(run_folder.parent / "secret.png")
+    (run_folder / "images/broken.png").write_bytes((run_folder / "images/photo.png").read_bytes()[:3000])
+    write_lines(run_folder / "predictions.jsonl", [caption(1, 1.0, image=image)])
+    text = report(run_folder)
+    assert Page(text).images() == [] and "no picture kept" in text
+
+
+def test_predictions_of_stages_are_found_in_their_folders(run_folder):
+    (run_folder / "caption/images").mkdir(parents=True)
+    Image.new("RGB", (48, 48), "blue").save(run_folder / "caption/images/7.png")
+    write_lines(run_folder / "caption/predictions.jsonl", [caption(7, 1.0, image="images/7.png", caption="from the stage")])
+    (run_folder / "predictions.jsonl").unlink()
+    text = report(run_folder)
+    assert "from the stage" in text and len(Page(text).images()) == 1
+
+
+def test_lines_that_cannot_be_read_are_counted(run_folder):
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "pretrain_st')
+    assert "metrics.jsonl: 1 line could not be read and were left out." in report(run_folder)
+
+
+def test_values_that_are_no_number_are_counted_beside_the_curve(run_folder):
+    assert "1 value not a finite number" in report(run_folder)
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(run_folder):
+    row = json.dumps(caption(1, 1.0, caption="one\u2028two"), ensure_ascii=False)
+    (run_folder / "predictions.jsonl").write_text(row + "\n", encoding="utf-8")
+    text = report(run_folder)
+    assert "one\u2028two" in text and "could not be read" not in text

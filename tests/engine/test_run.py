@@ -1,0 +1,137 @@
+"""The run folder: what stands in it before the work starts, who writes, and that what is written is whole."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from collections import namedtuple
+
+import pytest
+from omegaconf import OmegaConf
+
+from blip2x.config.compose import compose_config
+from blip2x.engine.run import Run
+from blip2x.errors import UserError
+from blip2x.parallel.context import Context
+
+
+class SecondRank(Context):
+    """Rank 1 of two; rank 0 says that it made `folder`."""
+
+    folder = None
+
+    def broadcast_object(self, value):
+        return self.folder, None
+
+
+class Recorder:
+    """A logger that keeps everything."""
+
+    def __init__(self):
+        self.lines, self.closed = [], 0
+
+    def log(self, *line):
+        self.lines.append(line)
+
+    def close(self):
+        self.closed += 1
+
+
+def config(tmp_path, *overrides):
+    return compose_config([f"paths.outputs={tmp_path}/outputs", *overrides])
+
+
+def create(tmp_path, console, *overrides, context=None, command=("runners/run.py",)):
+    return Run.create(config(tmp_path, *overrides), context or Context(), list(command), console)
+
+
+def test_folder_has_all_that_repeats_the_run(tmp_path, console):
+    command = ["runners/run.py", "run_name=a b", "optim.lr=1e-3"]
+    run = create(tmp_path, console, "run_name='a b'", "optim.lr=1e-3", command=command)
+    assert run.stage == "pipeline" and run.folder == run.root == tmp_path / "outputs" / "a b"
+    written = OmegaConf.load(run.folder / "config.yaml")
+    assert written.optim.lr == 1e-3 and written.task.kind == "pipeline" and written.device == "auto"
+    assert "${" not in (run.folder / "config.yaml").read_text()
+    assert shlex.split((run.folder / "command.txt").read_text()) == command
+    assert json.loads((run.folder / "versions.json").read_text())["paddlenlp"]
+
+
+def test_automatic_name_says_task_model_data_and_time(tmp_path, console):
+    name = create(tmp_path, console).folder.name
+    assert re.fullmatch(r"pipeline-tiny_opt-digits-\d{8}-\d{6}", name)
+
+
+def test_existing_run_is_kept_unless_overwrite_is_set(tmp_path, console):
+    folder = create(tmp_path, console, "run_name=a").folder
+    (folder / "results.json").write_text("{}")
+    with pytest.raises(UserError, match="a exists already"):
+        create(tmp_path, console, "run_name=a")
+    assert (folder / "results.json").is_file()
+    create(tmp_path, console, "run_name=a", "overwrite=true")
+    assert not (folder / "results.json").exists() and (folder / "config.yaml").is_file()
+
+
+def test_full_disk_is_one_sentence_and_makes_no_folder(tmp_path, console, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(0))
+    with pytest.raises(UserError, match="0 MiB free"):
+        create(tmp_path, console, "run_name=a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_ranks_know_the_folder_and_write_nothing(tmp_path, console):
+    context = SecondRank(rank=1, world_size=2)
+    object.__setattr__(context, "folder", tmp_path / "made by rank 0")
+    run = create(tmp_path, console, context=context)
+    run.log_metrics("s", 1, {"loss": 1.0})
+    run.write_json({}, "deep", "results.json")
+    run.child("stage").path("checkpoint")
+    run.console.print("not shown")
+    run.close()
+    assert run.folder == tmp_path / "made by rank 0"
+    assert list(tmp_path.iterdir()) == [] and console.file.getvalue() == ""
+
+
+def test_stages_have_folders_of_their_own_and_share_metrics_and_logger(tmp_path, console):
+    logger = Recorder()
+    run = Run(tmp_path, tmp_path, "pipeline", Context(), console, logger)
+    first, second = run.child("a"), run.child("b")
+    assert (run.stage, first.stage, second.stage) == ("pipeline", "a", "b")
+    first.log_metrics("a", 1, {"loss": 2.0})
+    second.log_metrics("b", 1, {"loss": 1.0})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"stage": "a", "step": 1, "loss": 2.0}, {"stage": "b", "step": 1, "loss": 1.0}]
+    assert logger.lines == [("a", 1, {"loss": 2.0}), ("b", 1, {"loss": 1.0})]
+    assert second.path("images", "x.png") == tmp_path / "b" / "images" / "x.png"
+    assert (tmp_path / "b" / "images").is_dir()
+    run.close()
+    assert logger.closed == 1
+
+
+def test_two_stages_of_one_name_are_refused(run):
+    run.child("a")
+    with pytest.raises(UserError, match="two stages of this run are called 'a'"):
+        run.child("a")
+
+
+def test_json_is_replaced_whole_or_not_at_all(run):
+    path = run.write_json({"answer": "zwei, два"}, "results.json")
+    assert "два" in path.read_text(encoding="utf-8")
+    with pytest.raises(TypeError):
+        run.write_json({"answer": object()}, "results.json")
+    assert json.loads(path.read_text(encoding="utf-8")) == {"answer": "zwei, два"}
+    assert [file.name for file in run.folder.iterdir()] == ["results.json"]
+
+
+def test_rows_are_a_line_each(run):
+    rows = [{"text": "one\nline\u2028here"}, {"text": "два"}]
+    lines = run.write_lines(rows, "deep", "predictions.jsonl").read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    assert [json.loads(line) for line in lines] == rows
+    assert run.write_lines([], "empty.jsonl").read_text() == ""
+
+
+def test_logger_is_built_from_the_config(tmp_path, console):
+    run = create(tmp_path, console, "logger=wandb_offline")
+    run.close()
+    assert list(run.folder.glob("wandb/offline-run-*"))

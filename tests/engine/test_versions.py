@@ -1,0 +1,61 @@
+"""With what a run was made: packages, and the commit where the code is under version control."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import paddle
+import pytest
+
+import blip2x
+from blip2x.engine.versions import git_state, versions
+
+NO_GIT = {"git_commit": None, "git_dirty": None}
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@t", "-c", "commit.gpgsign=false"]
+    return subprocess.run(["git", "-C", str(folder), *identity, *words], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def package(tmp_path):
+    """A package folder inside a repository, committed."""
+    folder = tmp_path / "repository" / "package"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("")
+    git(folder, "init", "-q", "..")
+    git(folder, "add", "__init__.py")
+    git(folder, "commit", "-qm", "x")
+    return folder
+
+
+def test_packages_have_their_versions_or_none():
+    found = versions()
+    assert found["blip2x"] == blip2x.__version__ and found["python"].startswith("3.")
+    assert paddle.__version__ in (found["paddlepaddle"], found["paddlepaddle-gpu"])
+    assert found["hydra-core"].startswith("1.3")
+    assert {"git_commit", "git_dirty"} <= found.keys()
+
+
+def test_commit_and_whether_tracked_files_were_changed(package):
+    commit = git(package, "rev-parse", "HEAD").strip()
+    (package / "untracked.txt").write_text("an output")
+    assert git_state(package) == {"git_commit": commit, "git_dirty": False}
+    (package / "__init__.py").write_text("changed = True")
+    assert git_state(package) == {"git_commit": commit, "git_dirty": True}
+
+
+def test_a_copy_inside_somebody_else_s_repository_has_no_commit(package):
+    (package / "site-packages").mkdir()
+    (package / "site-packages" / "__init__.py").write_text("")
+    assert git_state(package / "site-packages") == NO_GIT
+
+
+def test_no_repository_and_no_git(package, tmp_path, monkeypatch):
+    (tmp_path / "plain").mkdir()
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert git_state(tmp_path / "plain") == NO_GIT
+    monkeypatch.setenv("PATH", "")
+    assert git_state(package) == NO_GIT
