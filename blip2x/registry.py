@@ -38,7 +38,7 @@ class Registry:
     def known(self) -> list[str]:
         """All kinds, by listing the package's files (nothing of them is imported)."""
         package = importlib.import_module(self.package)
-        return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_"))
+        return sorted(m.name for m in pkgutil.iter_modules(package.__path__) if not m.ispkg and not m.name.startswith("_"))
 
     def check(self, kind: str) -> None:
         """Raise `UserError` with the known kinds if `kind` is none of them."""

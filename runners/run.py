@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,25 +10,37 @@ import hydra
 from omegaconf import DictConfig
 
 from blip2x.config import load_config
+from blip2x.config.compose import command_overrides
+from blip2x.config.help import help_text
+from blip2x.config.sweep import claim_run_name, in_sweep, job_command, job_name
 from blip2x.errors import UserError
-from blip2x.registry import TASKS
 from blip2x.startup import prepare_process
 
+failed: list[str] = []  # jobs of a sweep
 
-@hydra.main(version_base="1.3", config_path=str(Path(__file__).parents[1] / "conf"), config_name="config")
+
+@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="config")
 def main(cfg: DictConfig) -> None:
-    """Run one task; bad input ends with one sentence and exit code 2."""
+    """Run one task; bad input is one sentence and exit code 2, of a sweep after its other jobs."""
     try:
-        config = load_config(cfg)
+        config = load_config(cfg, command_overrides())
+        claim_run_name(config.run_name)
         prepare_process(config.threads)
-        from blip2x.engine.run import open_run  # paddle is imported from here on, not for --help or --cfg
+        from blip2x.tasks.common.launch import launch  # imports paddle: not before, so that --help and --cfg are quick
 
-        with open_run(config) as run:
-            run.finish(TASKS.get(config.task.kind)(config, run).run())
+        launch(config, job_command(sys.argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        if not in_sweep():
+            raise SystemExit(2) from None
+        failed.append(job_name())
 
 
 if __name__ == "__main__":
-    main()
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(help_text(shutil.get_terminal_size((120, 40)).columns))
+    else:
+        main()
+    if failed:
+        print(f"error: {len(failed)} of this sweep's jobs did not run to the end:", *failed, sep="\n  ", file=sys.stderr)
+        sys.exit(2)

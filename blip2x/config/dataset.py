@@ -57,7 +57,10 @@ class DigitsConfig(DatasetConfig):
     colours: List[str] = MISSING
     held_out_combinations: int = MISSING  # colour-digit pairs that never occur in training
     held_out_digits: float = MISSING  # share of the 1,797 source images kept for the test scenes
-    captions_per_image: int = MISSING
+    captions_per_image: int = MISSING  # at most; all of them name every digit
+    questions_per_image: int = MISSING  # at most, of as many types as possible
+    captions_per_document: int = MISSING  # texts for the language model: at most
+    questions_per_document: int = MISSING  # texts for the language model: at most, such as its captions answer
 
 
 @dataclass

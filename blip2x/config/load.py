@@ -2,24 +2,51 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+from pathlib import PurePath
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from blip2x.config.dataset import check_transform
-from blip2x.config.model import ModelConfig
+from blip2x.config.dataset import DatasetConfig, check_transform
+from blip2x.config.model import LanguageConfig, ModelConfig, OptConfig, T5Config
 from blip2x.config.run import HybridConfig, OptimConfig, RunConfig, WandbConfig
-from blip2x.config.task import CaptionConfig, DecodingConfig, PipelineConfig, PredictConfig, TrainingConfig
+from blip2x.config.task import (
+    CaptionConfig,
+    DecodingConfig,
+    PipelineConfig,
+    PredictConfig,
+    PretrainLanguageConfig,
+    PretrainStage1Config,
+    PretrainStage2Config,
+    TaskConfig,
+    TrainingConfig,
+    VqaZeroshotConfig,
+)
 from blip2x.errors import UserError
 from blip2x.registry import DATASETS, LANGUAGE_MODELS, LOGGERS, STRATEGIES, TASKS, VISION_ENCODERS
 
 CAPTION_METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr")
 
+Rule = tuple[str, Callable[[Any], bool]]  # ("at least 1", whether a number is)
 
-def load_config(cfg: DictConfig) -> RunConfig:
+AT_LEAST_1: Rule = ("at least 1", lambda value: value >= 1)
+NOT_NEGATIVE: Rule = ("at least 0 and finite", lambda value: 0 <= value < math.inf)  # nan is not, either
+POSITIVE: Rule = ("above 0 and finite", lambda value: 0 < value < math.inf)
+SHARE: Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
+
+
+def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     """Check `cfg` and return it as dataclasses.
 
+    Args:
+        cfg: composed by Hydra.
+        overrides: what it was composed from; a pipeline keeps them for its stages.
+
     Raises:
-        UserError: a value is missing, of the wrong type, of an unknown kind, or impossible beside another one.
+        UserError: a value is missing, of the wrong type, of an unknown kind, or impossible, alone or beside another one.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -28,20 +55,16 @@ def load_config(cfg: DictConfig) -> RunConfig:
         config: RunConfig = OmegaConf.to_object(cfg)
     except OmegaConfBaseException as error:
         raise UserError(f"config key {error.full_key}: {error.msg}") from error
+    if isinstance(config.task, PipelineConfig) and config.task.overrides is None:
+        config.task.overrides = list(overrides)
     _check_kinds(config)
-    check_transform(config.dataset.transform)
+    _numbers("", config, NOT_NEGATIVE, "seed")
+    _numbers("", config, AT_LEAST_1, "threads")
+    _check_dataset(config.dataset)
     _check_model(config.model)
     _check_optim(config.optim)
-    if isinstance(config.task, TrainingConfig):
-        _check_training(config.task)
-    if isinstance(config.task, DecodingConfig):
-        _positive("task", config.task, ["num_beams", "max_new_tokens", "num_return_sequences", "eval_batch_size"])
-    if isinstance(config.task, CaptionConfig):
-        _choices("task.metrics", config.task.metrics, CAPTION_METRICS)
-    if isinstance(config.task, PredictConfig):
-        _choices("task.stage", [config.task.stage], (1, 2))
-    if isinstance(config.task, PipelineConfig):
-        _check_pipeline(config.task)
+    _check_task(config.task)
+    _check_lengths(config.task, config.model)
     if isinstance(config.parallelism, HybridConfig):
         _choices("parallelism.sharding_stage", [config.parallelism.sharding_stage], (0, 1, 2, 3))
     if isinstance(config.logger, WandbConfig):
@@ -61,35 +84,137 @@ def _check_kinds(config: RunConfig) -> None:
         registry.check(kind)
 
 
+def _check_dataset(cfg: DatasetConfig) -> None:
+    check_transform(cfg.transform)
+    _numbers("dataset", cfg, AT_LEAST_1, "max_pixels", "eval_limit")
+    _numbers("dataset", cfg, NOT_NEGATIVE, "num_workers")
+
+
 def _check_model(cfg: ModelConfig) -> None:
     for name, part in (("vision", cfg.vision), ("qformer", cfg.qformer)):
-        _positive(f"model.{name}", part, ["width", "depth", "num_heads", "mlp_width"])
-        if part.width % part.num_heads:
-            raise UserError(f"model.{name}.width={part.width} is not a multiple of model.{name}.num_heads={part.num_heads}")
+        _numbers(f"model.{name}", part, AT_LEAST_1, "width", "depth", "num_heads", "mlp_width")
+        _check_heads(f"model.{name}", part)
+    _numbers("model.vision", cfg.vision, AT_LEAST_1, "image_size", "patch_size")
+    _numbers("model.vision", cfg.vision, SHARE, "drop_path_rate")
     if cfg.vision.image_size % cfg.vision.patch_size:
         raise UserError(
-            f"model.vision.image_size={cfg.vision.image_size} is not a multiple of model.vision.patch_size={cfg.vision.patch_size}"
+            f"model.vision.image_size={cfg.vision.image_size} is not a multiple of "
+            f"model.vision.patch_size={cfg.vision.patch_size}"
         )
-    if cfg.temperature <= 0:
-        raise UserError(f"model.temperature must be positive, got {cfg.temperature}")
+    counts = ("num_queries", "cross_attention_every", "vocab_size", "max_positions", "embed_dim")
+    _numbers("model.qformer", cfg.qformer, AT_LEAST_1, *counts)
+    _numbers("model.qformer", cfg.qformer, SHARE, "dropout")
+    _check_language(cfg.language)
+    _numbers("model", cfg, POSITIVE, "temperature", "ln_vision_eps")
+
+
+def _check_language(cfg: LanguageConfig) -> None:
+    _numbers("model.language", cfg, AT_LEAST_1, "width", "num_heads", "mlp_width", "vocab_size")
+    _numbers("model.language", cfg, SHARE, "dropout")
+    if isinstance(cfg, OptConfig):
+        _numbers("model.language", cfg, AT_LEAST_1, "depth", "max_positions")
+        _check_heads("model.language", cfg)
+    if isinstance(cfg, T5Config):
+        counts = ("encoder_depth", "decoder_depth", "head_width", "relative_buckets", "relative_max_distance")
+        _numbers("model.language", cfg, AT_LEAST_1, *counts)
+
+
+def _check_heads(prefix: str, part: Any) -> None:
+    if part.width % part.num_heads:
+        raise UserError(f"{prefix}.width={part.width} is not a multiple of {prefix}.num_heads={part.num_heads}")
 
 
 def _check_optim(cfg: OptimConfig) -> None:
-    if cfg.lr <= 0 or cfg.warmup_start_lr < 0 or cfg.eta_min < 0:
-        raise UserError(f"optim.lr must be positive and warmup_start_lr, eta_min not negative, got {cfg.lr}, {cfg.warmup_start_lr}, {cfg.eta_min}")
-    if not (0 <= cfg.beta1 < 1 and 0 <= cfg.beta2 < 1):
-        raise UserError(f"optim.beta1 and optim.beta2 must be in [0, 1), got {cfg.beta1} and {cfg.beta2}")
-    if cfg.clip_grad_norm is not None and cfg.clip_grad_norm <= 0:
-        raise UserError(f"optim.clip_grad_norm must be positive or null, got {cfg.clip_grad_norm}")
+    _numbers("optim", cfg, POSITIVE, "lr", "eps", "clip_grad_norm")
+    _numbers("optim", cfg, NOT_NEGATIVE, "warmup_start_lr", "warmup_steps", "eta_min", "weight_decay")
+    _numbers("optim", cfg, SHARE, "beta1", "beta2")
+    if cfg.eta_min > cfg.lr:
+        raise UserError(f"optim.eta_min={cfg.eta_min} is above optim.lr={cfg.lr}, so the rate would rise; lower optim.eta_min")
+
+
+def _check_task(task: TaskConfig) -> None:
+    if isinstance(task, TrainingConfig):
+        _check_training(task)
+    elif hasattr(task, "eval_batch_size"):
+        _numbers("task", task, AT_LEAST_1, "eval_batch_size")
+    if isinstance(task, DecodingConfig):
+        _check_decoding(task)
+    if isinstance(task, PretrainStage1Config):
+        _numbers("task", task, NOT_NEGATIVE, "itc_weight", "itm_weight", "lm_weight", "contrast_steps")
+        _numbers("task", task, SHARE, "label_smoothing")
+        if not task.itc_weight + task.itm_weight + task.lm_weight:
+            raise UserError("task.itc_weight, task.itm_weight and task.lm_weight are all 0, so there is nothing to learn")
+    if isinstance(task, CaptionConfig):
+        _choices("task.metrics", task.metrics, CAPTION_METRICS)
+    if isinstance(task, VqaZeroshotConfig) and "{}" not in task.prompt:
+        raise UserError(f"task.prompt={task.prompt!r} has no {{}}, so the question would not be asked; put {{}} in its place")
+    if isinstance(task, PredictConfig):
+        _check_predict(task)
+    if isinstance(task, PipelineConfig):
+        _check_pipeline(task)
+
+
+def _check_predict(task: PredictConfig) -> None:
+    _choices("task.stage", [task.stage], (1, 2))
+    given = task.inputs if isinstance(task.inputs, list) else [task.inputs]
+    if not given or any(isinstance(entry, (type(None), list, dict)) or not str(entry).strip() for entry in given):
+        raise UserError(f"task.inputs={task.inputs}: give files, folders, patterns or web addresses, e.g. task.inputs=cat.jpg")
+    task.inputs = [str(entry) for entry in given]  # a file may be called 7
+    if task.stage == 1 and task.prompt.strip():
+        raise UserError(f"task.prompt={task.prompt!r} with task.stage=1: the Q-Former takes no prompt; leave it empty")
+    if "{}" in task.prompt:
+        raise UserError(
+            f"task.prompt={task.prompt!r} has {{}}, but there is no question to put there; write it into the prompt"
+        )
 
 
 def _check_training(task: TrainingConfig) -> None:
     if (task.max_steps is None) == (task.max_epochs is None):
-        raise UserError(f"set one of task.max_steps and task.max_epochs and leave the other null, got {task.max_steps} and {task.max_epochs}")
-    _positive("task", task, ["batch_size", "accumulate", "log_every", "eval_batch_size"])
-    for name in ("max_steps", "max_epochs", "save_every"):
-        if getattr(task, name) is not None:
-            _positive("task", task, [name])
+        raise UserError(
+            "set one of task.max_steps and task.max_epochs and leave the other null, "
+            f"got {task.max_steps} and {task.max_epochs}"
+        )
+    counts = ("batch_size", "accumulate", "log_every", "eval_batch_size", "max_steps", "max_epochs", "save_every")
+    _numbers("task", task, AT_LEAST_1, *counts)
+    if hasattr(task, "max_txt_len"):
+        _numbers("task", task, ("at least 3 (a first token, a word, an end)", lambda value: value >= 3), "max_txt_len")
+
+
+def _check_decoding(task: DecodingConfig) -> None:
+    """Ranges; which options go together is said by `GenerationSettings`."""
+    _numbers("task", task, AT_LEAST_1, "num_beams", "max_new_tokens", "num_return_sequences")
+    _numbers("task", task, NOT_NEGATIVE, "top_k", "min_new_tokens")
+    _numbers("task", task, POSITIVE, "temperature", "repetition_penalty")
+    _numbers("task", task, ("above 0 and at most 1", lambda value: 0 < value <= 1), "top_p")
+    _numbers("task", task, ("finite", math.isfinite), "length_penalty")
+    if task.min_new_tokens > task.max_new_tokens:
+        raise UserError(f"task.min_new_tokens={task.min_new_tokens} is more than task.max_new_tokens={task.max_new_tokens}")
+
+
+def _check_lengths(task: TaskConfig, model: ModelConfig) -> None:
+    """The longest text must have positions; else a run would stop at the first long one, perhaps days later."""
+    if isinstance(task, PretrainStage1Config) and task.max_txt_len > model.qformer.max_positions:
+        raise UserError(
+            f"task.max_txt_len={task.max_txt_len} is more than model.qformer.max_positions={model.qformer.max_positions}"
+        )
+    if isinstance(task, PredictConfig) and task.stage == 1 and task.max_new_tokens > model.qformer.max_positions:
+        raise UserError(
+            f"task.max_new_tokens={task.max_new_tokens} is more than model.qformer.max_positions={model.qformer.max_positions}"
+        )
+    if not isinstance(model.language, OptConfig):  # T5 has no limit
+        return
+    lengths = {}
+    if isinstance(task, (PretrainLanguageConfig, PretrainStage2Config)) or (isinstance(task, CaptionConfig) and task.train):
+        lengths["max_txt_len"] = task.max_txt_len
+    if isinstance(task, DecodingConfig) and not (isinstance(task, PredictConfig) and task.stage == 1):
+        lengths["max_new_tokens"] = task.max_new_tokens
+    queries = 0 if isinstance(task, PretrainLanguageConfig) else model.qformer.num_queries
+    for name, length in lengths.items():
+        if queries + length > model.language.max_positions:
+            raise UserError(
+                f"task.{name}={length}{f' and {queries} queries' if queries else ''} make more than "
+                f"model.language.max_positions={model.language.max_positions}"
+            )
 
 
 def _check_pipeline(task: PipelineConfig) -> None:
@@ -99,16 +224,22 @@ def _check_pipeline(task: PipelineConfig) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"task.stages has {', '.join(twice)} more than once; give each stage a name of its own (name: ...)")
+    for name in names:
+        if name in ("", ".", "..") or PurePath(name).name != name:
+            raise UserError(f"task.stages: the name {name!r} has to be a plain folder name, without slashes")
     for stage in task.stages:
         TASKS.check(stage.task)
         if stage.task == "pipeline":
             raise UserError("task.stages: a pipeline cannot be a stage of a pipeline")
 
 
-def _positive(prefix: str, cfg: object, names: list[str]) -> None:
+def _numbers(prefix: str, cfg: Any, rule: Rule, *names: str) -> None:
+    """Hold the numbers `names` of `cfg` to `rule`; null, where the schema allows it, is no number."""
+    what, holds = rule
     for name in names:
-        if getattr(cfg, name) < 1:
-            raise UserError(f"{prefix}.{name} must be at least 1, got {getattr(cfg, name)}")
+        value = getattr(cfg, name)
+        if value is not None and not holds(value):
+            raise UserError(f"{f'{prefix}.{name}'.lstrip('.')} must be {what}, got {value}")
 
 
 def _choices(key: str, values: list, known: tuple) -> None:

@@ -74,6 +74,7 @@ class LanguageConfig:
     vocab_size: Optional[int] = MISSING  # null: the tokenizer's size
     dropout: float = MISSING  # acts only where the model itself is fitted (pretrain_language)
     frozen: bool = MISSING
+    question_prompt: str = MISSING  # how this model is asked; "{}" is replaced by the question
     tokenizer: str = MISSING  # as in qformer
     weights: Optional[str] = MISSING  # a blip2x checkpoint or Hugging Face folder, or a name below paths.weights
 

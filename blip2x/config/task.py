@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import List, Optional
+from typing import Any, List, Optional
 
 from omegaconf import MISSING
 
@@ -26,7 +26,7 @@ class TrainingConfig(TaskConfig):
     accumulate: int = MISSING  # micro-batches per optimizer step
     max_steps: Optional[int] = MISSING  # optimizer steps
     max_epochs: Optional[int] = MISSING
-    log_every: int = MISSING  # optimizer steps between lines in metrics.jsonl
+    log_every: int = MISSING  # optimizer steps between lines in metrics.jsonl; a checkpoint has a line, too
     save_every: Optional[int] = MISSING  # optimizer steps between checkpoints; null: only at the end
     eval_batch_size: int = MISSING
 
@@ -75,7 +75,7 @@ class PretrainStage1Config(TrainingConfig):
     itc_weight: float = MISSING
     itm_weight: float = MISSING
     lm_weight: float = MISSING
-    lm_warmup_steps: int = MISSING  # contrast first: steps over which itm_weight and lm_weight rise from 0
+    contrast_steps: int = MISSING  # optimizer steps with contrast alone, before matching and captioning join in
     label_smoothing: float = MISSING
 
 
@@ -121,7 +121,7 @@ class PredictConfig(DecodingConfig):
 
     kind: str = "predict"
     eval_batch_size: int = MISSING
-    inputs: List[str] = MISSING  # files, folders, globs, http(s) addresses
+    inputs: Any = MISSING  # files, folders, patterns (*, ?, [a-z], **) and http(s) addresses: a list of them, or a single one
     prompt: str = MISSING
     stage: int = MISSING  # 1: captions from the Q-Former alone; 2: from the language model
 
@@ -143,6 +143,7 @@ class PipelineConfig(TaskConfig):
 
     kind: str = "pipeline"
     stages: List[StageConfig] = MISSING
+    overrides: Optional[List[str]] = MISSING  # of all stages, as on the command line; null: those of this run's command
 
 
 class Split(Enum):

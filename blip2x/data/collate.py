@@ -165,10 +165,10 @@ class LanguageCollate:
     max_txt_len: int
 
     def load(self, sample: str, rng: random.Random) -> str:
-        """Put bos into the document."""
+        """Put bos into the document; each line keeps its line break, the end token, also before bos."""
         lines = sample.splitlines()
         start = rng.randrange(len(lines))
-        return "\n".join(lines[:start]) + self.tokenizer.bos + "\n".join(lines[start:])
+        return "\n".join([*lines[:start], self.tokenizer.bos + lines[start], *lines[start + 1 :]])
 
     def __call__(self, items: list[str]) -> Batch:
         """Tokenize."""

@@ -56,7 +56,8 @@ def fit(
 
     Args:
         objective: batch of tensors -> {"loss": scalar to minimise, other parts to report}; `set_step(step)`, where it has
-            one, is called before each optimizer step.
+            one, is called before each optimizer step. `gradients_vary`, where it has one: whether at some steps it leaves
+            parameters without a gradient that get one at others.
         loader: micro-batches of this rank; all ranks have equally many.
         cfg: how long, how big, how often.
         optim: optimizer and schedule.

@@ -19,6 +19,7 @@ from blip2x.parallel.context import Context
 from blip2x.registry import LOGGERS
 
 METRICS_FILE = "metrics.jsonl"
+_FILE_WIDTH = 120  # columns
 
 
 class Run:
@@ -61,7 +62,7 @@ class Run:
             return folder
 
         folder = context.on_main(make)
-        console = (console or Console()) if context.is_main else Console(quiet=True)
+        console = (console or _terminal()) if context.is_main else Console(quiet=True)
         kind = cfg.logger.kind if context.is_main else "none"
         logger = LOGGERS.get(kind)(
             cfg.logger,
@@ -123,3 +124,9 @@ class Run:
     def close(self) -> None:
         """Close the logger; call it on the run that `create` made."""
         self._logger.close()
+
+
+def _terminal() -> Console:
+    """The terminal, or, where output goes to a file or a pipe, lines wide enough for the results table."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_FILE_WIDTH)

@@ -1,0 +1,97 @@
+"""Several tasks in a row, each as it would be typed alone; weights go from one to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig
+from rich.rule import Rule
+
+from blip2x.config.compose import compose_config, compose_dict, quoted
+from blip2x.config.run import RunConfig
+from blip2x.config.task import PipelineConfig, StageConfig
+from blip2x.engine.result import TaskResult
+from blip2x.engine.run import Run
+from blip2x.errors import UserError
+from blip2x.registry import TASKS
+
+# what belongs to the pipeline's own command and not to its stages
+_OWN_KEYS = ("task", "run_name", "overwrite")
+
+
+@dataclass
+class Stage:
+    """A stage that will run: its name, the overrides that all stages share and its own."""
+
+    name: str
+    shared: list[str]
+    own: list[str]
+
+    def config(self, handed: dict[str, str]) -> RunConfig:
+        """The stage's config with the weights that earlier stages made; they win over the shared ones, not over the stage's."""
+        return compose_config([*self.shared, *(f"{key}={quoted(path)}" for key, path in handed.items()), *self.own])
+
+
+def plan_stages(task: PipelineConfig) -> list[Stage]:
+    """The stages of `task` that run, each with the overrides of all; the ones whose `unless` key is set are left out.
+
+    Raises:
+        UserError: `unless` names no key of the config.
+    """
+    shared = [word for word in task.overrides if _name(word).split(".")[0] not in _OWN_KEYS]
+    plan = []
+    for stage in task.stages:
+        own = [f"task={stage.task}", *stage.overrides]
+        if stage.unless is None or not _is_set(stage, [*shared, *own]):
+            plan.append(Stage(stage.name or stage.task, shared, own))
+    return plan
+
+
+def _name(override: str) -> str:
+    return override.lstrip("+~").split("=", 1)[0].split("@")[0]
+
+
+def _is_set(stage: StageConfig, overrides: list[str]) -> bool:
+    value = compose_dict(overrides)
+    for part in stage.unless.split("."):
+        if not isinstance(value, DictConfig) or part not in value:
+            raise UserError(f"task.stages: {stage.task} has unless={stage.unless}, which is no key of the config")
+        value = value[part]
+    return value is not None
+
+
+@TASKS.register("pipeline")
+class Pipeline:
+    """Compose and check every stage, then run them one after the other."""
+
+    def __init__(self, cfg: RunConfig, run: Run):
+        self.run_folder = run
+        self.stages = plan_stages(cfg.task)
+
+    @classmethod
+    def check(cls, cfg: RunConfig) -> None:
+        """Find what is wrong with any stage before the first one starts.
+
+        Raises:
+            UserError: a stage's config, data or weights cannot be used.
+        """
+        promised: set[str] = set()
+        for stage in plan_stages(cfg.task):
+            config = stage.config({})
+            task = TASKS.get(config.task.kind)
+            task.check(config, frozenset(promised - {_name(word) for word in stage.own}))
+            promised |= task.promises(config)
+
+    def run(self) -> TaskResult:
+        """Run all stages; the result has each stage's metrics, and the weights that the stages made."""
+        handed: dict[str, str] = {}
+        results: dict[str, dict[str, float]] = {}
+        for number, stage in enumerate(self.stages, 1):
+            self.run_folder.console.print(Rule(f"{number}/{len(self.stages)}  {stage.name}", align="left"))
+            config = stage.config(handed)
+            result = TASKS.get(config.task.kind)(config, self.run_folder.child(stage.name)).run()
+            handed |= {key: str(path) for key, path in result.weights.items()}
+            results[stage.name] = result.metrics
+            self.run_folder.write_json(results, "results.json")  # what is done stays, whatever comes
+        return TaskResult(stages=results, weights={key: Path(path) for key, path in handed.items()})

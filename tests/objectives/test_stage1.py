@@ -197,6 +197,19 @@ def test_matching_and_captioning_join_in_after_the_contrast_steps():
         assert parts["loss"] == pytest.approx(parts["itc"] + others, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("changes", "vary"),
+    [
+        ({"contrast_steps": 0}, False),
+        ({"contrast_steps": 1}, True),
+        ({"contrast_steps": 1, "itm_weight": 0.0}, True),
+        ({"contrast_steps": 1, "itm_weight": 0.0, "lm_weight": 0.0}, False),
+    ],
+)
+def test_it_says_whether_other_parameters_get_gradients_later(changes, vary):
+    assert Stage1Objective(Model(), Context(), config(**changes), dec_id=DEC).gradients_vary is vary
+
+
 def test_a_loss_of_weight_0_is_not_computed():
     model, parts = run(itm_weight=0.0)
     assert not hasattr(model, "matched") and "itm" not in parts and "lm" in parts

@@ -1,0 +1,1 @@
+"""One task per file, found by its name: ``task=caption`` is caption.py."""

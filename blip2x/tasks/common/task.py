@@ -1,0 +1,101 @@
+"""What all tasks share: what they read, what they make, and the check before long work starts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Set
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from blip2x.config.run import RunConfig
+from blip2x.data.source import Source, Split
+from blip2x.engine.result import TaskResult
+from blip2x.engine.run import Run
+from blip2x.tasks.common.inputs import build_source
+from blip2x.tasks.common.loading import report_skipped
+from blip2x.tasks.common.weights import Start, Weights, require_trainable, weights_folder
+
+T = TypeVar("T")
+
+
+class Task:
+    """A task reads a checked config, does its work in `run`, and hands back metrics and weights."""
+
+    makes: ClassVar[tuple[str, ...]] = ()  # config keys of the weights that its result sets
+
+    def __init__(self, cfg: RunConfig, run: Run):
+        self.cfg = cfg
+        self.task: Any = cfg.task
+        self.run_folder = run
+        self.context = run.context
+        self.console = run.console
+
+    @cached_property
+    def source(self) -> Source:
+        """The data set, read when a task first asks for it."""
+        return build_source(self.cfg)
+
+    def read(self, method: Callable[..., list[T]], *arguments: Any) -> list[T]:
+        """What a method of the source gives; images that it left out are named. All ranks must call it."""
+        found = method(*arguments)
+        report_skipped(self.run_folder, self.source.skipped)
+        return found
+
+    @classmethod
+    def reads(cls, cfg: RunConfig) -> list[tuple[str, Split | None]]:
+        """The source's methods that the task calls, with the split where they have one."""
+        return []
+
+    @classmethod
+    def weight_keys(cls, cfg: RunConfig) -> list[str]:
+        """The config keys of the weights that the task starts from."""
+        return []
+
+    @classmethod
+    def starts_from(cls, cfg: RunConfig) -> Start | None:
+        """What `model.weights` must have; None: the task can do without."""
+        return None
+
+    @classmethod
+    def promises(cls, cfg: RunConfig) -> set[str]:
+        """The config keys of weights that later stages need not set: a whole model's checkpoint knows its parts' places."""
+        return {*cls.makes, *(cls.weight_keys(cfg) if "model.weights" in cls.makes else ())}
+
+    @classmethod
+    def check(cls, cfg: RunConfig, promised: Set[str] = frozenset()) -> None:
+        """Find missing data and weights before long work starts; `promised` are weight keys that earlier stages will set.
+
+        Raises:
+            UserError: the data set lacks what the task reads, or weights that it starts from are not there.
+        """
+        for key in cls.weight_keys(cfg):
+            value = config_value(cfg, key)
+            if value is not None:
+                weights_folder(value, cfg.paths.weights, key)
+        weights = Weights(cfg, None if "model.weights" in promised else cfg.model.weights)
+        start = cls.starts_from(cfg)
+        if start and "model.weights" not in promised:
+            weights.require(start, cfg.task.kind)
+        for part in ("vision", "language"):
+            key = f"model.{part}.weights"
+            if key in cls.weight_keys(cfg) and key not in {*cls.makes, *promised} and weights.folder(part) is None:
+                require_trainable(cfg.model, part)
+        weights.check_pictures(cfg.dataset)
+        for what, split in cls.reads(cfg):
+            getattr(build_source(cfg), what)(*([split] if split else []))
+
+    def run(self) -> TaskResult:
+        """Do the work."""
+        raise TypeError(f"{type(self).__name__} does not say how to run")
+
+    def checkpoint_folder(self) -> Path:
+        """Where the task's weights go."""
+        return self.run_folder.path("checkpoint")
+
+
+def config_value(cfg: RunConfig, key: str) -> Any:
+    """The value at a dotted key of the config."""
+    value: Any = cfg
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value

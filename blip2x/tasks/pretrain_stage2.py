@@ -1,0 +1,58 @@
+"""Stage 2: the queries learn to tell a frozen language model what an image shows (BLIP-2, section 3.2)."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from blip2x.config.run import RunConfig
+from blip2x.data.source import Split
+from blip2x.engine.result import TaskResult
+from blip2x.objectives.stage2 import Stage2Objective
+from blip2x.registry import TASKS
+from blip2x.tasks.common.captioning import caption_loss, stage2_collate
+from blip2x.tasks.common.loading import train_transform
+from blip2x.tasks.common.models import ModelLoader
+from blip2x.tasks.common.task import Task
+from blip2x.tasks.common.train import train
+from blip2x.tasks.common.weights import Start
+
+
+@TASKS.register("pretrain_stage2")
+class PretrainStage2(Task):
+    """Train the caption's loss; its value on the evaluation split is the result."""
+
+    makes: ClassVar[tuple[str, ...]] = ("model.weights",)
+
+    @classmethod
+    def reads(cls, cfg: RunConfig) -> list[tuple[str, Split | None]]:
+        """Captions of both splits."""
+        return [("captions", "train"), ("captions", "eval")]
+
+    @classmethod
+    def starts_from(cls, cfg: RunConfig) -> Start:
+        """A Q-Former that was trained in either stage."""
+        return Start("qformer.", "pretrain_stage1 or pretrain_stage2")
+
+    @classmethod
+    def weight_keys(cls, cfg: RunConfig) -> list[str]:
+        """All three parts; the Q-Former's come from stage 1 or an earlier stage 2."""
+        return ["model.vision.weights", "model.language.weights", "model.weights"]
+
+    def run(self) -> TaskResult:
+        """Train; the loss per token on held-out images, beside that of the language model without the image."""
+        loader = ModelLoader(self.cfg, self.run_folder)
+        model, tokenizer = loader.stage2(new_projection=True)
+        evaluation = self.read(self.source.captions, "eval")
+        result = train(
+            self.cfg,
+            self.run_folder,
+            Stage2Objective(model),
+            model,
+            self.read(self.source.captions, "train"),
+            stage2_collate(self.task, tokenizer, train_transform(self.cfg)),
+            tokenizers={"language": tokenizer},
+            frozen_origin=loader.frozen_origin("vision", "language"),
+            evaluate=lambda: caption_loss(self.cfg, self.run_folder, model, tokenizer, evaluation),
+        )
+        metrics = {name: result.metrics[name] for name in ("eval_loss", "blind_eval_loss")}
+        return TaskResult(metrics, {"model.weights": self.checkpoint_folder()})

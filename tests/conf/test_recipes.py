@@ -1,0 +1,176 @@
+"""The values that decide about results are those of the paper and of LAVIS's recipes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from blip2x.config.compose import CONF_FOLDER, compose_config
+from blip2x.config.run import RunConfig
+
+EXPERIMENTS = sorted((CONF_FOLDER / "experiment").glob("*.yaml"))
+FULL_SIZE = [path.stem for path in EXPERIMENTS if not path.stem.startswith("digits")]
+RANKS = 16  # of the paper and of LAVIS
+PAIRS = {"coco": 566_747, "coco_vg": 566_747 + 821_774}
+IMAGES = {"coco": 113_287, "coco_vg": 113_287 + 100_000}  # of Visual Genome about 100,000 (BLIP, table of data sets)
+
+
+def experiment(name: str, *overrides: str) -> RunConfig:
+    return compose_config([f"experiment={name}", *overrides])
+
+
+def pairs_per_step(config: RunConfig) -> int:
+    return config.task.batch_size * config.task.accumulate * RANKS
+
+
+def schedule(config: RunConfig) -> tuple[float, ...]:
+    return tuple(getattr(config.optim, name) for name in ("lr", "warmup_start_lr", "warmup_steps", "eta_min"))
+
+
+def adamw(config: RunConfig) -> tuple[float, ...]:
+    return tuple(getattr(config.optim, name) for name in ("beta1", "beta2", "eps", "weight_decay"))
+
+
+@pytest.mark.parametrize("dataset", ["coco", "coco_vg"])
+@pytest.mark.parametrize(("task", "pairs"), [("pretrain_stage1", 1600), ("pretrain_stage2", 1024)])
+def test_pretraining(dataset, task, pairs):
+    config = compose_config([f"task={task}", f"dataset={dataset}", "model=opt2.7b"])
+    assert schedule(config) == (1e-4, 1e-6, 2000, 1e-5) and adamw(config) == (0.9, 0.98, 1e-8, 0.05)
+    assert pairs_per_step(config) == pairs and config.task.max_txt_len == 32 and config.optim.clip_grad_norm is None
+    assert config.task.max_epochs * IMAGES[dataset] == pytest.approx(10 * PAIRS[dataset], rel=0.02)  # LAVIS's 10 epochs
+    assert config.model.vision.image_size == 224 and config.model.vision.frozen
+    transform = config.dataset.transform
+    assert (transform.crop_scale, transform.flip) == ([0.5, 1.0], True)
+    assert transform.mean == [0.48145466, 0.4578275, 0.40821073] and transform.std == [0.26862954, 0.26130258, 0.27577711]
+
+
+def test_stage1_weighs_its_losses_alike():
+    task = compose_config(["task=pretrain_stage1"]).task
+    assert (task.itc_weight, task.itm_weight, task.lm_weight, task.label_smoothing) == (1, 1, 1, 0.1)
+    assert compose_config(["task=pretrain_stage1", "dataset=coco"]).task.contrast_steps == 0
+
+
+@pytest.mark.parametrize("dataset", ["dataset=coco", "dataset=coco_vg", "dataset=custom"])
+def test_stage2_without_an_experiment_splits_captions(dataset):
+    config = compose_config(
+        ["task=pretrain_stage2", "model=flant5xl", dataset, *(["dataset.images=x"] * ("custom" in dataset))]
+    )
+    assert config.task.prefix_split
+
+
+@pytest.mark.parametrize("model", ["opt2.7b", "opt6.7b", "flant5xl", "flant5xxl", "opt2.7b_vitl", "flant5xl_vitl"])
+def test_stage2_splits_captions_for_encoder_decoders(model):
+    config = experiment(f"pretrain_stage2_{model}")
+    assert config.model.name == model and config.dataset.name == "coco_vg" and config.task.prompt == ""
+    assert config.task.prefix_split  # of which a decoder takes no notice
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs"),
+    [
+        ("pretrain_stage1_vitg", 1680),
+        ("pretrain_stage1_vitl", 2320),
+        ("pretrain_stage2_opt6.7b", 1920),
+        ("pretrain_stage2_flant5xxl", 1520),
+    ],
+)
+def test_the_papers_own_length(name, pairs):
+    (words,) = re.findall("^# Paper: (.*)$", (CONF_FOLDER / "experiment" / f"{name}.yaml").read_text(), re.MULTILINE)
+    config = experiment(name, *words.split())
+    assert pairs_per_step(config) == pairs and config.task.max_steps == (250_000 if "stage1" in name else 80_000)
+    assert config.optim.eta_min == (1e-5 if "stage1" in name else 5e-5) and config.optim.warmup_steps == 2000
+
+
+@pytest.mark.parametrize("model", ["opt2.7b", "opt6.7b", "flant5xl"])
+@pytest.mark.parametrize("tuned", ["", "ft_"])
+def test_captioning(model, tuned):
+    config = experiment(f"caption_coco_{tuned}{model}")
+    task, vision = config.task, config.model.vision
+    assert config.model.name == model and vision.image_size == 364 and vision.drop_path_rate == 0
+    assert (task.prompt, task.num_beams, task.min_new_tokens, task.max_new_tokens) == ("a photo of", 5, 8, 30)
+    assert (task.length_penalty, task.repetition_penalty, task.do_sample) == (1.0, 1.0, False)
+    assert (task.train, vision.frozen, vision.recompute) == ((True, False, True) if tuned else (False, True, False))
+
+
+@pytest.mark.parametrize("model", ["opt2.7b", "opt6.7b", "flant5xl"])
+def test_captioning_fine_tuning(model):
+    config = experiment(f"caption_coco_ft_{model}")
+    assert schedule(config) == (1e-5, 1e-8, 1000, 0.0) and adamw(config) == (0.9, 0.999, 1e-8, 0.05)
+    assert pairs_per_step(config) == 256 and config.task.max_txt_len == 32
+    assert config.task.max_epochs * IMAGES["coco"] == pytest.approx(5 * PAIRS["coco"], rel=0.02)
+
+
+def test_fine_tuning_on_other_data_has_the_same_rates():
+    coco, *others = (
+        compose_config(["task=caption", "task.train=true", "dataset.name=x", *words])
+        for words in (["dataset=coco"], ["dataset=coco_vg"], ["dataset=custom", "dataset.images=photos"])
+    )
+    assert all(other.optim == coco.optim for other in others)
+
+
+@pytest.mark.parametrize("model", ["opt2.7b", "opt6.7b", "flant5xl", "flant5xxl", "opt2.7b_vitl", "flant5xl_vitl"])
+def test_vqa(model):
+    config = experiment(f"vqav2_zeroshot_{model}")
+    task = config.task
+    assert config.model.name == model and config.model.vision.image_size == 224
+    assert task.prompt == ("Question: {} Answer:" if model.startswith("opt") else "Question: {} Short answer:")
+    assert (task.num_beams, task.length_penalty, task.min_new_tokens, task.max_new_tokens) == (5, -1.0, 1, 10)
+    assert (task.repetition_penalty, task.do_sample, task.early_stopping) == (1.0, False, False)
+
+
+def test_every_model_is_asked_in_its_own_way_unless_told_otherwise():
+    assert compose_config(["task=vqa_zeroshot", "model=opt2.7b"]).task.prompt == "Question: {} Answer:"
+    assert compose_config(["task=vqa_zeroshot", "model=tiny_opt"]).task.prompt == "Question: {} Short answer:"
+    assert compose_config(["task=vqa_zeroshot", "model=opt2.7b", "task.prompt='{}?'"]).task.prompt == "{}?"
+
+
+LANGUAGE = {  # width, depth, heads, inner width, vocabulary
+    "opt2.7b": (2560, 32, 32, 10240, 50272),
+    "opt6.7b": (4096, 32, 32, 16384, 50272),
+    "flant5xl": (2048, 24, 32, 5120, 32128),
+    "flant5xxl": (4096, 24, 64, 10240, 32128),
+}
+VISION = {"": ("eva_vit", 1408, 39, 16, 6144, 14), "_vitl": ("clip_vit", 1024, 23, 16, 4096, 14)}
+
+
+@pytest.mark.parametrize("name", LANGUAGE)
+@pytest.mark.parametrize("suffix", VISION)
+def test_full_size_models(name, suffix):
+    model = compose_config([f"model={name}{suffix}"]).model
+    lm, vision, qformer = model.language, model.vision, model.qformer
+    depth = lm.depth if name.startswith("opt") else lm.encoder_depth
+    assert (lm.width, depth, lm.num_heads, lm.mlp_width, lm.vocab_size) == LANGUAGE[name] and lm.frozen and lm.dropout == 0.1
+    if name.startswith("opt"):
+        assert lm.max_positions == 2048
+    else:
+        assert lm.decoder_depth == 24 and lm.activation.value == "gelu"  # exact: what LAVIS sets, not what FlanT5 says
+        assert (lm.head_width, lm.relative_buckets, lm.relative_max_distance) == (64, 32, 128)
+    shape = (vision.kind, vision.width, vision.depth, vision.num_heads, vision.mlp_width, vision.patch_size)
+    assert shape == VISION[suffix] and vision.frozen
+    assert (qformer.num_queries, qformer.width, qformer.depth, qformer.num_heads, qformer.mlp_width) == (32, 768, 12, 12, 3072)
+    assert (qformer.cross_attention_every, qformer.vocab_size, qformer.embed_dim, qformer.dropout) == (2, 30523, 256, 0.1)
+    assert (model.name, model.temperature, model.ln_vision_eps) == (f"{name}{suffix}", 0.07, 1e-5)
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_commands_in_an_experiments_comment_are_this_experiments(path: Path):
+    commands = re.findall(r"^# Run: .*runners/run\.py (.*)$", path.read_text(), re.MULTILINE)
+    assert commands
+    for command in commands:
+        words = shlex.split(command)
+        assert words[0] == f"experiment={path.stem}"
+        compose_config(words)
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_experiments_share_the_work_between_ranks(name):
+    assert experiment(name).parallelism.dp == -1
+
+
+def test_digits_t5_is_the_demo_with_another_model():
+    demo, t5 = compose_config([]), experiment("digits_t5")
+    assert t5.model.name == "tiny_t5" and (t5.task.kind, t5.task.stages) == (demo.task.kind, demo.task.stages)
+    assert t5.dataset == demo.dataset and t5.optim == demo.optim

@@ -1,0 +1,61 @@
+"""Process settings for all tests, and the demo in small: a run folder as the default command leaves it behind."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blip2x.startup import prepare_process
+
+prepare_process()  # before anything imports paddle
+
+FEW_SCENES = ["dataset.train_scenes=64", "dataset.test_scenes=12", "optim.warmup_steps=0"]
+FEW_STEPS = ["task.batch_size=8", "task.max_steps=6", "task.max_epochs=null", "task.log_every=2"]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """A finished run of the whole default pipeline."""
+
+    folder: Path
+    command: tuple[str, ...]
+    results: dict[str, Any]
+
+    def checkpoint(self, stage: str) -> Path:
+        return self.folder / stage / "checkpoint"
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Callable[..., Demo]:
+    """`demo(*overrides)`: the default pipeline on 12 evaluation scenes, six steps per training; run once per session."""
+    outputs = tmp_path_factory.mktemp("demo")
+
+    @functools.cache
+    def run(*overrides: str) -> Demo:
+        from blip2x.config.compose import compose_config
+        from blip2x.tasks.common.launch import launch
+
+        name = f"run{len(list(outputs.iterdir()))}"
+        command = (*FEW_SCENES, *overrides, few_steps(), f"paths.outputs={outputs}", f"run_name={name}")
+        return Demo(outputs / name, command, launch(compose_config([*command]), ["runners/run.py", *command]))
+
+    return run
+
+
+def few_steps() -> str:
+    """The override that shortens the default pipeline's stages and leaves them as they are otherwise."""
+    from blip2x.config.compose import compose_config, quoted
+
+    words = []
+    for stage in compose_config([]).task.stages:
+        own = [*stage.overrides, "task.eval_batch_size=5"]
+        own += FEW_STEPS if stage.task.startswith("pretrain") else []
+        own += ["task.contrast_steps=3"] if stage.task == "pretrain_stage1" else []
+        keys = {"task": stage.task, "name": stage.name, "unless": stage.unless, "overrides": f"[{','.join(map(quoted, own))}]"}
+        words.append(f"{{{','.join(f'{key}: {value}' for key, value in keys.items() if value is not None)}}}")
+    return f"task.stages=[{','.join(words)}]"

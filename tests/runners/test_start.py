@@ -1,0 +1,50 @@
+"""The entry point's quick answers: no paddle for --help and --cfg, one sentence and code 2 for a mistake."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+NO_PADDLE = (
+    "import sys; sys.modules['paddle'] = sys.modules['paddlenlp'] = None; import runpy; "  # an import of them would raise
+)
+
+
+def start(*words: str) -> subprocess.CompletedProcess:
+    code = (
+        f"{NO_PADDLE} sys.argv[:] = ['runners/run.py', *{list(words)!r}]; runpy.run_path('runners/run.py', run_name='__main__')"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["task=caption", "model=opt2.7b", "--cfg", "job"],
+        ["--cfg", "job", "--resolve"],
+        ["experiment=vqav2_zeroshot_opt2.7b", "--cfg", "job", "--resolve"],
+    ],
+)
+def test_help_and_config_import_no_paddle(words):
+    done = start(*words)
+    assert done.returncode == 0, done.stderr
+    assert "model" in done.stdout and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [
+        ("task.num_beems=3", "num_beems"),
+        ("optim.beta2=2", "optim.beta2 must be at least 0 and below 1"),
+        ("model=opt3b", "opt3b"),
+        ("dataset.kind=x", "'x'"),
+    ],
+)
+def test_mistake_is_told_before_paddle_is_imported(word, sentence):
+    done = start(word)
+    assert done.returncode != 0 and sentence in done.stderr and "Traceback" not in done.stderr

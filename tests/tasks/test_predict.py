@@ -1,0 +1,275 @@
+"""Pictures from everywhere through a small model that learned nothing: what is said of which, and what is left out."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+from itertools import pairwise
+
+import paddle
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from blip2x.config.compose import compose_config
+from blip2x.data.tokenize import train_tokenizer
+from blip2x.engine.checkpoint import save_checkpoint
+from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.run import Run
+from blip2x.errors import UserError
+from blip2x.models.assemblies.stage2 import build_stage2
+from blip2x.parallel.context import Context
+from blip2x.tasks.common import pictures as kept
+from blip2x.tasks.common.launch import launch
+from blip2x.tasks.predict import Predict
+
+
+@pytest.fixture
+def words(small, trained, tmp_path):
+    """`words(stage, *inputs)` -> the overrides of a command."""
+
+    def make(stage, *inputs, weights=None, model=small):
+        weights = weights or trained / f"pretrain_stage{stage}" / "checkpoint"
+        given = ",".join(f"'{entry}'" for entry in inputs)
+        decoding = ["task.num_beams=2", "task.max_new_tokens=4", "task.eval_batch_size=2"]
+        run = [f"paths.outputs={tmp_path}/outputs", "run_name=p", "overwrite=true"]
+        return [
+            "task=predict", f"task.stage={stage}", f"task.inputs=[{given}]", f"model.weights={weights}", *model, *decoding, *run
+        ]  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def predict(words, tmp_path):
+    """`predict(stage, *inputs)` -> (metrics, rows of predictions.jsonl)."""
+
+    def run(stage, *inputs, overrides=(), **options):
+        results = launch(compose_config([*words(stage, *inputs, **options), *overrides]), ["test"])
+        lines = (tmp_path / "outputs/p/predictions.jsonl").read_text(encoding="utf-8").splitlines()
+        return results["predict"], [json.loads(line) for line in lines]
+
+    return run
+
+
+def test_all_sorts_of_inputs_each_picture_once_in_order(predict, pictures, server, tmp_path, capsys):
+    url, asked = server
+    inputs = [f"{url}/more/c.png", pictures / "b.jpg", pictures, f"{pictures}/*.png", f"{url}/more/c.png"]
+    metrics, rows = predict(2, *inputs, overrides=["task.prompt=Question: which digit? Short answer:"])
+    assert metrics == {"images": 4, "skipped": 0}
+    assert [row["source"] for row in rows] == [
+        f"{url}/more/c.png", *(str(pictures / name) for name in ("b.jpg", "a.png", "more/c.png"))
+    ]  # fmt: skip
+    assert asked == ["/more/c.png"]  # neither twice nor for the report
+    shown = capsys.readouterr().out
+    for row in rows:
+        assert row["stage"] == "predict" and row["prompt"] == "Question: which digit? Short answer:"
+        assert len(row["texts"]) == len(row["scores"]) == 1 and row["scores"][0] < 0
+        assert f"{row['source']}: {row['texts'][0]}" in shown
+    assert "prompt: question : which digit ? short answer :" in shown and "predict 2/2" in shown
+
+    folder = tmp_path / "outputs/p"
+    with Image.open(folder / rows[1]["image"]) as image:
+        assert image.size == (320, 240)
+    report = (folder / "report.html").read_text(encoding="utf-8")
+    assert report.count("data:image/") == 4 and all(row["source"] in report for row in rows)
+    assert "All 4 pictures" in report
+
+
+def test_equal_pictures_get_equal_texts_from_file_and_address(predict, pictures, server):
+    _, rows = predict(2, f"{server[0]}/a.png", pictures / "a.png", overrides=["task.eval_batch_size=1"])
+    assert rows[0]["texts"] == rows[1]["texts"] and rows[0]["scores"] == rows[1]["scores"]
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_several_texts_of_each_stage_best_first(predict, pictures, stage, capsys):
+    _, rows = predict(stage, pictures, overrides=["task.num_beams=4", "task.num_return_sequences=3"])
+    assert len(rows) == 3
+    for row in rows:
+        assert len(set(row["texts"])) == 3 and row["scores"] == sorted(row["scores"], reverse=True)
+        assert row["prompt"] == ""
+    assert f"{rows[0]['scores'][1]:.2f}  {rows[0]['texts'][1]}" in capsys.readouterr().out
+
+
+def test_sampling_follows_the_seed(predict, pictures):
+    options = ["task.do_sample=true", "task.num_beams=1", "task.num_return_sequences=3"]
+    texts = [[row["texts"] for row in predict(2, pictures, overrides=[*options, f"seed={seed}"])[1]] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_an_encoder_decoder_that_the_checkpoint_brings(pictures, predict, small, tmp_path):
+    t5 = ["model=tiny_t5", "model.language.encoder_depth=1", "model.language.decoder_depth=1", "model.language.dropout=0.5"]
+    t5 += [word for word in small if word != "model.language.depth=1"]
+    paddle.seed(0)
+    words = train_tokenizer(["which digit? short answer: two"], "t5")
+    model = build_stage2(compose_config(t5).model, vocab_size=words.vocab_size)
+    save_checkpoint(tmp_path / "t5", model, kind="caption", step=1, tokenizers={"language": words})
+    command = ["task.prompt=which digit? short answer:"]
+    first = predict(2, pictures, weights=tmp_path / "t5", model=t5, overrides=command)[1]
+    assert len(first) == 3 and first == predict(2, pictures, weights=tmp_path / "t5", model=t5, overrides=command)[1]
+
+
+def test_a_checkpoint_of_another_language_model_is_refused(pictures, predict, small):
+    t5 = ["model=tiny_t5", *(word for word in small if word != "model.language.depth=1")]
+    with pytest.raises(UserError, match="of the family 'opt', not 't5'"):
+        predict(2, pictures, model=t5)
+
+
+BAD = {"not_a_picture.jpg": b"<html>", "truncated.jpg": None, "empty.png": b""}
+
+
+@pytest.fixture
+def bad(pictures):
+    """The folder of `pictures` with three bad ones among them."""
+    for name, content in BAD.items():
+        (pictures / name).write_bytes((pictures / "b.jpg").read_bytes()[:900] if content is None else content)
+    return pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("not_a_picture.jpg", "not_a_picture.jpg is not an image that Pillow can read"),
+        ("truncated.jpg", "truncated.jpg is corrupt or truncated"),
+        ("empty.png", "empty.png is empty"),
+    ],
+)
+def test_a_bad_picture_stops(predict, bad, name, sentence):
+    with pytest.raises(UserError, match=rf"{sentence}.*dataset.on_bad_image=skip"):
+        predict(2, bad / "a.png", bad / name)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_bad_pictures_and_addresses_are_skipped_counted_and_named(predict, bad, server, tmp_path, capsys, workers):
+    gone = f"{server[0]}/gone.jpg"
+    overrides = ["dataset.on_bad_image=skip", f"dataset.num_workers={workers}"]
+    metrics, rows = predict(2, gone, bad, overrides=overrides)
+    assert metrics == {"images": 3, "skipped": 4}
+    assert [row["source"] for row in rows] == [str(bad / name) for name in ("a.png", "b.jpg", "more/c.png")]
+    assert [row["image"] for row in rows] == ["images/1.png", "images/2.jpg", "images/4.png"]
+    skipped = (tmp_path / "outputs/p/skipped.txt").read_text().splitlines()
+    assert len(skipped) == 4 and all(any(name in line for line in skipped) for name in (gone, *BAD))
+    assert "warning: 4 left out" in capsys.readouterr().out
+
+
+def test_nothing_but_bad_pictures(predict, bad, tmp_path):
+    metrics, rows = predict(2, bad / "empty.png", overrides=["dataset.on_bad_image=skip"])
+    assert metrics == {"images": 0, "skipped": 1} and rows == []
+    assert (tmp_path / "outputs/p/report.html").is_file()
+
+
+def test_an_address_that_cannot_be_fetched_stops(predict, server):
+    with pytest.raises(UserError, match=r"/gone\.jpg cannot be fetched: the server answers 404"):
+        predict(2, f"{server[0]}/gone.jpg")
+
+
+def test_a_large_picture_is_refused_by_the_data_sets_limit(predict, pictures):
+    with pytest.raises(UserError, match=r"400 x 300 pixels, more than dataset.max_pixels=10000"):
+        predict(2, pictures / "b.jpg", overrides=["dataset.max_pixels=10000"])
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [("{}/no.jpg", "no file or folder"), ("{}/nothing", "has no picture"), ("{}/*.gif", "matches no picture")],
+)
+def test_inputs_are_checked_before_anything_is_made(predict, pictures, tmp_path, entry, sentence):
+    (pictures / "nothing").mkdir()
+    with pytest.raises(UserError, match=sentence):
+        predict(2, entry.format(pictures))
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_decoding_options_are_checked_before_anything_is_made(predict, pictures, tmp_path):
+    with pytest.raises(UserError, match="num_return_sequences=3 is more than num_beams=2"):
+        predict(2, pictures, overrides=["task.num_return_sequences=3"])
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_checkpoint_of_the_other_stage_is_refused(predict, pictures, trained, tmp_path):
+    for stage, other in ((1, 2), (2, 1)):
+        sentence = f"is a checkpoint of pretrain_stage{other}, but task=predict needs one of pretrain_stage{stage}"
+        with pytest.raises(UserError, match=sentence):
+            predict(stage, pictures, weights=trained / f"pretrain_stage{other}/checkpoint")
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_before_any_picture_is_opened(predict, bad):
+    prompt = "a " * 130
+    with pytest.raises(UserError, match=r"task.prompt of 130 tokens, 8 queries and task.max_new_tokens=4 make more"):
+        predict(2, bad / "empty.png", overrides=[f"task.prompt={prompt}"])
+
+
+def test_a_moved_run_folder_finds_its_parts(predict, pictures, trained, tmp_path):
+    copy = tmp_path / "moved" / "elsewhere"
+    shutil.copytree(trained, copy)
+    manifest = copy / "pretrain_stage2/checkpoint/manifest.json"
+    manifest.write_text(manifest.read_text().replace(str(trained), "/gone/run"))
+    before = predict(2, pictures)[1]
+    assert predict(2, pictures, weights=copy / "pretrain_stage2/checkpoint")[1] == before
+    shutil.rmtree(copy / "pretrain_vision")
+    with pytest.raises(UserError, match=r"/gone/run/pretrain_vision/checkpoint, which are not there; set model.vision.weights"):
+        predict(2, pictures, weights=copy / "pretrain_stage2/checkpoint")
+
+
+NORMAL = ["dataset.transform.mean=[0.5,0.5,0.5]", "dataset.transform.std=[0.5,0.5,0.5]"]
+
+
+def test_the_data_sets_files_are_not_needed_and_its_transform_counts(predict, pictures):
+    expected = predict(2, pictures)[1]
+    for dataset in (["dataset=custom", "dataset.images=/no/where"], ["dataset=coco"]):
+        workers = ["dataset.num_workers=0"]
+        assert predict(2, pictures, overrides=[*dataset, *NORMAL, *workers])[1] == expected
+        with pytest.raises(UserError, match=r"normalised by mean=\[0.5, 0.5, 0.5\].*but dataset=\w+ has mean=\[0.48"):
+            predict(2, pictures, overrides=dataset)
+
+
+def test_many_pictures_leave_few_copies(predict, pictures, monkeypatch):
+    monkeypatch.setattr(kept, "MOST_PICTURES", 2)
+    assert [row["image"] for row in predict(2, pictures)[1]] == ["images/0.png", None, "images/2.png"]
+
+
+class Rank(Context):
+    """One of two ranks, which run one after the other: `heard` is what the other one says in each collective."""
+
+    def prepare(self, heard):
+        object.__setattr__(self, "heard", heard)
+        object.__setattr__(self, "said", [])
+        return self
+
+    def on_main(self, action):
+        return action() if self.is_main else self.heard.pop(0)
+
+    def gather_objects(self, value):
+        self.said.append(value)
+        return [value, self.heard.pop(0)] if self.is_main else [value]
+
+
+def test_two_ranks_share_the_pictures_and_the_rows_come_in_order(predict, words, pictures, tmp_path):
+    alone = predict(2, pictures)[1]
+    scores = sorted(row["scores"][0] for row in alone)
+    assert min(high - low for low, high in pairwise(scores)) > 1e-3  # so that a mistaken row would show
+    cfg = compose_config(words(2, pictures))
+
+    def run_rank(number, heard):
+        folder = tmp_path / f"rank{number}"
+        folder.mkdir()
+        context = Rank(rank=number, world_size=2).prepare(heard)
+        run = Run(folder, folder, "predict", context, Console(file=io.StringIO()), NoLogger())
+        return context.said, Predict(cfg, run).run().metrics, folder
+
+    said, _, second = run_rank(1, heard=[[row["source"] for row in alone], []])
+    _, metrics, first = run_rank(0, heard=said)
+    assert metrics == {"images": 3, "skipped": 0} and not list(second.iterdir())
+    rows = [json.loads(line) for line in (first / "predictions.jsonl").read_text().splitlines()]
+    for row, expected in zip(rows, alone, strict=True):
+        assert row["scores"] == pytest.approx(expected.pop("scores"), abs=1e-5)  # other batches, other rounding
+        row.pop("scores")
+        assert row == expected and (first / row["image"]).is_file()
+
+
+def test_names_with_markup_and_brackets_are_shown_as_they_are(predict, pictures, capsys):
+    (pictures / "a.png").rename(pictures / "[red]a[1].png")
+    predict(2, pictures / "[red]a[1].png")
+    assert re.search(r"\[red\]a\[1\]\.png: ", capsys.readouterr().out)

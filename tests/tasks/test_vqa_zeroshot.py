@@ -1,0 +1,56 @@
+"""Answers to questions, beside what is scored without the image."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import pytest
+
+from blip2x.tasks import vqa_zeroshot
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def prompts(monkeypatch):
+    """For each call of the language model: (whether it sees images, the prompts)."""
+    found, write_texts = [], vqa_zeroshot.write_texts
+
+    def spy(model, tokenizer, query_BQD, asked, settings):
+        found.append((query_BQD is not None, list(asked)))
+        return write_texts(model, tokenizer, query_BQD, asked, settings)
+
+    monkeypatch.setattr(vqa_zeroshot, "write_texts", spy)
+    return found
+
+
+@pytest.mark.parametrize("model", ["tiny_opt", "tiny_t5"])
+def test_a_checkpoint_alone_answers_what_the_pipeline_answered(run_task, demo, encoded, model):
+    run = demo(f"model={model}")
+    encoded.clear()
+    metrics, folder = run_task("vqa_zeroshot", f"model={model}", f"model.weights={run.checkpoint('pretrain_stage2')}")
+    assert metrics == run.results["vqa_zeroshot"]
+    assert rows(folder) == rows(run.folder / "vqa_zeroshot")
+    assert len(rows(folder)) > 24
+    assert encoded == [5, 5, 2]  # each image once, however many questions are asked about it
+
+
+def test_every_question_is_asked_in_the_prompt_and_blind_ones_once(run_task, demo, prompts):
+    stage2 = demo("model=tiny_opt").checkpoint("pretrain_stage2")
+    metrics, folder = run_task("vqa_zeroshot", f"model.weights={stage2}", "task.prompt='{} say:'", "task.blind_baseline=true")
+    found = rows(folder)
+    seeing = Counter(prompt for sees, asked in prompts for prompt in asked if sees)
+    assert seeing == Counter(f"{row['question']} say:" for row in found)
+    blind = Counter(prompt for sees, asked in prompts for prompt in asked if not sees)
+    assert blind == Counter(seeing.keys())
+    assert all(len(asked) <= 5 for _, asked in prompts)
+    assert all(len({row["blind"] for row in found if row["question"] == q}) == 1 for q in {row["question"] for row in found})
+
+    commonest = metrics["majority_accuracy"]
+    prompts.clear()
+    metrics, _ = run_task("vqa_zeroshot", f"model.weights={stage2}", "task.blind_baseline=false")
+    assert not any("blind" in name or "majority" in name for name in metrics) and commonest > 0
+    assert all(sees for sees, _ in prompts)
