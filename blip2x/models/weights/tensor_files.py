@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
 from blip2x.errors import UserError
 
 WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference; "<name>.index.json" lists shards
-BFLOAT16 = np.dtype("V2")  # numpy has no bfloat16: two bytes, the upper half of a float32
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # which numpy has not
 STORAGE_TYPES = {
     "FloatStorage": np.dtype("<f4"),
     "HalfStorage": np.dtype("<f2"),
@@ -93,15 +94,19 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
-    with safe_open(path, framework="paddle") as file:  # numpy has no bfloat16
+    with safe_open(path, framework="np") as file:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
     return {name: StoredTensor(shape, partial(_read_slice, path, name)) for name, shape in shapes.items()}
 
 
 def _read_slice(path: Path, name: str) -> np.ndarray:
-    with safe_open(path, framework="paddle") as file:
-        tensor = file.get_tensor(name)
-    return (tensor.astype("float32") if tensor.is_floating_point() else tensor).numpy()
+    with safe_open(path, framework="np") as file:
+        return _as_float32(file.get_tensor(name))
+
+
+def _as_float32(array: np.ndarray) -> np.ndarray:
+    """Whole numbers and truth values stay what they are."""
+    return array.astype(np.float32) if array.dtype == BFLOAT16 or array.dtype.kind == "f" else np.ascontiguousarray(array)
 
 
 def _open_torch(path: Path) -> dict[str, StoredTensor]:
@@ -155,7 +160,5 @@ def _read_storage(path: Path, entry: str, dtype: np.dtype, offset: int, size: tu
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if min(offset, *size, *stride, 0) < 0 or last >= len(flat):
         raise UserError(f"{path}: {entry} is shorter than its tensor; copy or download the file again")
-    if dtype == BFLOAT16:
-        flat = (flat.view("<u2").astype("<u4") << 16).view("<f4")
     array = np.lib.stride_tricks.as_strided(flat[offset:], size, [step * flat.itemsize for step in stride])
-    return array.astype(np.float32) if array.dtype.kind == "f" else np.ascontiguousarray(array)
+    return _as_float32(array)

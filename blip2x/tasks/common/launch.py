@@ -27,7 +27,7 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
     seed_everything(cfg.seed, 0)
     run = Run.create(cfg, context, command)
     try:
-        title = f"blip2x  {cfg.task.kind} · {cfg.model.name} · {cfg.dataset.name} → {run.folder}"
+        title = f"blip2x {cfg.task.kind} · {cfg.model.name} · {cfg.dataset.name} → {run.folder}"
         run.console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
         result = task(cfg, run).run()
         results: dict[str, dict[str, float] | float] = dict(result.stages or {cfg.task.kind: result.metrics})
