@@ -181,7 +181,8 @@ class LanguageEncoderDecoderCollate:
     """Documents for an encoder-decoder: input_ids_BL, input_mask_BL, output_ids_BT, output_mask_BT.
 
     One line of the document is cut: the encoder reads all that stands before the cut, the decoder writes the rest of the line.
-    The cut is at the line's start, after its last colon ("... short answer:"), or anywhere, each a third of the time.
+    A line with a question is cut after its last colon ("... short answer:"), so that the model answers and never asks, as
+    FlanT5 does; other lines are cut at their start half of the time, else anywhere.
     """
 
     tokenizer: TextTokenizer
@@ -193,7 +194,8 @@ class LanguageEncoderDecoderCollate:
         index = rng.randrange(len(lines))
         line = lines[index]
         colons = [place + 1 for place, word in enumerate(line[:-1]) if word.endswith(":")]
-        cut = rng.choice([0, colons[-1] if colons else 0, rng.randrange(len(line))])
+        asks = "?" in " ".join(line) and colons
+        cut = colons[-1] if asks else rng.choice([0, rng.randrange(len(line))])
         before = [" ".join(words) for words in lines[:index]]
         return "\n".join([*before, " ".join(line[:cut])]), " ".join(line[cut:])
 

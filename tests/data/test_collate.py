@@ -108,6 +108,7 @@ def test_language_encoder_decoder_completes_lines():
         assert (before + " " + after).replace("\n ", "\n").strip() in (DOCUMENT, DOCUMENT.split("\n")[0])
     answered = [after for before, after in loaded if before.endswith("short answer:")]
     assert len(answered) > 30 and set(answered) == {"3"}
+    assert not any("question" in after for _, after in loaded)  # it answers, it never asks
     made = collate(loaded[:4])
     assert set(made) == {"input_ids_BL", "input_mask_BL", "output_ids_BT", "output_mask_BT"}
     assert re.sub(r"\W", "", collate.tokenizer.decode(made["output_ids_BT"][0])) == re.sub(r"\W", "", loaded[0][1])
