@@ -1,0 +1,483 @@
+"""Large files from the web: whole or not at all, resumed where the last attempt ended, fetched by one process at a time.
+
+Beside ``name`` there are, while it is being fetched, ``.name.partial`` with what has come and ``.name.partial.json`` with what
+the server said about it; afterwards ``.name.origin.json``, which tells where it came from.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blip2x.errors import UserError
+
+if TYPE_CHECKING:
+    from requests import Response
+
+Say = Callable[[str], None]
+
+WAITS = (1, 2, 4, 8, 16)  # seconds before another attempt, after one, two, ... that failed in a row
+ENOUGH = 8 * 2**20  # an attempt that brought as many bytes has not failed: a long download may break off many times
+SECONDS_BETWEEN_LINES = 30.0  # where standard error is not a terminal
+_TIMEOUT = (20, 60)  # seconds to connect, and between two pieces of the answer
+_CHUNK = 1 << 16
+
+
+class NotServedError(UserError):
+    """The server has no such file, or does not give it to everybody."""
+
+
+class _Trouble(Exception):
+    """What may be gone at the next attempt."""
+
+
+@dataclass(frozen=True)
+class _Remote:
+    """What a server says about a file."""
+
+    url: str
+    size: int | None
+    sha256: str | None  # published by Hugging Face
+    md5: str | None  # published by Google's and Baidu's storage
+    validator: str | None  # an ETag or date, which changes with the content
+
+    def is_same(self, other: _Remote) -> bool:
+        """Whether both are surely one content, so that its parts fit together."""
+        if self.size is not None and other.size is not None and self.size != other.size:
+            return False
+        if self.sha256 or other.sha256:  # the servers that Hugging Face redirects to have validators of their own, or none
+            return self.sha256 == other.sha256
+        return self.validator == other.validator
+
+
+def download(url: str, path: Path, *, sha256: str | None = None, size: int | None = None, say: Say | None = None) -> Path:
+    """Fetch `url` into the file `path`, unless it is there; an earlier attempt that broke off is continued.
+
+    Args:
+        url: http:// or https://.
+        path: appears only when all has come and is checked: against `size` and `sha256`, the length that the server
+            announces, and the checksum that it publishes.
+        sha256: in hexadecimal, where it is known.
+        size: bytes, where it is known.
+        say: gets lines about the progress; None: a bar on standard error, or lines where that is not a terminal.
+
+    Raises:
+        NotServedError: the file does not exist, or not for everybody.
+        UserError: no connection, another HTTP error, another size or checksum, or the disk is full or cannot be written.
+    """
+    import requests
+
+    if not url.lower().startswith(("http://", "https://")):
+        raise UserError(f"{url} is no web address; it must start with http:// or https://")
+    try:
+        if _is_there(path, sha256, size):
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _Progress(path.name, say) as progress, locked(path, progress.say):
+            if not _is_there(path, sha256, size):  # another process may have fetched it meanwhile
+                _Transfer(url, path, sha256, size, progress).run()
+    except requests.RequestException as error:
+        raise UserError(f"{url} cannot be fetched: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path
+
+
+def read_origin(path: Path) -> dict[str, Any] | None:
+    """The "url", "size" and "sha256" of a file that `download` has fetched; None: it came otherwise."""
+    return _read_json(_beside(path, "origin.json"))
+
+
+@contextmanager
+def locked(path: Path, say: Say | None = None) -> Iterator[None]:
+    """Work on `path` while no other process does; a process that dies gives its lock back.
+
+    Args:
+        path: need not exist, its folder must.
+        say: gets a line when another process has to be waited for; None: standard error.
+    """
+    lock = _beside(path, "lock")
+    waited = False
+    while True:
+        file = lock.open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not waited:
+                (say or _say_on_stderr)(f"{path.name}: another process is fetching it; waiting")
+            waited = True
+            fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
+                break
+        except FileNotFoundError:
+            pass
+        file.close()  # whoever held it has removed the file: what was locked is no longer what the others look at
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)
+        file.close()
+
+
+class _Transfer:
+    """One file on its way."""
+
+    def __init__(self, url: str, path: Path, sha256: str | None, size: int | None, progress: _Progress):
+        self.url, self.path, self.sha256, self.progress = url, path, sha256 and sha256.lower(), progress
+        self.size = size
+        self.partial, self.state = _beside(path, "partial"), _beside(path, "partial.json")
+        self.remote: _Remote | None = None
+        self.answered = False
+
+    @property
+    def have(self) -> int:
+        """Bytes that have come."""
+        return self.partial.stat().st_size if self.partial.exists() else 0
+
+    @property
+    def expected(self) -> int | None:
+        """Bytes of the whole file."""
+        return self.size if self.size is not None or self.remote is None else self.remote.size
+
+    def run(self) -> None:
+        """Fetch what is missing, check everything, and put the file in its place."""
+        import requests
+
+        failures = most = 0
+        before = trouble = ""
+        while not self._is_complete():
+            before = trouble
+            try:
+                self._attempt()
+                break
+            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+                here = f"the connection broke off at {self._so_far()}"
+                trouble = here if self.answered else f"no connection ({type(error).__name__})"
+            except _Trouble as error:
+                trouble = str(error)
+            failures += 1
+            if self.have - most >= ENOUGH:
+                failures, most = 1, self.have
+            # without any answer the address or the network is at fault, which waiting seldom mends
+            if failures > (len(WAITS) if self.answered else 1):
+                kept = self.have and self.remote and self._can_continue(self.remote)
+                hint = "what has come is kept, the same command continues" if kept else "check the address and your network"
+                what = ", then ".join(dict.fromkeys(filter(None, (before, trouble))))
+                raise UserError(f"{self.url} cannot be fetched: {what}; {failures} attempts did not help; {hint}")
+            wait = WAITS[failures - 1]
+            self.progress.say(f"{self.path.name}: {trouble}; trying again in {wait:g} s")
+            time.sleep(wait)
+        self._finish()
+
+    def _is_complete(self) -> bool:
+        """Whether all has come before; removes what has come if it is not known what it is part of."""
+        stored = _read_json(self.state)
+        try:
+            remote = _Remote(**stored) if stored else None
+        except TypeError:  # written by another version
+            remote = None
+        if remote and self._can_continue(remote):
+            self.remote = remote
+        else:
+            self._discard()
+        return self.partial.is_file() and self.have == self.expected
+
+    def _can_continue(self, remote: _Remote) -> bool:
+        """Whether more can be put behind what came from `remote`, and a change of the file would be noticed."""
+        return bool(remote.sha256 or (remote.url == self.url and (remote.validator or self.sha256)))
+
+    def _attempt(self) -> None:
+        import requests
+
+        have = self.have
+        headers = {"Accept-Encoding": "identity"}  # lengths and checksums are those of the file itself
+        if have:
+            headers["Range"] = f"bytes={have}-"
+            if self.remote.validator and not self.remote.sha256:  # with a checksum, `_begin` compares that
+                headers["If-Range"] = self.remote.validator
+        with requests.get(self.url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
+            self.answered = True
+            have = self._begin(answer, have)
+            with self.partial.open("ab") as file:
+                for chunk in answer.iter_content(_CHUNK):
+                    file.write(chunk)
+                    have += len(chunk)
+                    if self.expected is not None and have > self.expected:
+                        raise self._wrong(f"more than the {self.expected:,} bytes that it should have came")
+                    self.progress.at(have, self.expected)
+        if self.expected is not None and have < self.expected:
+            raise _Trouble(f"the connection broke off at {self._so_far()}")
+
+    def _begin(self, answer: Response, have: int) -> int:
+        """Bytes that are there and that `answer` continues."""
+        self._check_status(answer, have)
+        if answer.headers.get("Content-Encoding", "identity") != "identity":
+            raise UserError(f"{self.url} comes compressed, though that was not asked for; fetch it yourself as {self.path}")
+        remote = self._remote(answer, have)
+        if answer.status_code == 206:
+            if not self.remote or not self.remote.is_same(remote):
+                raise self._anew("the file on the server is not the one that was begun")
+        else:
+            if have:
+                self.progress.say(f"{self.path.name}: the server does not continue it, so it starts anew")
+            self._discard()
+            self.remote, have = remote, 0
+            _write_json(self.state, asdict(remote))
+        self._check_promises(answer)
+        if self.expected is not None:
+            _require_space(self.path, self.expected - have)
+        self.progress.begin(self.url, have, self.expected)
+        return have
+
+    def _check_status(self, answer: Response, have: int) -> None:
+        status = f"{answer.status_code} {answer.reason}"
+        if answer.status_code in (401, 403):
+            raise NotServedError(
+                f"{self.url} is refused (the server answers {status}): it is not there, or only for those who have agreed to "
+                "its terms or logged in"
+            )
+        if answer.status_code in (404, 410):
+            raise NotServedError(f"{self.url} does not exist (the server answers {status})")
+        if answer.status_code in (408, 429) or answer.status_code >= 500:
+            raise _Trouble(f"the server answers {status}")
+        if answer.status_code == 416 and have:
+            raise self._anew("the server has no more of the file than was here already")
+        if answer.status_code not in (200, 206):
+            raise UserError(f"{self.url} cannot be fetched: the server answers {status}")
+
+    def _remote(self, answer: Response, have: int) -> _Remote:
+        headers = answer.headers
+        length = _number(headers.get("Content-Length"))
+        if answer.status_code == 206:
+            part = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", ""))
+            if not part or int(part[1]) != have:
+                raise self._anew("the server sends another part of the file than was asked for")
+            length = _number(part[2]) or (None if length is None else have + length)
+        sha256 = size = None
+        for each in (*answer.history, answer):  # Hugging Face tells them before it redirects to where the content is
+            if found := re.fullmatch(r'(?:W/)?"?([0-9a-f]{64})"?', each.headers.get("X-Linked-Etag", "")):
+                sha256 = found[1]
+            size = _number(each.headers.get("X-Linked-Size")) or size
+        if length is not None and size is not None and length != size:
+            raise self._wrong(f"the server announces {length:,} bytes of a file that should have {size:,}")
+        md5 = re.search(r"\bmd5=([\w+/]+=*)", headers.get("x-goog-hash", ""))
+        md5_base64 = md5[1] if md5 else headers.get("Content-MD5", "")
+        if headers.get("x-goog-stored-content-encoding", "identity") != "identity":
+            md5_base64 = ""  # of the compressed content, which is not what comes
+        etag = headers.get("ETag", "W/")
+        return _Remote(
+            url=self.url,
+            size=size if length is None else length,
+            sha256=sha256,
+            md5=_hexadecimal(md5_base64),
+            validator=headers.get("Last-Modified") if etag.startswith("W/") else etag,  # weak ones do not promise equal bytes
+        )
+
+    def _check_promises(self, answer: Response) -> None:
+        """Find before anything is fetched that it is the wrong thing, or that its end could not be told."""
+        remote = self.remote
+        if self.size is not None and remote.size not in (None, self.size):
+            raise self._wrong(f"it has {remote.size:,} bytes, but {self.size:,} were expected")
+        if self.sha256 and remote.sha256 not in (None, self.sha256):
+            raise self._wrong(f"its sha256 is {remote.sha256}, but {self.sha256} was expected")
+        ends = answer.headers.get("Transfer-Encoding") == "chunked"
+        if not (ends or self.sha256 or remote.sha256 or remote.md5) and self.expected is None:
+            raise UserError(
+                f"{self.url}: the server does not say how long the file is, so a part of it could be taken for the whole; "
+                f"fetch it yourself as {self.path}"
+            )
+
+    def _finish(self) -> None:
+        size = self.have
+        if size > 1e9:
+            self.progress.say(f"{self.path.name}: all has come, computing its checksum")
+        found = {"sha256": _digest(self.partial, "sha256")}
+        wanted = {"sha256": self.sha256 or self.remote.sha256}
+        if self.remote.md5:
+            found["md5"], wanted["md5"] = _digest(self.partial, "md5"), self.remote.md5
+        for name, checksum in wanted.items():
+            if checksum and checksum != found[name]:
+                raise self._wrong(f"its {name} is {found[name]}, but it should be {checksum}")
+        with self.partial.open("rb") as file:
+            os.fsync(file.fileno())
+        _write_json(_beside(self.path, "origin.json"), {"url": self.url, "size": size, "sha256": found["sha256"]})
+        move(self.partial, self.path)
+        self.state.unlink(missing_ok=True)
+        self.progress.end(size)
+
+    def _discard(self) -> None:
+        self.partial.unlink(missing_ok=True)
+        self.state.unlink(missing_ok=True)
+        self.remote = None
+
+    def _anew(self, why: str) -> _Trouble:
+        self._discard()
+        return _Trouble(f"{why}, so it starts anew")
+
+    def _wrong(self, what: str) -> UserError:
+        self._discard()
+        return UserError(f"{self.url} is not what it should be: {what}; what came was removed; try again, or another source")
+
+    def _so_far(self) -> str:
+        return f"{self.have:,} bytes" if self.expected is None else f"{self.have:,} of {self.expected:,} bytes"
+
+
+class _Progress:
+    """Bytes that have come: a bar on a terminal, else a line at the start, at the end, and now and then."""
+
+    def __init__(self, name: str, say: Say | None):
+        self._name = name
+        self._say = say or _say_on_stderr
+        self._bar: Any = None
+        self._first = self._done = 0
+        self._started = self._last_line = time.monotonic()
+        if say is None and sys.stderr.isatty():
+            self._bar = _bar()
+            self._task = self._bar.add_task(name, total=None, visible=False)
+
+    def __enter__(self) -> _Progress:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def say(self, line: str) -> None:
+        """A line, above the bar where there is one."""
+        if self._bar:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            self._say(line)
+
+    def begin(self, url: str, have: int, total: int | None) -> None:
+        """`have` bytes are there before anything is fetched in this attempt."""
+        self._first = have
+        self._started = self._last_line = time.monotonic()
+        if self._bar:
+            self._bar.reset(self._task, total=total, completed=have, visible=True)
+        else:
+            what = "" if total is None else f" ({_text(total)})"
+            self.say(f"{self._name}: {'continuing at ' + _text(have) if have else 'fetching'}{what} from {url}")
+
+    def at(self, have: int, total: int | None) -> None:
+        """`have` bytes are there."""
+        if self._bar:
+            self._bar.update(self._task, completed=have)
+        elif (now := time.monotonic()) - self._last_line >= SECONDS_BETWEEN_LINES:
+            self._last_line = now
+            rate = (have - self._first) / (now - self._started)
+            left = "" if total is None or not rate else f" of {_text(total)}, {(total - have) / rate:.0f} s left"
+            self.say(f"{self._name}: {_text(have)}{left}, {_text(rate)}/s")
+
+    def end(self, size: int) -> None:
+        """All has come and is in its place."""
+        if not self._bar:
+            self.say(f"{self._name}: {_text(size)}, complete")
+
+
+def move(source: Path, target: Path) -> None:
+    """Rename within a folder, so that it outlasts a power failure."""
+    source.rename(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _say_on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    name = TextColumn("{task.description}", markup=False)
+    return Progress(
+        name, BarColumn(24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    )
+
+
+def _is_there(path: Path, sha256: str | None, size: int | None) -> bool:
+    if not path.is_file():
+        return False
+    found = path.stat().st_size
+    if size is not None and found != size:
+        raise UserError(f"{path} has {found:,} bytes, but {size:,} were expected; remove it to fetch it anew")
+    if sha256 is not None:
+        origin = read_origin(path) or {}
+        known = origin.get("sha256") if origin.get("size") == found else None
+        if (computed := known or _digest(path, "sha256")) != sha256.lower():
+            raise UserError(f"{path} has the sha256 {computed}, but {sha256} was expected; remove it to fetch it anew")
+    return True
+
+
+def _require_space(path: Path, needed: int) -> None:
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        raise UserError(
+            f"{path}: {_text(needed)} are still to come, but its disk has {_text(free)} free; make room or take another disk"
+        )
+
+
+def _digest(path: Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hexadecimal(base64_text: str) -> str | None:
+    """An md5 that was sent in base64; None where it is none."""
+    try:
+        digest = base64.b64decode(base64_text, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    return digest.hex() if len(digest) == hashlib.md5(usedforsecurity=False).digest_size else None
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None
+
+
+def _text(size: float) -> str:
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{what}")
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    draft = path.with_name(f"{path.name}.new")
+    draft.write_text(json.dumps(content), encoding="utf-8")
+    draft.replace(path)
