@@ -9,11 +9,28 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddlenlp.transformers.model_utils import PretrainedModel, no_init_weights
 
 P = TypeVar("P", bound=PretrainedModel)
 Cache = list[tuple[Tensor, ...]]  # per block: tensors [N, heads, tokens, head width]
+
+
+class LayerNorm(nn.LayerNorm):
+    """A norm that hands gradients through when it is frozen.
+
+    Paddle's backward on a CPU takes the weight for 1 where the weight itself wants no gradient (3.3.1), so that whatever feeds
+    a frozen language model would be trained with wrong gradients.
+    """
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise the last axis."""
+        weight = self.weight
+        if weight.stop_gradient and not hidden.stop_gradient:
+            weight = weight.detach()  # shares the memory
+            weight.stop_gradient = False
+        return F.layer_norm(hidden, self._normalized_shape, weight, self.bias, self._epsilon)
 
 
 def build_pretrained(build: Callable[[], P]) -> P:

@@ -15,7 +15,7 @@ from paddlenlp.transformers.opt.modeling import MultiHeadAttention, OPTModel
 
 from blip2x.config.model import OptConfig
 from blip2x.errors import UserError
-from blip2x.models.language._common import Cache, build_pretrained, select_rows
+from blip2x.models.language._common import Cache, LayerNorm, build_pretrained, select_rows
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.registry import LANGUAGE_MODELS
 
@@ -65,6 +65,10 @@ class OptLanguageModel(nn.Layer):
         # The bare model: OPTForCausalLM has a second, untied head matrix. Its embeddings and decoder are called one by one,
         # since its own masks are made in the default type and overflow in half precision.
         self.opt = build_pretrained(lambda: OPTModel(config))
+        for layer in self.opt.sublayers():
+            for name, child in list(layer.named_children()):
+                if isinstance(child, nn.LayerNorm):
+                    setattr(layer, name, LayerNorm(width, epsilon=child._epsilon))
 
     def embed(self, ids_BL: Tensor) -> Tensor:
         """Token embeddings [B, L, D], without positions."""
