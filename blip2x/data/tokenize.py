@@ -66,6 +66,8 @@ class TextTokenizer:
         special = FAMILIES[family]
         if family == "bert" and tokenizer.token_to_id(_DEC) is None:
             tokenizer.add_special_tokens([_DEC])  # the last row of the embedding, as in BLIP-2's weights
+        tokenizer.no_truncation()  # what a published tokenizer.json says of lengths is not for our texts
+        tokenizer.no_padding()
         self.tokenizer = tokenizer
         self.pad_id = self._special(special.pad)
         self.eos_id = self._special(special.eos)
@@ -73,7 +75,9 @@ class TextTokenizer:
         self.bos_id = None if special.bos is None else self._special(special.bos)
         self.end_id = self._special(special.end)
         self.dec_id = self._special(_DEC) if family == "bert" else None
-        self._skipped = {self.pad_id, self.eos_id, self.bos_id, self.dec_id}
+        skipped = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        skipped |= {self.pad_id, self.eos_id, self.bos_id, self.dec_id}
+        self._skipped = skipped - {tokenizer.token_to_id(special.unknown), tokenizer.token_to_id("\n")}
 
     @property
     def vocab_size(self) -> int:
@@ -121,8 +125,9 @@ class TextTokenizer:
         return ids_BL, mask_BL
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of one row of tokens, special ones left out."""
-        return self.tokenizer.decode([int(i) for i in ids if int(i) not in self._skipped], skip_special_tokens=False).strip()
+        """The text of one row of tokens, special ones left out but for unknown words, which shall be seen."""
+        text = self.tokenizer.decode([int(i) for i in ids if int(i) not in self._skipped], skip_special_tokens=False).strip()
+        return text.replace(" ' ", "'") if self.family == "bert" else text  # "the dog ' s bone", as Hugging Face tidies it up
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer into `folder`, for `load`."""
@@ -161,14 +166,14 @@ def train_tokenizer(texts: Iterable[str], family: str) -> TextTokenizer:
 
 
 def build_tokenizer(
-    name: str, family: str, *, weights_root: str | Path, dataset_texts: Callable[[], Iterable[str]]
+    name: str, family: str, *, locate: Callable[[str], Path], dataset_texts: Callable[[], Iterable[str]]
 ) -> TextTokenizer:
     """The tokenizer that the config calls `name`.
 
     Args:
-        name: "dataset", a folder, or the name of a folder below `weights_root`.
+        name: "dataset", a folder, or a name of published weights.
         family: "bert", "opt" or "t5".
-        weights_root: the config's paths.weights.
+        locate: gives the folder of a name, or raises `UserError`.
         dataset_texts: gives the texts to train on where `name` is "dataset".
 
     Raises:
@@ -176,16 +181,19 @@ def build_tokenizer(
     """
     if name == "dataset":
         return train_tokenizer(dataset_texts(), family)
-    folders = [Path(name), Path(weights_root) / name]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
-        raise UserError(f"no tokenizer {name!r}: put {FAMILIES[family].files} of the pretrained model into {folders[-1]}")
+    folder = locate(name)
     if (folder / _FAMILY_FILE).is_file():
         tokenizer = TextTokenizer.load(folder)
         if tokenizer.family != family:
             raise UserError(f"the tokenizer in {folder} is of the family {tokenizer.family!r}, not {family!r}")
         return tokenizer
     return TextTokenizer(_read(folder, family), family)
+
+
+def has_tokenizer(folder: Path, family: str) -> bool:
+    """Whether a folder has the files of a tokenizer of `family`, or of one of ours."""
+    names = {"bert": ("vocab.txt",), "opt": ("vocab.json", "merges.txt"), "t5": ()}[family]
+    return (folder / "tokenizer.json").is_file() or (bool(names) and all((folder / name).is_file() for name in names))
 
 
 def clean_caption(text: str, max_words: int = 50) -> str:
@@ -211,8 +219,7 @@ def _byte_level(model: models.BPE) -> Tokenizer:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    # one token each wherever they are written, as tokenizer.json would say
-    tokenizer.add_special_tokens([token for token in FAMILIES["opt"].trained[:-1] if tokenizer.token_to_id(token) is not None])
+    _mark_special(tokenizer, ["<pad>", "</s>"])  # not <s> and <unk>: published settings do not use these rows of the vocabulary
     return tokenizer
 
 
@@ -221,4 +228,10 @@ def _word_piece(model: models.WordPiece) -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    _mark_special(tokenizer, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
     return tokenizer
+
+
+def _mark_special(tokenizer: Tokenizer, tokens: Sequence[str]) -> None:
+    """One token each wherever they are written, as a tokenizer.json says; those that the vocabulary lacks are not added."""
+    tokenizer.add_special_tokens([token for token in tokens if tokenizer.token_to_id(token) is not None])

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_a_short_limit_is_refused(tokenizer):
 
 
 def build(name, family, root):
-    return build_tokenizer(str(name), family, weights_root=root, dataset_texts=lambda: TEXTS)
+    return build_tokenizer(str(name), family, locate=Path(root).joinpath, dataset_texts=lambda: TEXTS)
 
 
 def test_dataset_is_a_name_for_the_texts(tmp_path):
@@ -109,6 +110,27 @@ def test_bert_vocabulary_files_get_dec_as_last_row(tmp_path):
     ids_BL, _ = tokenizer.encode(["A photos"], max_length=None)
     assert ids_BL.tolist() == [[2, 7, 5, 6, 3]]
     assert tokenizer.decode(ids_BL[0]) == "a photos"
+    # special tokens are one token each where a text has them, and ours among them
+    assert tokenizer.tokens("a[SEP] [MASK] photo [DEC]") == [7, 3, 4, 5, 8]
+    assert tokenizer.decode([7, 4, 5, 1]) == "a photo [UNK]"  # an unknown word stays visible
+
+
+def test_bert_joins_words_at_an_apostrophe(tmp_path):
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "the", "dog", "'", "s", "t", "don", ",", "."]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    tokenizer = build(tmp_path, "bert", tmp_path)
+    assert tokenizer.decode(tokenizer.tokens("the dog's, don't.")) == "the dog's, don't."
+
+
+def test_lengths_in_a_published_file_do_not_cut_or_pad_texts(tmp_path):
+    published = train_tokenizer(TEXTS, "t5")
+    plain = published.encode(["a red 3", "a"], max_length=None)
+    published.tokenizer.enable_truncation(2)
+    published.tokenizer.enable_padding(length=5)
+    published.tokenizer.save(str(tmp_path / "tokenizer.json"))
+    loaded = build(tmp_path, "t5", tmp_path)
+    assert len(loaded.tokens("a red 3 and a blue 7")) == 7
+    assert np.array_equal(loaded.encode(["a red 3", "a"], max_length=None), plain)
 
 
 @pytest.fixture
@@ -128,11 +150,11 @@ def test_opt_files_know_the_line_break(byte_level):
     ids_BL, _ = tokenizer.encode(["it is a cat "], max_length=None)
     assert ids_BL[0, 0] == 2 and ids_BL[0, -1] == tokenizer.end_id and ids_BL[0, -2] == tokenizer.tokens("t")[0]
     assert tokenizer.decode(ids_BL[0]) == "it is a cat"
+    assert tokenizer.tokens("a</s><pad>") == [*tokenizer.tokens("a"), 2, 1]
+    assert tokenizer.tokens("<s>") == tokenizer.tokens("s")  # no special token in published settings; "<" is unknown here
 
 
 def test_bad_folders_are_explained(byte_level, tmp_path):
-    with pytest.raises(UserError, match=f"no tokenizer 'opt-9b': put .*vocab.json and merges.txt .* into {tmp_path}/opt-9b"):
-        build("opt-9b", "opt", tmp_path)
     with pytest.raises(UserError, match=r"no tokenizer in .*: it needs tokenizer.json or vocab.txt"):
         build(byte_level, "bert", tmp_path)
     (byte_level / "vocab.json").write_text('{"a": 0}')
@@ -141,6 +163,9 @@ def test_bad_folders_are_explained(byte_level, tmp_path):
     (byte_level / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match="cannot be read"):
         build(byte_level, "opt", tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"pieces")
+    with pytest.raises(UserError, match=r"it needs tokenizer.json \(spiece.model alone does not do\)"):
+        build(tmp_path, "t5", tmp_path)
     train_tokenizer(TEXTS, "t5").save(tmp_path / "mine")
     with pytest.raises(UserError, match="is of the family 't5', not 'opt'"):
         build("mine", "opt", tmp_path)
@@ -152,3 +177,12 @@ def test_clean_caption_is_blips():
     assert clean_caption('  A "big"  DOG; (brown) runs!\n') == "a big dog brown runs"
     assert clean_caption("one two three four", max_words=3) == "one two three"
     assert clean_caption("dog's, cat-like") == "dog's, cat-like"
+    assert clean_caption("a dog.\n\n") == "a dog" and clean_caption("a  dog ; runs") == "a dog runs"
+    assert clean_caption("&/?-_=+[]{}<>@%^|\\`'") == "&/?-_=+[]{}<>@%^|\\`'"  # these marks stay
+    assert len(clean_caption("w " * 60).split()) == 50
+    assert clean_caption("...") == ""
+
+
+def test_a_line_break_inside_a_caption_does_not_stay():
+    """The one difference from LAVIS, which keeps single ones, and OPT learns to stop there."""
+    assert clean_caption("\nA dog\truns\nfast") == "a dog runs fast"
