@@ -59,6 +59,12 @@ def prepare_process(threads: int | None = None) -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+def prepare_process_once() -> None:
+    """As `prepare_process`, for programs of others: where paddle is imported already, it stays as it is, only slower."""
+    if "paddle" not in sys.modules and not _prepared_threads:
+        prepare_process()
+
+
 def _start_openmp() -> bool:
     """Have paddle's OpenMP read OMP_NUM_THREADS now and not at its first use; false where this build of paddle has none."""
     spec = importlib.util.find_spec("paddle")  # finds, imports nothing

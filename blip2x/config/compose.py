@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from contextlib import nullcontext
-from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -13,11 +12,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from blip2x.config.auto import CONF_FOLDER
 from blip2x.config.load import load_config
 from blip2x.config.run import RunConfig
 from blip2x.errors import UserError
-
-CONF_FOLDER = Path(__file__).resolve().parents[2] / "conf"
 
 
 def compose_dict(overrides: list[str]) -> DictConfig:

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from blip2x.config.compose import CONF_FOLDER
+from blip2x.config.auto import CONF_FOLDER
 
 _HEAD = """\
 blip2x: BLIP-2 on PaddlePaddle.

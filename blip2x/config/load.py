@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Sequence
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from blip2x.config.auto import AUTO, auto_model, typed
 from blip2x.config.dataset import DatasetConfig, check_transform
 from blip2x.config.model import LanguageConfig, ModelConfig, OptConfig, T5Config
 from blip2x.config.run import HybridConfig, OptimConfig, RunConfig, WandbConfig
 from blip2x.config.task import (
     CaptionConfig,
+    ConvertConfig,
     DecodingConfig,
     PipelineConfig,
     PredictConfig,
@@ -26,7 +29,7 @@ from blip2x.config.task import (
     VqaZeroshotConfig,
 )
 from blip2x.errors import UserError
-from blip2x.registry import DATASETS, LANGUAGE_MODELS, LOGGERS, STRATEGIES, TASKS, VISION_ENCODERS
+from blip2x.registry import DATASETS, LANGUAGE_MODELS, LOGGERS, STRATEGIES, TASKS, VISION_ENCODERS, WEIGHT_READERS
 
 CAPTION_METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr")
 
@@ -48,6 +51,8 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     Raises:
         UserError: a value is missing, of the wrong type, of an unknown kind, or impossible, alone or beside another one.
     """
+    if cfg.model.get("name") == AUTO:
+        cfg = _auto(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
         raise UserError(f"no value for {', '.join(missing)}; give one, e.g. {missing[0]}=...")
@@ -70,6 +75,18 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     if isinstance(config.logger, WandbConfig):
         _choices("logger.mode", [config.logger.mode], ("online", "offline"))
     return config
+
+
+def _auto(cfg: DictConfig) -> DictConfig:
+    """With the model that the weights are of, which are fetched where they are not there."""
+    if OmegaConf.is_missing(cfg.model, "weights") or cfg.model.weights is None:
+        raise UserError("model=auto takes its shape from weights; set model.weights, or choose another model")
+    given = typed(cfg.model)
+    described, heads = WEIGHT_READERS.get("auto")(given, Path(cfg.paths.weights), offline=cfg.paths.offline)
+    cfg = copy.deepcopy(cfg)
+    OmegaConf.set_readonly(cfg, False)
+    cfg.model = auto_model(given, described, heads)
+    return cfg
 
 
 def _check_kinds(config: RunConfig) -> None:
@@ -150,6 +167,8 @@ def _check_task(task: TaskConfig) -> None:
         raise UserError(f"task.prompt={task.prompt!r} has no {{}}, so the question would not be asked; put {{}} in its place")
     if isinstance(task, PredictConfig):
         _check_predict(task)
+    if isinstance(task, ConvertConfig):
+        _numbers("task", task, POSITIVE, "max_shard_gb")
     if isinstance(task, PipelineConfig):
         _check_pipeline(task)
 

@@ -25,15 +25,16 @@ class VisionConfig:
     drop_path_rate: float = MISSING  # stochastic depth of the last block, rising linearly from 0; acts only when trained
     frozen: bool = MISSING
     recompute: bool = MISSING  # trade a second forward pass for activation memory when the encoder is trained
-    weights: Optional[str] = MISSING  # a blip2x checkpoint folder; null: random, so that it has to be trained
+    weights: Optional[str] = MISSING  # a name or path, as model.weights; null: random, so that it has to be trained
 
 
 @schema("model/vision", "eva_vit")
 @dataclass
 class EvaVitConfig(VisionConfig):
-    """EVA-CLIP's ViT: biases on queries and values only, no norm before or after the blocks, exact GELU."""
+    """EVA-CLIP's ViT: biases on queries and values, no norm before or after the blocks, exact GELU."""
 
     kind: str = "eva_vit"
+    key_bias: bool = MISSING  # keys, too; it changes no output, but files that have one come back whole
 
 
 @schema("model/vision", "clip_vit")
@@ -60,7 +61,7 @@ class QFormerConfig:
     dropout: float = MISSING
     embed_dim: int = MISSING  # width of the space in which images and texts are contrasted
     tokenizer: str = MISSING  # "dataset" (trained from the data set's text), a folder, or a name below paths.weights
-    weights: Optional[str] = MISSING  # a BERT checkpoint folder to start from; null: random
+    weights: Optional[str] = MISSING  # a BERT to start stage 1 from, a name or path; null: random
 
 
 @dataclass
@@ -76,7 +77,7 @@ class LanguageConfig:
     frozen: bool = MISSING
     question_prompt: str = MISSING  # how this model is asked; "{}" is replaced by the question
     tokenizer: str = MISSING  # as in qformer
-    weights: Optional[str] = MISSING  # a blip2x checkpoint or Hugging Face folder, or a name below paths.weights
+    weights: Optional[str] = MISSING  # a name or path, as model.weights
 
 
 @schema("model/language", "opt")
@@ -107,7 +108,14 @@ class T5Config(LanguageConfig):
     head_width: int = MISSING  # width of one attention head; heads x head_width may differ from width
     relative_buckets: int = MISSING
     relative_max_distance: int = MISSING
-    activation: Activation = MISSING
+    activation: Optional[Activation] = MISSING  # null: as the weights' origin computes it, the exact one where nothing says
+
+
+class Missing(Enum):
+    """What is done about tensors that a checkpoint should have and has not."""
+
+    error = "error"
+    initialise = "initialise"  # random ones, to be trained: as stage 1 from stage-2 files, which lack what reads texts
 
 
 @schema("model", "blip2")
@@ -119,6 +127,7 @@ class ModelConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     qformer: QFormerConfig = field(default_factory=QFormerConfig)
     language: LanguageConfig = field(default_factory=LanguageConfig)
-    ln_vision_eps: float = MISSING  # 1e-5 in LAVIS's weights, 1e-6 in Hugging Face's
+    ln_vision_eps: Optional[float] = MISSING  # null: as the weights' origin, 1e-6 in Hugging Face's, else 1e-5
     temperature: float = MISSING  # start of the learned contrast temperature
-    weights: Optional[str] = MISSING  # a blip2x checkpoint folder of the whole model (frozen parts may be absent)
+    missing: Missing = MISSING  # what becomes of parts of the Q-Former that the weights lack
+    weights: Optional[str] = MISSING  # a name or path: Hugging Face, LAVIS, PaddleMIX or blip2x; frozen parts may be absent

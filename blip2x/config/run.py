@@ -104,7 +104,8 @@ class PathsConfig:
 
     outputs: str = MISSING  # run folders
     data: str = MISSING  # data sets
-    weights: str = MISSING  # pretrained models, one folder per name
+    weights: str = MISSING  # pretrained models, one folder or file per name; what is missing is fetched into it
+    offline: bool = MISSING  # true: nothing is fetched, and what is missing is said
 
 
 class Device(Enum):

@@ -126,6 +126,32 @@ class PredictConfig(DecodingConfig):
     stage: int = MISSING  # 1: captions from the Q-Former alone; 2: from the language model
 
 
+class Format(Enum):
+    """Whose files are written."""
+
+    huggingface = "huggingface"  # a folder that transformers loads
+    blip2x = "blip2x"  # a checkpoint as training writes it, frozen parts included
+
+
+class StoredType(Enum):
+    """Types of numbers in files."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@schema("task", "convert")
+@dataclass
+class ConvertConfig(TaskConfig):
+    """Write a model's weights in another format."""
+
+    kind: str = "convert"
+    to: Format = MISSING
+    dtype: Optional[StoredType] = MISSING  # null: each tensor keeps its own
+    max_shard_gb: float = MISSING  # of Hugging Face's files; the last one is smaller
+
+
 @dataclass
 class StageConfig:
     """One stage of a pipeline: a task as it would be typed alone."""

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from paddle import nn
-from safetensors.numpy import save_file
 
 import blip2x
 from blip2x.engine.folders import require_space
 from blip2x.errors import UserError
-from blip2x.models.weights.checkpoint import FORMAT, MANIFEST, MODEL_FILE, is_below, sha256, split_state
+from blip2x.models.weights.checkpoint import is_below, split_state
+from blip2x.models.weights.manifest import FORMAT, MANIFEST, MODEL_FILE, sha256
+from blip2x.models.weights.stored import StoredTensor
+from blip2x.models.weights.write import write_safetensors
 
 _BESIDE_TENSORS = 2**24  # bytes: tokenizers and manifest
 
@@ -65,34 +69,62 @@ def save_checkpoint(
             f"{lost[0]} is frozen, so it is not saved, and nothing says where its weights come from ({len(lost)} tensors): "
             "give that part weights, or train it with frozen=false"
         )
-    arrays = {name: tensor.numpy() for name, tensor in kept.items()}
     require_checkpoint_space(folder, layer)
+    tensors = {name: StoredTensor.of(name, tensor.numpy()) for name, tensor in kept.items()}
+    return write_checkpoint(
+        folder,
+        tensors,
+        kind=kind,
+        step=step,
+        extra=extra or {},
+        tokenizers=tokenizers or {},
+        frozen={"names": list(frozen), "origin": frozen_origin},
+    )
+
+
+def write_checkpoint(
+    folder: Path,
+    tensors: Mapping[str, StoredTensor],
+    *,
+    kind: str,
+    step: int,
+    extra: dict[str, Any],
+    tokenizers: Mapping[str, Saveable],
+    frozen: dict[str, Any],
+) -> Path:
+    """Write `tensors` one by one; the other arguments as of `save_checkpoint`, `frozen` the names that are left out."""
+    with whole_folder(folder) as partial:
+        write_safetensors(partial / MODEL_FILE, tensors)
+        for part, tokenizer in tokenizers.items():
+            tokenizer.save(partial / "tokenizers" / part)
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        manifest = {
+            "format": FORMAT,
+            "blip2x": blip2x.__version__,
+            "kind": kind,
+            "step": step,
+            "tensors": {name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype)} for name, tensor in tensors.items()},
+            "frozen": frozen,
+            "files": {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
+            "extra": extra,
+        }
+        # last: without it the folder is no checkpoint
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which becomes `folder` when the block ends without an error; an older one is replaced then."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while saving
     partial.mkdir()
-    save_file(arrays, partial / MODEL_FILE)
-    for part, tokenizer in (tokenizers or {}).items():
-        tokenizer.save(partial / "tokenizers" / part)
-    files = sorted(path for path in partial.rglob("*") if path.is_file())
-    manifest = {
-        "format": FORMAT,
-        "blip2x": blip2x.__version__,
-        "kind": kind,
-        "step": step,
-        "tensors": {name: {"shape": list(array.shape), "dtype": str(array.dtype)} for name, array in arrays.items()},
-        "frozen": {"names": list(frozen), "origin": frozen_origin},
-        "files": {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
-        "extra": extra or {},
-    }
-    for path in files:
+    yield partial
+    for path in sorted(path for path in partial.rglob("*") if path.is_file()):
         _sync(path)
-    # last: without it the folder is no checkpoint
-    (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    _sync(partial / MANIFEST)
     _sync(partial)
     _put_in_place(partial, folder)
-    return folder
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

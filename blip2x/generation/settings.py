@@ -41,6 +41,8 @@ class GenerationSettings:
             raise UserError(f"top_p must be above 0 and at most 1, got {self.top_p}")
         if self.top_k < 0:
             raise UserError(f"top_k must be at least 0 (0 keeps all tokens), got {self.top_k}")
+        if not isinstance(self.early_stopping, bool):
+            raise UserError(f"early_stopping must be true or false, got {self.early_stopping!r}")
         self._check_number_of_texts()
 
     def _check_number_of_texts(self) -> None:

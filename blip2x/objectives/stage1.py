@@ -15,6 +15,8 @@ from blip2x.losses.itm import draw_negatives, itm_loss
 from blip2x.losses.lm import lm_loss, target_labels
 from blip2x.parallel.context import Context
 
+Negatives = tuple[Tensor, Tensor]  # places among all pairs [B], and whether there is one [B]
+
 TEMPERATURE_RANGE = (0.001, 0.5)  # as in ALBEF and BLIP; a step across 0 would turn the contrast around for good
 
 
@@ -44,7 +46,8 @@ class Stage1Objective(nn.Layer):
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """``image_BCHW``, ``image_id_B``, ``text_ids_BL``, ``text_mask_BL`` ([CLS] first, padded on the right) -> the parts.
 
-        Ranks exchange their texts as negatives, so B and L are the same everywhere.
+        Ranks exchange their texts as negatives, so B and L are the same everywhere. With ``negative_image_B`` and
+        ``negative_text_B``, places among all ranks' pairs, these are the negatives to match, and none are drawn.
 
         ``loss`` is their weighted sum; ``itc``, ``itm`` and ``lm`` are unweighted; ``itm_accuracy`` and ``temperature`` only
         inform. What has weight 0, or has not joined in yet, is not computed.
@@ -61,7 +64,8 @@ class Stage1Objective(nn.Layer):
         itc = itc_loss(i2t_BK, t2i_BK, contrast_targets(same_BK, self._cfg.label_smoothing))
         parts = {"loss": self._cfg.itc_weight * itc, "itc": itc, "temperature": temperature.detach()}
         if self._cfg.itm_weight and not self._contrast_only:
-            itm, accuracy = self._match(patch_BPD, ids_BL, mask_BL, i2t_BK, t2i_BK, same_BK)
+            negatives = self._negatives(batch, i2t_BK, t2i_BK, same_BK)
+            itm, accuracy = self._match(patch_BPD, ids_BL, mask_BL, *negatives)
             parts |= {"loss": parts["loss"] + self._cfg.itm_weight * itm, "itm": itm, "itm_accuracy": accuracy}
         if self._cfg.lm_weight and not self._contrast_only:
             lm = self._caption(ids_BL, mask_BL, cache)
@@ -75,12 +79,20 @@ class Stage1Objective(nn.Layer):
                 temperature.set_value(temperature.clip(*TEMPERATURE_RANGE))
         return temperature
 
+    def _negatives(
+        self, batch: dict[str, Tensor], i2t_BK: Tensor, t2i_BK: Tensor, same_BK: Tensor
+    ) -> tuple[Negatives, Negatives]:
+        """Another image for each text and another text for each image."""
+        if "negative_image_B" in batch:
+            all_B = paddle.ones(batch["negative_image_B"].shape, dtype="bool")
+            return (batch["negative_image_B"], all_B), (batch["negative_text_B"], all_B)
+        return draw_negatives(t2i_BK, same_BK), draw_negatives(i2t_BK, same_BK)
+
     def _match(
-        self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor, i2t_BK: Tensor, t2i_BK: Tensor, same_BK: Tensor
+        self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor, images: Negatives, texts: Negatives
     ) -> tuple[Tensor, Tensor]:
         """ITM loss and accuracy of each pair, of its text with a hard negative image, and of its image with such a text."""
-        image_index_B, has_image_B = draw_negatives(t2i_BK, same_BK)
-        text_index_B, has_text_B = draw_negatives(i2t_BK, same_BK)
+        (image_index_B, has_image_B), (text_index_B, has_text_B) = images, texts
         other_patch_BPD = self._context.all_gather_with_grad(patch_BPD).index_select(image_index_B)
         other_ids_BL = self._context.all_gather(ids_BL).index_select(text_index_B)
         other_mask_BL = self._context.all_gather(mask_BL).index_select(text_index_B)

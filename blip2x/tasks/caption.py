@@ -53,7 +53,7 @@ class Caption(Task):
 
     def run(self) -> TaskResult:
         """Train where asked for, then evaluate."""
-        loader = ModelLoader(self.cfg, self.run_folder)
+        loader = ModelLoader.of_run(self.cfg, self.run_folder)
         model, tokenizer = loader.stage2(new_projection=False)
         weights = {}
         if self.task.train:

@@ -66,7 +66,7 @@ class Predict(Task):
         return TaskResult({"images": len(rows), "skipped": len(names) - len(rows)})
 
     def _writer(self) -> Write:
-        loader, settings = ModelLoader(self.cfg, self.run_folder), GenerationSettings.from_config(self.task)
+        loader, settings = ModelLoader.of_run(self.cfg, self.run_folder), GenerationSettings.from_config(self.task)
         if self.task.stage == 1:
             model, tokenizer = loader.stage1()
             return lambda image_BCHW: write_captions(model, tokenizer, image_BCHW, settings)

@@ -34,7 +34,7 @@ class PretrainLanguage(Task):
 
     def run(self) -> TaskResult:
         """Train; the last training loss is the result."""
-        language, tokenizer = ModelLoader(self.cfg, self.run_folder).language()
+        language, tokenizer = ModelLoader.of_run(self.cfg, self.run_folder).language()
         collate = LanguageEncoderDecoderCollate if language.is_encoder_decoder else LanguageCollate
         result = train(
             self.cfg,

@@ -35,7 +35,7 @@ class PretrainStage1(Task):
 
     def run(self) -> TaskResult:
         """Train; recall in both directions, beside what chance gets."""
-        loader = ModelLoader(self.cfg, self.run_folder)
+        loader = ModelLoader.of_run(self.cfg, self.run_folder)
         model, tokenizer = loader.stage1()
         evaluation = self.read(self.source.captions, "eval")
         result = train(

@@ -40,7 +40,7 @@ class PretrainStage2(Task):
 
     def run(self) -> TaskResult:
         """Train; the loss per token on held-out images, beside that of the language model without the image."""
-        loader = ModelLoader(self.cfg, self.run_folder)
+        loader = ModelLoader.of_run(self.cfg, self.run_folder)
         model, tokenizer = loader.stage2(new_projection=True)
         evaluation = self.read(self.source.captions, "eval")
         result = train(

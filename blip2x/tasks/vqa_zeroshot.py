@@ -52,7 +52,7 @@ class VqaZeroshot(Task):
 
     def run(self) -> TaskResult:
         """Answer all questions; accuracy beside what is scored without the image and by the commonest answers."""
-        model, tokenizer = ModelLoader(self.cfg, self.run_folder).stage2(new_projection=False)
+        model, tokenizer = ModelLoader.of_run(self.cfg, self.run_folder).stage2(new_projection=False)
         questions = self.read(self.source.questions, "eval")
         rows = self._answer(model, tokenizer, questions)
         asked = {question.question_id: question for question in questions}

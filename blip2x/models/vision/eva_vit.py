@@ -20,7 +20,7 @@ STD = 0.02
 
 
 class EvaVit(nn.Layer):
-    """A pre-norm vision transformer with exact GELU, no bias on keys, and no norm before or after its blocks.
+    """A pre-norm vision transformer with exact GELU, and no norm before or after its blocks.
 
     Args:
         image_size: pixels of a side.
@@ -31,6 +31,7 @@ class EvaVit(nn.Layer):
         mlp_width: inside the blocks.
         drop_path_rate: stochastic depth of the last block; it rises linearly from 0 and acts only in training mode.
         recompute: compute the blocks' insides again in the backward pass, to save memory when they are trained.
+        key_bias: whether keys have biases, which EVA's have not.
 
     Raises:
         UserError: patches that do not cover the image, or heads that do not divide the width.
@@ -47,6 +48,7 @@ class EvaVit(nn.Layer):
         mlp_width: int,
         drop_path_rate: float,
         recompute: bool,
+        key_bias: bool = False,
     ):
         super().__init__()
         self.width, self.image_size, self.patch_size = width, image_size, patch_size
@@ -57,7 +59,7 @@ class EvaVit(nn.Layer):
                     width=width,
                     num_heads=num_heads,
                     mlp_width=mlp_width,
-                    key_bias=False,
+                    key_bias=key_bias,
                     activation=F.gelu,
                     epsilon=1e-6,
                     drop_path_rate=rate,
@@ -95,4 +97,5 @@ def build(cfg: EvaVitConfig) -> EvaVit:
         mlp_width=cfg.mlp_width,
         drop_path_rate=cfg.drop_path_rate,
         recompute=cfg.recompute,
+        key_bias=cfg.key_bias,
     )

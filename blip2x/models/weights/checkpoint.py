@@ -1,39 +1,39 @@
-"""Reading blip2x checkpoints: folders with model.safetensors, tokenizers, and manifest.json, which lists both."""
+"""From stored tensors to a model's parameters: strict in names and shapes, tensor by tensor into memory that is there once."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping
+import ctypes
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import paddle
 from paddle import Tensor, nn
-from safetensors import SafetensorError, safe_open
 
 from blip2x.errors import UserError
-
-FORMAT = 1
-MANIFEST, MODEL_FILE = "manifest.json", "model.safetensors"
+from blip2x.models.weights.source import Source, open_source
+from blip2x.models.weights.stored import BFLOAT16, StoredTensor, is_real, require_finite
 
 Reasons = Iterable[tuple[str, str]]  # (how a tensor's name starts, why it may be left out)
 Adapt = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]  # (array, wanted shape) -> array of that shape
+
+_BLOCK = 256  # rows and columns; two blocks fit into a core's cache
 
 
 @dataclass(frozen=True)
 class LoadReport:
     """Which tensors were set, and which were left out for what reason."""
 
-    folder: Path
+    where: str
     loaded: list[str] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)  # in the file, not in the model: name -> reason
     missing: dict[str, str] = field(default_factory=dict)  # in the model, not in the file: name -> reason
+    adapted: dict[str, str] = field(default_factory=dict)  # brought to the model's shape: name -> how
 
     def __str__(self) -> str:
-        parts = [f"{len(self.loaded)} tensors from {self.folder}"]
-        for what, names in (("dropped", self.dropped), ("not in it", self.missing)):
+        parts = [f"{len(self.loaded)} tensors from {self.where}"]
+        for what, names in (("dropped", self.dropped), ("not in it", self.missing), ("adapted", self.adapted)):
             for reason in dict.fromkeys(names.values()):
                 parts.append(f"{sum(r == reason for r in names.values())} {what} ({reason})")
         return "; ".join(parts)
@@ -60,35 +60,6 @@ def is_below(name: str, parts: Iterable[str]) -> bool:
     return any(part == "" or name == part or name.startswith(part + ".") for part in parts)
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
-    """The manifest of a whole checkpoint: every file it lists is there with the recorded sha256.
-
-    Raises:
-        UserError: there is no checkpoint, it is of another format, or a file is missing or was changed.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"no checkpoint at {folder}: there is no such folder")
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise UserError(f"no checkpoint at {folder}: it has no {MANIFEST} (a checkpoint that was not finished has none)")
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version, files = manifest["format"], {name: entry["sha256"] for name, entry in manifest["files"].items()}
-        _ = manifest["tensors"], manifest["frozen"]["origin"]  # their absence is damage, too
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged ({error}); copy the checkpoint again") from error
-    if version != FORMAT:
-        raise UserError(f"{path} has format {version!r}; this version of blip2x reads format {FORMAT}")
-    for name, recorded in files.items():
-        file = folder / name
-        if not file.is_file():
-            raise UserError(f"{file} is missing from the checkpoint; copy the checkpoint again")
-        if sha256(file) != recorded:
-            raise UserError(f"{file} is damaged: its sha256 is not the one in {MANIFEST}; copy the checkpoint again")
-    return manifest
-
-
 def load_checkpoint(
     folder: str | Path,
     layer: nn.Layer,
@@ -98,56 +69,133 @@ def load_checkpoint(
     allow_missing: Reasons = (),
     adapt: Mapping[str, Adapt] | None = None,
 ) -> LoadReport:
-    """Set the parameters and buffers of `layer` from a checkpoint; nothing is set unless everything fits.
-
-    Args:
-        folder: the checkpoint.
-        layer: what to fill, by structured names.
-        prefix: cut off the file's names that start with it, to load a part's tensors into that part alone.
-        drop: tensors of the file that `layer` may lack, each with its reason.
-        allow_missing: tensors of `layer` that the file may lack, each with its reason.
-        adapt: by name, how to bring a tensor to another shape, e.g. positions of another image size.
+    """`fill` from all that stands at `folder`, a source of any family; `prefix` is cut off the names that start with it.
 
     Raises:
-        UserError: no whole checkpoint, a name too many or too few, or a shape or type that differs; it names them.
+        UserError: as `open_source` and `fill`.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
+    source = open_source(folder)
+    tensors = {name.removeprefix(prefix): tensor for name, tensor in source.tensors.items()}
+    return fill(
+        layer, tensors, str(folder), drop=drop, allow_missing=allow_missing, adapt=adapt, hint=_origin_hint(source, prefix)
+    )
+
+
+def fill(
+    layer: nn.Layer,
+    tensors: Mapping[str, StoredTensor],
+    where: str,
+    *,
+    drop: Reasons = (),
+    allow_missing: Reasons = (),
+    adapt: Mapping[str, Adapt] | None = None,
+    grows: Collection[str] = (),
+    hint: str = "",
+) -> LoadReport:
+    """Set the parameters and buffers of `layer`; nothing is set unless all names and shapes fit.
+
+    A layer built under ``paddle.LazyGuard`` gets its memory here. Numbers are written where they stay, one tensor after the
+    other, in the parameter's own type; what the tensors lack and may lack is initialised as the layer says.
+
+    Args:
+        layer: what to fill, by structured names.
+        tensors: by the same names.
+        where: what the tensors are from, for messages.
+        drop: tensors that `layer` may lack, each with its reason.
+        allow_missing: tensors of `layer` that may be absent, each with its reason.
+        adapt: by name, how to bring a tensor to another shape, e.g. positions of another image size.
+        grows: names of which the layer may have more rows; those behind the stored ones are initialised.
+        hint: added to the message about absent tensors.
+
+    Raises:
+        UserError: a name too many or too few, a shape that differs, or a damaged tensor; it names them.
+    """
     kept, frozen = split_state(layer)
     targets = {**kept, **frozen}
-    stored = {name.removeprefix(prefix): name for name in manifest["tensors"]}
-    report = LoadReport(folder)
-    _explain(stored.keys() - targets.keys(), drop, report.dropped, f"{folder} has tensors that the model lacks")
-    hint = _origin_hint(manifest, prefix)
-    _explain(targets.keys() - stored.keys(), allow_missing, report.missing, f"{folder} lacks tensors of the model{hint}")
-    arrays = _read_arrays(folder / MODEL_FILE, {name: stored[name] for name in targets if name in stored})
-    for name, array in arrays.items():
-        wanted = tuple(targets[name].shape)
-        if array.shape != wanted and adapt and name in adapt:
-            arrays[name] = array = adapt[name](array, wanted)
-        dtype = str(targets[name].dtype).removeprefix("paddle.")
-        if array.shape != wanted or str(array.dtype) != dtype:
+    report = LoadReport(where)
+    _explain(tensors.keys() - targets.keys(), drop, report.dropped, f"{where} has tensors that the model lacks")
+    _explain(targets.keys() - tensors.keys(), allow_missing, report.missing, f"{where} lacks tensors of the model{hint}")
+    adapted: dict[str, np.ndarray] = {}
+    for name, target in targets.items():
+        if name not in tensors:
+            continue
+        found, wanted = tensors[name].shape, tuple(target.shape)
+        if found != wanted and adapt and name in adapt:
+            adapted[name] = adapt[name](tensors[name].read(), wanted)
+            found = adapted[name].shape
+        if found != wanted and not (name in grows and found[1:] == wanted[1:] and found[0] < wanted[0]):
+            raise UserError(f"{tensors[name].where}: {name} is {list(found)} in the file, but {list(wanted)} in the model")
+        if found != tensors[name].shape:
+            report.adapted[name] = f"{list(tensors[name].shape)} to {list(wanted)}"
+        elif found != wanted:
+            report.adapted[name] = f"{wanted[0] - found[0]} rows are new"
+        if is_real(tensors[name].dtype) != is_real(_numpy_type(target)):
             raise UserError(
-                f"{folder}: {name} is {array.dtype} {list(array.shape)} in the file, but {dtype} {list(wanted)} in the model"
+                f"{tensors[name].where}: {name} is {tensors[name].dtype} in the file, but {_numpy_type(target)} in the model"
             )
-    for name, array in arrays.items():
-        targets[name].set_value(array)
+    for name, target in targets.items():
+        whole = (name in tensors and tensors[name].shape[:1] == tuple(target.shape)[:1]) or name in adapted
+        _give_memory(target, initialise=not whole)
+        if name not in tensors:
+            continue
+        array = adapted.pop(name) if name in adapted else tensors[name].open()
+        _write(target, array, tensors[name].where)
         report.loaded.append(name)
+        del array  # the mapping of this tensor, before the next one's
     return report
 
 
-def frozen_origins(folder: str | Path) -> dict[str, str]:
-    """Part -> where its frozen weights come from, as recorded when the checkpoint was saved."""
-    return dict(read_manifest(folder)["frozen"]["origin"])
+def _give_memory(target: Tensor, *, initialise: bool) -> None:
+    """Memory for a parameter built without; numbers are drawn, which takes minutes at full size, only where they stay."""
+    if target._is_initialized():
+        return
+    if initialise:
+        target.initialize()
+    else:
+        paddle.empty(target.shape, dtype=target.dtype)._share_buffer_to(target)
 
 
-def sha256(path: Path) -> str:
-    """Hash of a file's content, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _write(target: Tensor, array: np.ndarray, where: str) -> None:
+    """Numbers into a parameter's first rows, converted on the way, on a CPU without a copy between."""
+    if target.place.is_cpu_place():
+        view = _view(target)
+        rows = view[: len(array)] if array.ndim else view
+        _copy(array, rows)
+        require_finite(rows, where)
+        return
+    whole = np.array(array, dtype=_numpy_type(target))
+    require_finite(whole, where)
+    if whole.dtype == BFLOAT16:  # which Paddle gives and takes as whole numbers
+        whole = whole.view(np.uint16)
+    if whole.ndim and len(whole) < target.shape[0]:
+        whole = np.concatenate([whole, target.numpy()[len(whole) :]])
+    target.set_value(whole)
+
+
+def _copy(array: np.ndarray, to: np.ndarray) -> None:
+    """Numbers to another type, and perhaps transposed: block by block, since NumPy would go through memory crosswise."""
+    if array.ndim != 2 or array.flags.c_contiguous:
+        to[...] = array
+        return
+    stored = array.T
+    for row in range(0, stored.shape[0], _BLOCK):
+        rows = stored[row : row + _BLOCK].astype(to.dtype)
+        for column in range(0, stored.shape[1], _BLOCK):
+            to[column : column + _BLOCK, row : row + _BLOCK] = rows[:, column : column + _BLOCK].T
+
+
+def _view(target: Tensor) -> np.ndarray:
+    """The parameter's own memory."""
+    dtype = _numpy_type(target)
+    if not target.size:
+        return np.empty(target.shape, dtype)
+    buffer = (ctypes.c_char * (target.size * dtype.itemsize)).from_address(target.data_ptr())
+    return np.frombuffer(buffer, dtype=dtype).reshape(target.shape)
+
+
+def _numpy_type(target: Tensor) -> np.dtype:
+    name = str(target.dtype).removeprefix("paddle.")
+    return BFLOAT16 if name == "bfloat16" else np.dtype(name)
 
 
 def _explain(names: Iterable[str], reasons: Reasons, into: dict[str, str], complaint: str) -> None:
@@ -164,22 +212,9 @@ def _explain(names: Iterable[str], reasons: Reasons, into: dict[str, str], compl
         raise UserError(f"{complaint}: {', '.join(unexplained[:5])}{more}")
 
 
-def _origin_hint(manifest: dict[str, Any], prefix: str) -> str:
-    origin = manifest["frozen"]["origin"]
+def _origin_hint(source: Source, prefix: str) -> str:
+    origin = source.manifest["frozen"]["origin"] if source.manifest else None
     if not origin:
         return ""
     parts = ", ".join(f"{part.removeprefix(prefix)} from {where}" for part, where in origin.items())
     return f" (left out because they were frozen: {parts})"
-
-
-def _read_arrays(path: Path, names: dict[str, str]) -> dict[str, np.ndarray]:
-    arrays = {}
-    current = ""
-    try:
-        with safe_open(path, framework="np") as file:
-            for name, current in names.items():
-                arrays[name] = file.get_tensor(current)
-    except (SafetensorError, OSError) as error:
-        where = f", tensor {current}" if current else ""
-        raise UserError(f"{path}{where}: cannot be read ({error}); copy the checkpoint again") from error
-    return arrays

@@ -1,80 +1,56 @@
-"""Tensors of a Hugging Face folder, one at a time: safetensors or PyTorch's zip files, whole or sharded.
-
-PyTorch's format holds a pickle, which can call anything when it is read; here it can call what makes up a tensor and no more.
-"""
+"""Tensors of a file or a folder by name: safetensors, PyTorch's zip files, Paddle's .pdparams; whole or sharded."""
 
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
-from collections import OrderedDict
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import safe_open
 
 from blip2x.errors import UserError
+from blip2x.models.weights.pickles import open_paddle, open_torch
+from blip2x.models.weights.stored import BFLOAT16, StoredTensor, mapped, read_json
 
-WHOLE_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference; "<name>.index.json" lists shards
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)  # which numpy has not
-STORAGE_TYPES = {
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": BFLOAT16,
-    "DoubleStorage": np.dtype("<f8"),
-    "LongStorage": np.dtype("<i8"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
+WHOLE_FILES = ("model.safetensors", "pytorch_model.bin", "model_state.pdparams")  # in order of preference
+CRC_KEY = "crc32"  # in the metadata of the safetensors files that we write: name -> checksum, in hexadecimal
+SAFETENSORS_TYPES = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": BFLOAT16,
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
 }
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file."""
-
-    shape: tuple[int, ...]
-    read: Callable[[], np.ndarray]  # as float32, unless it holds whole numbers
-
-
-def open_tensors(folder: str | Path) -> dict[str, StoredTensor]:
-    """Name -> tensor of all weight files in a folder; nothing is read before it is asked for.
+def open_tensors(path: str | Path) -> dict[str, StoredTensor]:
+    """Name -> tensor of a weight file, or of all weight files in a folder; no numbers are read before they are asked for.
 
     Raises:
         UserError: there are no weights, a shard is missing, or a file is damaged or holds something else than tensors.
     """
-    folder = Path(folder)
+    path = Path(path)
     tensors: dict[str, StoredTensor] = {}
-    for path in _weight_files(folder):
-        if not path.is_file():
-            raise UserError(f"{path} is missing: the index beside it lists this file; copy it into the folder")
+    for file in [path] if path.is_file() else _weight_files(path):
+        if not file.is_file():
+            raise UserError(f"{file} is missing: the index beside it lists this file; copy it into the folder")
         try:
-            tensors |= _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
+            found = _open_file(file)
         except UserError:
             raise
         except Exception as error:  # a damaged pickle ends in all sorts of exceptions
-            raise UserError(f"{path} cannot be read as weights ({error}); copy or download it again") from error
+            raise UserError(f"{file} cannot be read as weights ({error}); copy or download it again") from error
+        twice = tensors.keys() & found.keys()
+        if twice:
+            raise UserError(f"{file} holds {min(twice)}, which another file of {path} has as well; copy or download the folder")
+        tensors |= found
     return tensors
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of a Hugging Face folder.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); copy or download it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not names with values; copy or download it again")
-    return content
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -84,81 +60,54 @@ def _weight_files(folder: Path) -> list[Path]:
             shards = read_json(index).get("weight_map")
             if not isinstance(shards, dict):
                 raise UserError(f"{index} has no weight_map; copy or download it again")
+            strange = [shard for shard in shards.values() if not isinstance(shard, str) or Path(shard).name != shard]
+            if strange:
+                raise UserError(f"{index} lists {strange[0]!r}, which is no file of this folder; copy or download it again")
             return [folder / shard for shard in sorted(set(shards.values()))]
         if (folder / name).is_file():
             return [folder / name]
     raise UserError(
-        f"no weights in {folder}: put the files of the Hugging Face repository there ({' or '.join(WHOLE_FILES)}, or their "
-        "shards with the index, and config.json)"
+        f"no weights in {folder}: put the files of the Hugging Face repository there (model.safetensors or pytorch_model.bin, "
+        "or their shards with the index, and config.json), or PaddleMIX's model_state.pdparams"
     )
 
 
-def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
-    with safe_open(path, framework="np") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
-    return {name: StoredTensor(shape, partial(_read_slice, path, name)) for name, shape in shapes.items()}
-
-
-def _read_slice(path: Path, name: str) -> np.ndarray:
-    with safe_open(path, framework="np") as file:
-        return _as_float32(file.get_tensor(name))
-
-
-def _as_float32(array: np.ndarray) -> np.ndarray:
-    """Whole numbers and truth values stay what they are."""
-    return array.astype(np.float32) if array.dtype == BFLOAT16 or array.dtype.kind == "f" else np.ascontiguousarray(array)
-
-
-def _open_torch(path: Path) -> dict[str, StoredTensor]:
-    with zipfile.ZipFile(path) as archive:
-        entry = next((name for name in archive.namelist() if name.endswith("/data.pkl")), None)
-        if entry is None:
-            raise UserError(f"{path} is not a file that torch.save of PyTorch 1.6 or later has written")
-        with archive.open(entry) as file:
-            content = _TensorUnpickler(file, path, entry.removesuffix("data.pkl")).load()
-    if not isinstance(content, dict) or not all(isinstance(tensor, StoredTensor) for tensor in content.values()):
-        raise UserError(f"{path} holds something else than named tensors")
+def _open_file(path: Path) -> dict[str, StoredTensor]:
+    if path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    content = open_paddle(path) if path.suffix == ".pdparams" else open_torch(path)
+    if isinstance(content.get("model"), dict):  # LAVIS: the optimizer, the epoch and more stand beside it
+        content = content["model"]
+    elif isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    others = [name for name, value in content.items() if not isinstance(value, StoredTensor)]
+    if others:
+        raise UserError(f"{path} holds something else than named tensors: {others[0]}")
     return content
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Rebuilds tensors as `StoredTensor` and refuses every other global."""
-
-    def __init__(self, file: Any, path: Path, root: str):
-        super().__init__(file)
-        self.path, self.root = path, root
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) in {("torch._utils", "_rebuild_tensor_v2"), ("torch._utils", "_rebuild_parameter")}:
-            return self._rebuild if name == "_rebuild_tensor_v2" else _tensor_of_parameter
-        if module == "torch" and name in STORAGE_TYPES:
-            return name  # and not the dtype: what a pickle gets hold of, it can also change
-        raise UserError(f"{self.path} refers to {module}.{name}, which is no tensor; only load weights from people you trust")
-
-    def persistent_load(self, pid: Any) -> tuple[np.dtype, str]:
-        _, storage, key, *_ = pid
-        return STORAGE_TYPES[storage], key
-
-    def _rebuild(self, storage: tuple[np.dtype, str], offset: int, size: tuple, stride: tuple, *_: Any) -> StoredTensor:
-        dtype, key = storage
-        entry = f"{self.root}data/{key}"
-        return StoredTensor(tuple(size), partial(_read_storage, self.path, entry, dtype, offset, size, stride))
-
-
-def _tensor_of_parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
-    return tensor
-
-
-def _read_storage(path: Path, entry: str, dtype: np.dtype, offset: int, size: tuple, stride: tuple) -> np.ndarray:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            flat = np.frombuffer(archive.read(entry), dtype=dtype)
-    except (zipfile.BadZipFile, KeyError, OSError) as error:
-        raise UserError(f"{path}: {entry} cannot be read ({error}); copy or download the file again") from error
-    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if min(offset, *size, *stride, 0) < 0 or last >= len(flat):
-        raise UserError(f"{path}: {entry} is shorter than its tensor; copy or download the file again")
-    array = np.lib.stride_tricks.as_strided(flat[offset:], size, [step * flat.itemsize for step in stride])
-    return _as_float32(array)
+def _open_safetensors(path: Path) -> dict[str, StoredTensor]:
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(min(length, path.stat().st_size)))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if 8 + length + entry["data_offsets"][1] > path.stat().st_size:
+            raise UserError(f"{path}, tensor {name}: the file is cut off in or before this tensor; copy or download it again")
+    with safe_open(path, framework="np") as file:  # refuses a header that contradicts itself
+        recorded = json.loads((file.metadata() or {}).get(CRC_KEY, "{}"))
+    tensors = {}
+    for name, entry in header.items():
+        where = f"{path}, tensor {name}"
+        if entry["dtype"] not in SAFETENSORS_TYPES:
+            raise UserError(f"{where} has numbers of type {entry['dtype']}, which blip2x does not read")
+        crc = int(recorded[name], 16) if name in recorded else None
+        tensors[name] = mapped(
+            path,
+            where,
+            offset=8 + length + entry["data_offsets"][0],
+            shape=tuple(entry["shape"]),
+            dtype=SAFETENSORS_TYPES[entry["dtype"]],
+            crc=crc,
+        )
+    return tensors

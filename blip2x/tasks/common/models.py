@@ -1,35 +1,61 @@
-"""From a config to models with their weights, tokenizers and frozen parts; what was loaded is said in one line each."""
+"""From a config to models with their weights, tokenizers and frozen parts; what was loaded is said in one line per source."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import paddle
 from paddle import nn
 
+from blip2x.config.model import Missing
 from blip2x.config.run import RunConfig
-from blip2x.data.tokenize import TextTokenizer, build_tokenizer
+from blip2x.data.tokenize import TextTokenizer, build_tokenizer, has_tokenizer
 from blip2x.engine.run import Run
+from blip2x.errors import UserError
 from blip2x.models.assemblies.stage1 import Stage1Model, build_stage1
 from blip2x.models.assemblies.stage2 import Stage2Model, build_stage2
 from blip2x.models.freeze import freeze
-from blip2x.models.weights.bert import load_bert
-from blip2x.models.weights.checkpoint import LoadReport, load_checkpoint, read_manifest
-from blip2x.models.weights.huggingface_language import is_huggingface_folder, load_huggingface_language
+from blip2x.models.weights.checkpoint import Adapt, fill
+from blip2x.models.weights.describe import follow_source
+from blip2x.models.weights.known import locate_tokenizer
+from blip2x.models.weights.names.language import OPT_WORDS
+from blip2x.models.weights.stored import StoredTensor
 from blip2x.registry import LANGUAGE_MODELS
 from blip2x.tasks.common.inputs import build_source
-from blip2x.tasks.common.weights import Weights, require_trainable, weights_folder
+from blip2x.tasks.common.weights import Weights, require_trainable
 
-_STAGE1_HEADS = "only stage 1 uses it"
+_GROWING = ("qformer.text.word_embeddings.weight", "qformer.text.head_bias")  # BERT lacks [DEC]
 
 
 class ModelLoader:
-    """Builds what a task needs; each method returns a model in evaluation mode with its frozen parts frozen."""
+    """Builds what a task needs; each method returns a model in evaluation mode with its frozen parts frozen.
 
-    def __init__(self, cfg: RunConfig, run: Run):
-        self.cfg = cfg.model
-        self.console = run.console
-        self.weights = Weights(cfg, cfg.model.weights)
-        self._texts = lambda: build_source(cfg).texts()  # most tokenizers come with weights and need no data set
+    Parameters that come from files get their memory when they are read, so a model is never in memory twice.
+
+    Args:
+        weights: the sources, and the model's config.
+        texts: the data set's texts, where a tokenizer has to be made of them.
+        say: told what was loaded.
+    """
+
+    def __init__(self, weights: Weights, *, texts: Callable[[], Iterable[str]], say: Callable[[str], None]):
+        self.weights = weights
+        self.cfg = follow_source(weights.cfg, weights.source)
+        self._texts = texts
+        self._say = say
+
+    @classmethod
+    def of_run(cls, cfg: RunConfig, run: Run) -> ModelLoader:
+        """The loader of a task's model."""
+
+        def say(text: str) -> None:
+            run.console.print(text, style="dim", markup=False, highlight=False)
+
+        # most tokenizers come with weights and need no data set
+        return cls(Weights(cfg.model, cfg.paths, cfg.model.weights), texts=lambda: build_source(cfg).texts(), say=say)
 
     def stage1(self) -> tuple[Stage1Model, TextTokenizer]:
         """The stage-1 model, and the Q-Former's tokenizer.
@@ -38,14 +64,33 @@ class ModelLoader:
             UserError: a frozen image encoder without weights, or weights that do not fit.
         """
         tokenizer = self.qformer_tokenizer()
-        model = build_stage1(self.cfg, vocab_size=tokenizer.vocab_size)
-        bert = self.cfg.qformer.weights
-        if self.weights.whole:
-            self._say(self._load_whole(model, drop=[], new=[]))
-        elif bert:
-            self._say(load_bert(weights_folder(bert, self.weights.root, "model.qformer.weights"), model.qformer))
-        self._finish(model, ["vision"])
-        return model, tokenizer
+        return self.stage1_model(tokenizer.vocab_size), tokenizer
+
+    def stage1_model(self, vocab_size: int) -> Stage1Model:
+        """The stage-1 model alone; `vocab_size` as `build_stage1`. Errors as `stage1`."""
+        with paddle.LazyGuard():
+            model = build_stage1(self.cfg, vocab_size=vocab_size)
+        if self.weights.brings("qformer"):
+            new = [("temp", f"set to model.temperature={self.cfg.temperature}")]
+            if self.cfg.missing is Missing.initialise:
+                why = "model.missing=initialise: starts random, and has to be trained"
+                new += [(name, why) for name in ("qformer.", "vision_proj.", "text_proj.", "itm_head.")]
+            self._load(model, ["vision"], drop=[("language", "stage 1 has no language model")], new=new)
+        else:
+            whole = [
+                ("ln_vision.", "new"),
+                ("vision_proj.", "new"),
+                ("text_proj.", "new"),
+                ("itm_head.", "new"),
+                ("temp", "new"),
+            ]
+            if self.weights.part("qformer"):
+                looking = [f"qformer.layers.{i}.cross_attention." for i in range(self.cfg.qformer.depth)]
+                whole += [(name, "not in BERT; new") for name in ("qformer.query_tokens", *looking)]
+                whole += [("qformer.text.head_", "no language-model head there; new")]
+            self._load(model, ["vision", "qformer"], drop=[], new=whole)
+        self._freeze(model, ["vision"])
+        return model
 
     def stage2(self, *, new_projection: bool) -> tuple[Stage2Model, TextTokenizer]:
         """The stage-2 model, and the language model's tokenizer.
@@ -57,24 +102,32 @@ class ModelLoader:
             UserError: a frozen part without weights, or weights that do not fit.
         """
         tokenizer = self.language_tokenizer()
-        model = build_stage2(self.cfg, vocab_size=tokenizer.vocab_size)
+        return self.stage2_model(tokenizer.vocab_size, new_projection=new_projection), tokenizer
+
+    def stage2_model(self, vocab_size: int, *, new_projection: bool) -> Stage2Model:
+        """The stage-2 model alone; `vocab_size` as `build_stage2`. Errors as `stage2`."""
+        with paddle.LazyGuard():
+            model = build_stage2(self.cfg, vocab_size=vocab_size)
         drop = [("qformer.text.", "stage 2 gives the Q-Former no text")]
         drop += [(f"qformer.layers.{i}.text_ffn.", drop[0][1]) for i in range(self.cfg.qformer.depth)]
-        drop += [(name, _STAGE1_HEADS) for name in ("vision_proj.", "text_proj.", "itm_head.", "temp")]
+        drop += [(name, "only stage 1 uses it") for name in ("vision_proj.", "text_proj.", "itm_head.", "temp")]
         new = [("language_proj.", "new in stage 2")] if new_projection else []
-        self._say(self._load_whole(model, drop=drop, new=new))
-        self._finish(model, ["vision", "language"])
-        return model, tokenizer
+        self._load(model, ["vision", "language"], drop=drop, new=new)
+        self._freeze(model, ["vision", "language"])
+        return model
 
     def language(self) -> tuple[nn.Layer, TextTokenizer]:
-        """The language model alone, to be trained; from `model.language.weights` where that is set."""
+        """The language model alone, to be trained; from `model.language.weights` where that is set; and its tokenizer."""
         tokenizer = self.language_tokenizer()
-        model = LANGUAGE_MODELS.get(self.cfg.language.kind)(self.cfg.language, tokenizer.vocab_size)
-        given = self.cfg.language.weights
-        if given:
-            folder = weights_folder(given, self.weights.root, "model.language.weights")
-            self._say(_load_part(folder, model, "language"))
-        return model, tokenizer
+        language = LANGUAGE_MODELS.get(self.cfg.language.kind)
+        if not self.cfg.language.weights:
+            return language(self.cfg.language, tokenizer.vocab_size), tokenizer
+        with paddle.LazyGuard():
+            alone = nn.LayerDict({"language": language(self.cfg.language, tokenizer.vocab_size)})
+        source = self.weights.part("language")
+        tensors = {name: tensor for name, tensor in source.tensors.items() if name.startswith("language.")}
+        self._say(f"loaded {fill(alone, tensors, str(source.path), adapt=self._adapters(alone, tensors))}")
+        return alone["language"], tokenizer
 
     def frozen_origin(self, *parts: str) -> dict[str, str]:
         """Where the frozen ones of `parts` have their weights, for `save_checkpoint`."""
@@ -87,46 +140,81 @@ class ModelLoader:
 
     def qformer_tokenizer(self) -> TextTokenizer:
         """The one saved with the weights, else the configured one."""
-        return self._tokenizer("qformer", "bert", [self.weights.whole])
+        return self._tokenizer("qformer", "bert")
 
     def language_tokenizer(self) -> TextTokenizer:
         """The one saved with the weights, else the configured one."""
-        return self._tokenizer("language", self.cfg.language.kind, [self.weights.whole, self.weights.folder("language")])
+        return self._tokenizer("language", self.cfg.language.kind)
 
-    def _tokenizer(self, part: str, family: str, folders: list[Path | None]) -> TextTokenizer:
-        saved = [folder / "tokenizers" / part for folder in folders if folder and (folder / "tokenizers" / part).is_dir()]
-        name = str(saved[0]) if saved else getattr(self.cfg, part).tokenizer
-        return build_tokenizer(name, family, weights_root=self.weights.root, dataset_texts=self._texts)
+    def own_tokenizer(self, part: str, *, fetch: bool) -> TextTokenizer | None:
+        """The one that came with the weights; without one, the configured one if it is there or `fetch` says to fetch it."""
+        if self._with_weights(part) is None and not fetch:
+            name = getattr(self.cfg, part).tokenizer
+            root = Path(self.weights.paths.weights)
+            if not any(place.exists() for place in (Path(name), root / name, root / "tokenizers" / name)):
+                return None
+        return self.qformer_tokenizer() if part == "qformer" else self.language_tokenizer()
 
-    def _load_whole(self, model: nn.Layer, *, drop: list[tuple[str, str]], new: list[tuple[str, str]]) -> LoadReport:
-        parts = [part for part in ("vision", "language") if not self.weights.brings(part)]
-        elsewhere = [(f"{part}.", f"from model.{part}.weights") for part in parts]
-        adapt = {f"vision.{name}": adapter for name, adapter in model.vision.adapters().items()}
-        return load_checkpoint(self.weights.whole, model, drop=drop, allow_missing=[*elsewhere, *new], adapt=adapt)
+    def _with_weights(self, part: str) -> Path | None:
+        family = "bert" if part == "qformer" else self.cfg.language.kind
+        folders = [self.weights.whole, *([self.weights.folder("language")] if part == "language" else [])]
+        places = [place for folder in folders if folder for place in (folder / "tokenizers" / part, folder)]
+        return next((place for place in places if has_tokenizer(place, family)), None)
 
-    def _finish(self, model: nn.Layer, parts: list[str]) -> None:
-        """Load the parts that the whole model's checkpoint did not bring, and freeze what the config says."""
+    def _tokenizer(self, part: str, family: str) -> TextTokenizer:
+        found = self._with_weights(part)
+        name = str(found) if found else getattr(self.cfg, part).tokenizer
+        key, paths = f"model.{part}.tokenizer", self.weights.paths
+        return build_tokenizer(
+            name,
+            family,
+            locate=lambda name: locate_tokenizer(name, Path(paths.weights), offline=paths.offline, key=key),
+            dataset_texts=self._texts,
+        )
+
+    def _load(self, model: nn.Layer, parts: list[str], *, drop: list[tuple[str, str]], new: list[tuple[str, str]]) -> None:
+        """Fill `model` from all sources at once; what no source has is initialised where `new` allows it."""
+        sources = list(self.weights.sources(parts))
+        tensors: dict[str, StoredTensor] = {}
+        for source, found in sources:
+            tensors |= found
+            self._say(source.summary())
         for part in parts:
-            layer, folder = getattr(model, part), self.weights.folder(part)
-            if folder is None:
-                require_trainable(self.cfg, part)
-            elif not self.weights.brings(part):
-                self._say(_load_part(folder, layer, part))
+            if not any(name.startswith(f"{part}.") for name in tensors):
+                if part != "qformer":
+                    require_trainable(self.cfg, part)
+                new = [*new, (f"{part}.", "new")]
+        where = " and ".join(str(source.path) for source, _ in sources)
+        grows = _GROWING if any(source.family == "BERT" for source, _ in sources) else ()
+        adapt = self._adapters(model, tensors)
+        try:
+            report = fill(model, tensors, where, drop=drop, allow_missing=new, adapt=adapt, grows=grows)
+        except UserError as error:
+            may_initialise = self.cfg.missing is Missing.error and self.weights.brings("qformer") and "language" not in parts
+            if may_initialise and "lacks tensors" in str(error) and "qformer." in str(error):
+                raise UserError(f"{error}; set model.missing=initialise to begin with random ones and train them") from error
+            raise
+        for source, found in sources:
+            count = sum(name in found for name in report.loaded)
+            self._say(f"loaded {count} tensors from {source.path}")
+        if len(sources) > 1 or (sources and (report.dropped or report.missing or report.adapted)):
+            self._say(f"in all {report}")
+
+    def _freeze(self, model: nn.Layer, parts: list[str]) -> None:
+        for part in parts:
             if getattr(self.cfg, part).frozen:
-                freeze(layer)
+                freeze(getattr(model, part))
         model.eval()
 
-    def _say(self, report: LoadReport) -> None:
-        self.console.print(f"loaded {report}", style="dim", markup=False, highlight=False)
+    def _adapters(self, model: nn.Layer, tensors: dict[str, StoredTensor]) -> dict[str, Adapt]:
+        """How tensors of another shape are brought to the model's: positions of another image size, words that it lacks."""
+        adapt: dict[str, Adapt] = {}
+        if hasattr(model, "vision"):
+            adapt = {f"vision.{name}": adapter for name, adapter in model.vision.adapters().items()}
+        words = {OPT_WORDS: 0, "language.shared.weight": 0, "language.lm_head.weight": 1}
+        return adapt | {name: partial(_first_words, axis=axis) for name, axis in words.items() if name in tensors}
 
 
-def _load_part(folder: Path, layer: nn.Layer, part: str) -> LoadReport:
-    """Load a part that was fitted alone, or as part of something larger, whose other tensors are left out."""
-    if part == "language" and is_huggingface_folder(folder):
-        return load_huggingface_language(folder, layer)
-    names, prefix = read_manifest(folder)["tensors"], f"{part}."
-    others = [name for name in names if not name.startswith(prefix)]
-    if len(others) == len(names):
-        prefix, others = "", []
-    drop = [(name, f"not the {part} part's") for name in others]
-    return load_checkpoint(folder, layer, prefix=prefix, drop=drop, adapt=layer.adapters() if part == "vision" else None)
+def _first_words(array: np.ndarray, wanted: tuple[int, ...], *, axis: int) -> np.ndarray:
+    """Without the words behind the model's vocabulary: Hugging Face has added a token for images; with fewer, as it is."""
+    return array.take(np.arange(wanted[axis]), axis=axis) if array.shape[axis] > wanted[axis] else array

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Set
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -11,9 +12,10 @@ from blip2x.config.run import RunConfig
 from blip2x.data.source import Source, Split
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
+from blip2x.models.weights.describe import follow_source
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.loading import report_skipped
-from blip2x.tasks.common.weights import Start, Weights, require_trainable, weights_folder
+from blip2x.tasks.common.weights import Start, Weights, require_trainable
 
 T = TypeVar("T")
 
@@ -22,9 +24,11 @@ class Task:
     """A task reads a checked config, does its work in `run`, and hands back metrics and weights."""
 
     makes: ClassVar[tuple[str, ...]] = ()  # config keys of the weights that its result sets
+    shows_pictures: ClassVar[bool] = True  # to a model
 
     def __init__(self, cfg: RunConfig, run: Run):
-        self.cfg = cfg
+        weights = self.weights(cfg, frozenset())
+        self.cfg = replace(cfg, model=follow_source(cfg.model, weights.source))
         self.task: Any = cfg.task
         self.run_folder = run
         self.context = run.context
@@ -62,25 +66,29 @@ class Task:
         return {*cls.makes, *(cls.weight_keys(cfg) if "model.weights" in cls.makes else ())}
 
     @classmethod
+    def weights(cls, cfg: RunConfig, promised: Set[str]) -> Weights:
+        """The weights that the task starts from; without those that are `promised`, which are not there yet."""
+        is_read = "model.weights" in cls.weight_keys(cfg) and "model.weights" not in promised
+        return Weights(cfg.model, cfg.paths, cfg.model.weights if is_read else None)
+
+    @classmethod
     def check(cls, cfg: RunConfig, promised: Set[str] = frozenset()) -> None:
         """Find missing data and weights before long work starts; `promised` are weight keys that earlier stages will set.
 
         Raises:
             UserError: the data set lacks what the task reads, or weights that it starts from are not there.
         """
-        for key in cls.weight_keys(cfg):
-            value = config_value(cfg, key)
-            if value is not None:
-                weights_folder(value, cfg.paths.weights, key)
-        weights = Weights(cfg, None if "model.weights" in promised else cfg.model.weights)
+        weights = cls.weights(cfg, promised)
+        weights.require_same_shape()
         start = cls.starts_from(cfg)
         if start and "model.weights" not in promised:
             weights.require(start, cfg.task.kind)
-        for part in ("vision", "language"):
+        for part in ("vision", "qformer", "language"):
             key = f"model.{part}.weights"
-            if key in cls.weight_keys(cfg) and key not in {*cls.makes, *promised} and weights.folder(part) is None:
+            if key in cls.weight_keys(cfg) and key not in promised and weights.part(part) is None and key not in cls.makes:
                 require_trainable(cfg.model, part)
-        weights.check_pictures(cfg.dataset)
+        if cls.shows_pictures:
+            weights.check_pictures(cfg.dataset)
         for what, split in cls.reads(cfg):
             getattr(build_source(cfg), what)(*([split] if split else []))
 
@@ -91,11 +99,3 @@ class Task:
     def checkpoint_folder(self) -> Path:
         """Where the task's weights go."""
         return self.run_folder.path("checkpoint")
-
-
-def config_value(cfg: RunConfig, key: str) -> Any:
-    """The value at a dotted key of the config."""
-    value: Any = cfg
-    for part in key.split("."):
-        value = getattr(value, part)
-    return value

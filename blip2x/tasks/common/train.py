@@ -7,12 +7,15 @@ from typing import Any
 
 from paddle import nn
 
+from blip2x.config.auto import PARTS, Settings
+from blip2x.config.model import ModelConfig
 from blip2x.config.run import RunConfig
 from blip2x.data.collate import Collate
 from blip2x.engine.checkpoint import Saveable, require_checkpoint_space, save_checkpoint
 from blip2x.engine.fit import FitResult, fit
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
+from blip2x.models.weights.describe import settings_of
 from blip2x.parallel.seeding import seed_everything
 from blip2x.tasks.common.loading import report_skipped, train_loader, write_skipped
 from blip2x.tasks.common.weights import normalisation
@@ -56,7 +59,12 @@ def train(
             step=step,
             tokenizers=tokenizers,
             frozen_origin=frozen_origin,
-            extra={"model": cfg.model.name, "dataset": cfg.dataset.name, "normalisation": normalisation(cfg.dataset)},
+            extra={
+                "model": cfg.model.name,
+                "settings": _settings(cfg.model, model),
+                "dataset": cfg.dataset.name,
+                "normalisation": normalisation(cfg.dataset),
+            },
         )
 
     run.context.on_main(lambda: require_checkpoint_space(run.path("checkpoint"), model))  # before days of work, not after
@@ -69,3 +77,10 @@ def train(
         raise
     report_skipped(run, loader.skipped)
     return result
+
+
+def _settings(cfg: ModelConfig, model: nn.Layer) -> Settings:
+    settings = settings_of(cfg, [part for part in PARTS if hasattr(model, part)])
+    if hasattr(model, "language"):  # the tokenizer's, where the config leaves it open
+        settings["language.vocab_size"] = model.language.vocab_size
+    return settings

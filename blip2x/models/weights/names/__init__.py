@@ -1,0 +1,1 @@
+"""How others call what we call ours: one table per family of files."""
