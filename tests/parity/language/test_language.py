@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from paddle import nn
 
 from blip2x.generation.decode import generate
 from blip2x.generation.settings import GenerationSettings
 from blip2x.models.language.opt import OptLanguageModel
 from blip2x.models.language.t5 import T5LanguageModel
-from blip2x.models.weights.huggingface_language import load_huggingface_language
+from blip2x.models.weights.checkpoint import load_checkpoint
 
 HERE = Path(__file__).parent
 REFERENCE = np.load(HERE / "reference.npz")
@@ -22,7 +23,7 @@ CASES = json.loads((HERE / "cases.json").read_text())
 
 def opt(folder: str = "opt") -> OptLanguageModel:
     model = OptLanguageModel(width=24, depth=2, num_heads=3, mlp_width=40, vocab_size=41, max_positions=32, dropout=0.1)
-    load_huggingface_language(HERE / folder, model)
+    load_checkpoint(HERE / folder, nn.LayerDict({"language": model}))
     model.eval()
     return model
 
@@ -41,7 +42,7 @@ def t5(exact_gelu: bool = True) -> T5LanguageModel:
         exact_gelu=exact_gelu,
         dropout=0.1,
     )
-    load_huggingface_language(HERE / "t5", model)
+    load_checkpoint(HERE / "t5", nn.LayerDict({"language": model}))
     model.eval()
     return model
 
