@@ -9,14 +9,15 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "blip2x"
 LEVELS = [  # from the top; names on one line do not import each other
+    {"api"},
     {"tasks"},
     {"engine", "objectives", "metrics", "generation"},
     {"models", "data", "losses", "optim"},
     {"parallel"},
-    {"config", "registry", "errors", "startup"},
+    {"config", "registry", "errors", "startup", "transfer"},
 ]
 LEVEL = {name: depth for depth, names in enumerate(LEVELS) for name in names}
-WITHIN_LAST = {("config", "registry"), ("config", "errors"), ("registry", "errors"), ("startup", "errors")}
+WITHIN_LAST = {("config", "registry"), *((part, "errors") for part in ("config", "registry", "startup", "transfer"))}
 
 
 def imports(path: Path) -> set[str]:

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from blip2x.config.compose import CONF_FOLDER, compose_config
+from blip2x.config.model import Missing
 from blip2x.config.run import RunConfig
+from blip2x.models.weights.describe import follow_source
 
 EXPERIMENTS = sorted((CONF_FOLDER / "experiment").glob("*.yaml"))
 FULL_SIZE = [path.stem for path in EXPERIMENTS if not path.stem.startswith("digits")]
@@ -140,6 +142,8 @@ VISION = {"": ("eva_vit", 1408, 39, 16, 6144, 14), "_vitl": ("clip_vit", 1024, 2
 @pytest.mark.parametrize("suffix", VISION)
 def test_full_size_models(name, suffix):
     model = compose_config([f"model={name}{suffix}"]).model
+    assert model.ln_vision_eps is None and model.missing is Missing.error  # the weights' origin says how they are computed
+    model = follow_source(model, None)  # and without one it is as in LAVIS
     lm, vision, qformer = model.language, model.vision, model.qformer
     depth = lm.depth if name.startswith("opt") else lm.encoder_depth
     assert (lm.width, depth, lm.num_heads, lm.mlp_width, lm.vocab_size) == LANGUAGE[name] and lm.frozen and lm.dropout == 0.1
@@ -149,7 +153,7 @@ def test_full_size_models(name, suffix):
         assert lm.decoder_depth == 24 and lm.activation.value == "gelu"  # exact: what LAVIS sets, not what FlanT5 says
         assert (lm.head_width, lm.relative_buckets, lm.relative_max_distance) == (64, 32, 128)
     shape = (vision.kind, vision.width, vision.depth, vision.num_heads, vision.mlp_width, vision.patch_size)
-    assert shape == VISION[suffix] and vision.frozen
+    assert shape == VISION[suffix] and vision.frozen and not getattr(vision, "key_bias", False)
     assert (qformer.num_queries, qformer.width, qformer.depth, qformer.num_heads, qformer.mlp_width) == (32, 768, 12, 12, 3072)
     assert (qformer.cross_attention_every, qformer.vocab_size, qformer.embed_dim, qformer.dropout) == (2, 30523, 256, 0.1)
     assert (model.name, model.temperature, model.ln_vision_eps) == (f"{name}{suffix}", 0.07, 1e-5)

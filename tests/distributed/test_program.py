@@ -11,6 +11,9 @@ from blip2x.tasks.common.launch import launch
 
 RUNNER = Path(__file__).with_name("runner.py")
 CONTRAST, STEPS, BATCH = 3, 6, 8
+# A pair scores by its best query, and fresh queries are nearly alike: where rounding prefers another one, gradients jump by
+# some percent. With this seed no two come that close in the first steps.
+SEED = 3
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 
@@ -31,7 +34,7 @@ def words(demo, ranks, parallelism, *stages):
     listed = [f"{{task: pretrain_stage1, overrides: [{stage1}]}}", *(f"{{task: {s}, overrides: [{later}]}}" for s in stages)]
     vision = f"model.vision.weights={demo.checkpoint('pretrain_vision')}"
     few = ["dataset.train_scenes=64", "dataset.test_scenes=12", "optim.warmup_steps=0"]
-    return [f"parallelism={parallelism}", "run_name=r", *few, vision, f"task.stages=[{','.join(listed)}]"]
+    return [f"parallelism={parallelism}", "run_name=r", f"seed={SEED}", *few, vision, f"task.stages=[{','.join(listed)}]"]
 
 
 def program(start, folder, words):

@@ -6,6 +6,7 @@ import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import paddle
 import pytest
@@ -13,10 +14,12 @@ from paddle import nn
 from safetensors.numpy import load_file
 
 from blip2x.engine import checkpoint
-from blip2x.engine.checkpoint import save_checkpoint
+from blip2x.engine.checkpoint import save_checkpoint, whole_folder, write_checkpoint
 from blip2x.errors import UserError
 from blip2x.models.freeze import freeze
-from blip2x.models.weights.checkpoint import load_checkpoint, read_manifest, sha256
+from blip2x.models.weights.checkpoint import load_checkpoint
+from blip2x.models.weights.manifest import read_manifest, sha256
+from blip2x.models.weights.stored import StoredTensor
 
 
 class Model(nn.Layer):
@@ -89,7 +92,7 @@ def test_a_newer_checkpoint_replaces_the_older_and_nothing_else_stays(tmp_path):
     assert content(folder).keys() == {"manifest.json", "model.safetensors"}
 
 
-@pytest.mark.parametrize("moment", ["save_file", "sha256", "_sync", "_put_in_place"])
+@pytest.mark.parametrize("moment", ["write_safetensors", "sha256", "_sync", "_put_in_place"])
 def test_killed_while_saving_the_older_checkpoint_is_whole_and_the_next_one_works(tmp_path, monkeypatch, moment):
     folder = save(tmp_path / "checkpoint", step=1)
     before = content(folder)
@@ -105,17 +108,70 @@ def test_killed_while_saving_the_older_checkpoint_is_whole_and_the_next_one_work
     assert read_manifest(folder)["step"] == 3 and [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_killed_before_the_manifest_the_first_checkpoint_is_none(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", ["sha256", "_sync"])
+def test_killed_before_it_is_on_the_disk_the_first_checkpoint_is_none(tmp_path, monkeypatch, moment):
     def killed(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(checkpoint, "_sync", killed)
+        patched.setattr(checkpoint, moment, killed)
         save(tmp_path / "checkpoint")
     with pytest.raises(UserError, match="no such folder"):
         read_manifest(tmp_path / "checkpoint")
-    with pytest.raises(UserError, match=r"no manifest\.json"):
-        read_manifest(tmp_path / ".checkpoint.partial")
+    if moment == "sha256":  # before the manifest, which is the last file
+        with pytest.raises(UserError, match=r"no manifest\.json"):
+            read_manifest(tmp_path / ".checkpoint.partial")
+
+
+def test_it_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    synced, put_in_place = [], checkpoint._put_in_place
+    monkeypatch.setattr(checkpoint, "_sync", synced.append)
+
+    def check(partial, folder):
+        files = {path for path in partial.rglob("*") if path.is_file()}
+        assert {path.name for path in files} == {"manifest.json", "model.safetensors"} and files <= set(synced)
+        assert synced[-1] == partial
+        put_in_place(partial, folder)
+
+    monkeypatch.setattr(checkpoint, "_put_in_place", check)
+    save(tmp_path / "checkpoint")
+    assert read_manifest(tmp_path / "checkpoint")["step"] == 5
+
+
+def test_tensors_are_written_one_after_the_other_in_their_type(tmp_path):
+    """As a converted checkpoint is, which is larger than memory."""
+    opened = []
+
+    def tensor(name: str, array: np.ndarray) -> StoredTensor:
+        return StoredTensor(name, array.shape, array.dtype, lambda: opened.append(name) or array)
+
+    arrays = {"vision.a": np.arange(6, dtype="f2").reshape(2, 3), "language.b": np.arange(3).astype(ml_dtypes.bfloat16)}
+    frozen = {"names": ["qformer.c"], "origin": {"qformer": "x"}}
+    tensors = {name: tensor(name, array) for name, array in arrays.items()}
+    folder = write_checkpoint(tmp_path / "c", tensors, kind="convert", step=0, extra={"a": 1}, tokenizers={}, frozen=frozen)
+    assert sorted(opened) == sorted(arrays)  # each once
+    manifest = read_manifest(folder)
+    assert (manifest["kind"], manifest["extra"], manifest["frozen"]) == ("convert", {"a": 1}, frozen)
+    assert {name: entry["dtype"] for name, entry in manifest["tensors"].items()} == {
+        "vision.a": "float16",
+        "language.b": "bfloat16",
+    }
+    for name, array in load_file(folder / "model.safetensors").items():
+        assert array.dtype == arrays[name].dtype
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+def test_a_folder_that_cannot_be_filled_leaves_the_older_one(tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c/old").write_text("old")
+    with pytest.raises(ZeroDivisionError), whole_folder(tmp_path / "c") as partial:
+        (partial / "new").write_text("new")
+        _ = 1 / 0
+    assert (tmp_path / "c/old").read_text() == "old" and not (tmp_path / "c/new").exists()
+    with whole_folder(tmp_path / "c") as partial:
+        assert not list(partial.iterdir())  # nothing of the attempt before
+        (partial / "new").write_text("new")
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["new"]
 
 
 def test_full_disk_is_one_sentence_before_anything_is_written(tmp_path, monkeypatch):

@@ -164,6 +164,33 @@ def test_negatives_are_the_similar_ones_of_their_own_direction():
     assert drawn == {(2, 1): 20}  # a chance of exp(-1 / 0.07) against it
 
 
+def given(images: list[int], texts: list[int]) -> dict[str, paddle.Tensor]:
+    return {"negative_image_B": paddle.to_tensor(images), "negative_text_B": paddle.to_tensor(texts)}
+
+
+def test_negatives_that_are_given_are_the_ones_and_none_are_drawn(monkeypatch):
+    """Text b meets image `negative_image_B[b]`, image b text `negative_text_B[b]`, whatever their scores and image ids are."""
+    monkeypatch.setattr("blip2x.objectives.stage1.draw_negatives", lambda *_: pytest.fail("negatives were drawn"))
+    model = Model()
+    objective = Stage1Objective(model, Context(), config(), dec_id=DEC)
+    parts = objective({**batch(4, image_ids=[10, 10, 11, 12]), **given([1, 0, 3, 2], [2, 3, 0, 0])})
+    images, ids, mask = model.matched
+    np.testing.assert_array_equal(images, [1, 2, 3, 4, 2, 1, 4, 3, 1, 2, 3, 4])
+    np.testing.assert_array_equal(ids, [*IDS, *IDS, *(IDS[text] for text in (2, 3, 0, 0))])
+    np.testing.assert_array_equal(mask, [*MASK, *MASK, *(MASK[text] for text in (2, 3, 0, 0))])
+    expected = cross_entropy(model.logits_N2.numpy(), np.array([1] * 4 + [0] * 8)).mean()  # all of them count
+    assert float(parts["itm"]) == pytest.approx(expected, abs=1e-6)
+    assert {"loss", "itc", "itm", "lm"} <= parts.keys()
+
+
+def test_given_negatives_are_places_among_all_ranks():
+    model = Model()
+    Stage1Objective(model, TwoRanks(), config(), dec_id=DEC)({**batch(2), **given([0, 3], [1, 2])})
+    images, ids, _ = model.matched
+    np.testing.assert_array_equal(images[2:4], [101, 2])  # of the other rank's first, and of this one's second
+    np.testing.assert_array_equal(ids[4:], [IDS[1], IDS[0]])
+
+
 def test_single_pair_has_no_negatives_and_only_its_own_match_counts():
     model, parts = run(rows=1)
     assert parts["itm"] == pytest.approx(cross_entropy(model.logits_N2.numpy()[:1], np.array([1]))[0], abs=1e-6)

@@ -15,7 +15,8 @@ import pytest
 from blip2x.config.compose import compose_config
 from blip2x.data.sources.digits import Digits
 from blip2x.models.assemblies.patch_classifier import PatchClassifier
-from blip2x.models.weights.checkpoint import load_checkpoint, read_manifest
+from blip2x.models.weights.checkpoint import load_checkpoint
+from blip2x.models.weights.manifest import read_manifest
 from blip2x.registry import VISION_ENCODERS
 from blip2x.tasks.common.launch import launch
 

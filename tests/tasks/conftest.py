@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from blip2x.config.auto import PARTS
 from blip2x.config.compose import compose_config
 from blip2x.data.tokenize import train_tokenizer
 from blip2x.engine.checkpoint import save_checkpoint
@@ -25,6 +26,7 @@ from blip2x.models.assemblies.stage1 import build_stage1
 from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.models.freeze import freeze
 from blip2x.models.vision.eva_vit import EvaVit
+from blip2x.models.weights.describe import follow_source, settings_of
 from blip2x.parallel.context import Context
 from blip2x.tasks.common.launch import launch
 from blip2x.tasks.common.weights import normalisation
@@ -47,6 +49,7 @@ def small() -> list[str]:
 def trained(tmp_path_factory) -> Path:
     """A run folder with pretrain_vision, pretrain_language, pretrain_stage1 and pretrain_stage2; its words are of `TEXTS`."""
     run, cfg = tmp_path_factory.mktemp("trained") / "run", compose_config(["task=caption", *SMALL])
+    cfg.model = follow_source(cfg.model, None)
     paddle.seed(0)
     qformer_words, language_words = train_tokenizer(TEXTS, "bert"), train_tokenizer(TEXTS, "opt")
     stage1 = build_stage1(cfg.model, vocab_size=qformer_words.vocab_size)
@@ -58,7 +61,8 @@ def trained(tmp_path_factory) -> Path:
 
     def save(kind, model, tokenizers, *frozen):
         origin = {part: str(run / f"pretrain_{part}" / "checkpoint") for part in frozen}
-        extra = {"normalisation": normalisation(cfg.dataset)}
+        settings = settings_of(cfg.model, [part for part in PARTS if hasattr(model, part)])
+        extra = {"settings": settings, "normalisation": normalisation(cfg.dataset)}
         folder = run / kind / "checkpoint"
         save_checkpoint(folder, model, kind=kind, step=1, tokenizers=tokenizers, frozen_origin=origin, extra=extra)
 

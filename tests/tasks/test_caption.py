@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from blip2x.errors import UserError
-from blip2x.models.weights.checkpoint import read_manifest
+from blip2x.models.weights.manifest import read_manifest
 
 
 def rows(folder):
@@ -28,6 +28,13 @@ def test_a_checkpoint_alone_writes_what_the_pipeline_wrote(run_task, demo, encod
     assert metrics == run.results["caption"]
     assert rows(folder) == rows(run.folder / "caption")
     assert encoded == [5, 5, 2]  # each image once, though beams share it
+
+
+def test_a_checkpoint_remembers_its_shape(run_task, demo):
+    """Also of the parts that were frozen, so that nothing else has to be said."""
+    run = demo("model=tiny_t5")
+    metrics, folder = run_task("caption", "model=auto", f"model.weights={run.checkpoint('pretrain_stage2')}")
+    assert metrics == run.results["caption"] and rows(folder) == rows(run.folder / "caption")
 
 
 def test_the_blind_caption_is_one_and_scored_beside(run_task, stage2):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from blip2x.config.compose import compose_config
 from blip2x.errors import UserError
-from blip2x.models.weights.checkpoint import frozen_origins, read_manifest
+from blip2x.models.weights.manifest import frozen_origins, read_manifest
 from blip2x.tasks.common.launch import launch
 
 SHIPPED = Path(find_spec("sklearn").origin).parent / "datasets" / "images"
@@ -162,8 +162,11 @@ def test_mistakes_in_annotations_are_told_before_anything_is_made(start, tmp_pat
 
 @pytest.mark.parametrize("key", ["model.weights", "model.vision.weights", "model.qformer.weights"])
 def test_unknown_weights_are_told_before_anything_is_made(start, tmp_path, key):
-    with pytest.raises(UserError, match=f"^{key}=eva_clip_g: no folder eva_clip_g and none at "):
-        start(f"{key}=eva_clip_g")
+    sentence = (
+        f"^{key}=eva_clip_x: there is no eva_clip_x and no .*/eva_clip_x, and nothing .* has that name; .* mean eva_clip_g"
+    )
+    with pytest.raises(UserError, match=sentence):
+        start(f"{key}=eva_clip_x")
     assert not (tmp_path / "outputs").exists()
 
 

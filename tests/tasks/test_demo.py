@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from blip2x.models.weights.checkpoint import frozen_origins, read_manifest
+from blip2x.models.weights.manifest import frozen_origins, read_manifest
 
 ROOT = Path(__file__).parents[2]
 PROMISED = {
@@ -77,6 +77,9 @@ def test_checkpoints_are_whole_and_know_where_their_frozen_parts_are(run):
     assert frozen_origins(run.checkpoint("pretrain_stage1")) == {"vision": vision}
     assert frozen_origins(run.checkpoint("pretrain_stage2")) == {"vision": vision, "language": language}
     for stage in WHOLE:
+        settings = read_manifest(run.checkpoint(stage))["extra"]["settings"]
+        assert settings["vision.num_heads"] == settings["qformer.num_heads"] == 4 and settings["ln_vision_eps"] == 1e-5
+        assert ("language.num_heads" in settings) == (stage == "pretrain_stage2")
         assert not any(name.startswith(("vision.", "language.")) for name in read_manifest(run.checkpoint(stage))["tensors"])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from blip2x.config.compose import compose_config
 from blip2x.errors import UserError
-from blip2x.models.weights.checkpoint import frozen_origins
+from blip2x.models.weights.manifest import frozen_origins
 from blip2x.tasks.common.launch import launch
 from blip2x.tasks.pipeline import Pipeline, Stage, plan_stages
 
@@ -85,7 +85,7 @@ def test_every_stage_is_checked_before_the_first_one_starts(check, trained):
         check("task.stages=[{task: pretrain_vision},{task: pretrain_stage1},{task: pretrain_stage2}]")
     with pytest.raises(UserError, match="task=caption needs a trained model"):
         check("task.stages=[{task: pretrain_vision},{task: pretrain_language},{task: caption}]")
-    with pytest.raises(UserError, match=r"^model.weights=/no: no folder"):
+    with pytest.raises(UserError, match=r"^model.weights=/no: there is no /no"):
         check("task.stages=[{task: pretrain_vision},{task: pretrain_stage1, overrides: ['model.weights=/no']}]")
 
 
@@ -117,5 +117,5 @@ def test_a_stages_own_weights_count_though_earlier_stages_promise_others(check, 
     stages = "task.stages=[{task: pretrain_stage1},{task: caption, overrides: ['model.weights=%s']}]"
     vision = f"model.vision.weights={trained}/pretrain_vision/checkpoint"
     check(stages % f"{trained}/pretrain_stage2/checkpoint", vision)
-    with pytest.raises(UserError, match=r"^model\.weights=/no: no folder"):
+    with pytest.raises(UserError, match=r"^model\.weights=/no: there is no /no"):
         check(stages % "/no", vision)

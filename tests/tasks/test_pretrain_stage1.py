@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from blip2x.errors import UserError
-from blip2x.models.weights.checkpoint import read_manifest
+from blip2x.models.weights.manifest import read_manifest
 from blip2x.tasks import pretrain_stage1
 
 

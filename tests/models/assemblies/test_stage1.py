@@ -9,6 +9,7 @@ import pytest
 from blip2x.config.compose import compose_config
 from blip2x.models.assemblies.stage1 import Stage1Model, build_stage1
 from blip2x.models.freeze import freeze
+from blip2x.models.weights.describe import follow_source
 
 IDS, MASK = paddle.to_tensor([[3, 4, 5, 6], [3, 8, 9, 0]]), paddle.to_tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
 
@@ -59,7 +60,7 @@ def test_every_trained_parameter_gets_a_gradient(model, image):
 
 
 def test_built_from_the_config_with_the_tokenizer_s_vocabulary():
-    cfg = compose_config(["model=tiny_opt"]).model
+    cfg = follow_source(compose_config(["model=tiny_opt"]).model, None)
     model = build_stage1(cfg, vocab_size=77)
     assert model.qformer.text.word_embeddings.weight.shape == [77, 96]
     assert model.vision_proj.weight.shape == model.text_proj.weight.shape == [96, 64]

@@ -79,7 +79,7 @@ def test_recomputed_gradients_are_the_same():
 def test_weights_of_another_image_size_keep_the_corners(tmp_path):
     small, large = tiny(), tiny(image_size=20)
     save_checkpoint(tmp_path / "small", small, kind="test", step=0)
-    load_checkpoint(tmp_path / "small", large, adapt=large.adapters())
+    load_checkpoint(tmp_path / "small", large, prefix="vision.", adapt=large.adapters())
     stored, stretched = small.embeddings.positions.numpy()[0], large.embeddings.positions.numpy()[0]
     for before, after in ((0, 0), (1, 1), (3, 5), (7, 21), (9, 25)):  # the class token and four corners
         np.testing.assert_allclose(stretched[after], stored[before], atol=1e-6)

@@ -111,6 +111,24 @@ def test_keys_have_no_bias():
     assert attention.query_bias.shape == attention.value_bias.shape == [24]
 
 
+def test_keys_may_have_a_bias_which_changes_no_output():
+    """So that a file's comes back whole."""
+    with_bias, without = tiny(key_bias=True), tiny()
+    state = with_bias.state_dict()
+    generator = np.random.default_rng(0)
+    for name, array in without.state_dict().items():
+        array.set_value(generator.normal(size=array.shape).astype("float32"))
+        if name in state:
+            state[name].set_value(array)
+    for ours, theirs in zip(with_bias.blocks, without.blocks, strict=True):
+        assert ours.attention.qkv.bias.shape == [72] and ours.attention.query_bias is None
+        keys = generator.normal(size=24).astype("float32")
+        attention = theirs.attention
+        ours.attention.qkv.bias.set_value(np.concatenate([attention.query_bias.numpy(), keys, attention.value_bias.numpy()]))
+    # the outputs reach 245, of which float32 keeps seven digits
+    np.testing.assert_allclose(with_bias(images(2)).numpy(), without(images(2)).numpy(), rtol=0, atol=3e-3)
+
+
 def test_stochastic_depth_acts_in_training_only():
     model = tiny(drop_path_rate=0.5)
     image = images(1).tile([16, 1, 1, 1])
@@ -189,9 +207,10 @@ def test_recomputes_only_what_is_trained(case, count, monkeypatch):
 def test_weights_of_another_image_size(tmp_path):
     small, large = tiny(), tiny(image_size=20)
     save_checkpoint(tmp_path / "small", small, kind="test", step=0)
-    with pytest.raises(UserError, match="positions"):
-        load_checkpoint(tmp_path / "small", large)
-    load_checkpoint(tmp_path / "small", large, adapt=large.adapters())
+    with pytest.raises(UserError, match=r"positions is \[1, 10, 24\] in the file, but \[1, 26, 24\] in the model"):
+        load_checkpoint(tmp_path / "small", large, prefix="vision.")
+    report = load_checkpoint(tmp_path / "small", large, prefix="vision.", adapt=large.adapters())
+    assert report.adapted == {"embeddings.positions": "[1, 10, 24] to [1, 26, 24]"}
     stored, stretched = small.embeddings.positions.numpy(), large.embeddings.positions.numpy()
     assert stretched.shape == (1, 26, 24)
     np.testing.assert_array_equal(stretched[:, 0], stored[:, 0])
