@@ -10,6 +10,8 @@ from omegaconf import MISSING
 
 from blip2x.config.schema import schema
 
+LN_VISION_EPS = 1e-5  # in LAVIS's models, and where nothing says otherwise
+
 
 @dataclass
 class VisionConfig:

@@ -15,7 +15,7 @@ from paddle import nn
 import blip2x
 from blip2x.engine.folders import require_space
 from blip2x.errors import UserError
-from blip2x.models.weights.checkpoint import is_below, split_state
+from blip2x.models.weights.checkpoint import is_below, split_state, stored_parameter
 from blip2x.models.weights.manifest import FORMAT, MANIFEST, MODEL_FILE, sha256
 from blip2x.models.weights.stored import StoredTensor
 from blip2x.models.weights.write import write_safetensors
@@ -70,7 +70,7 @@ def save_checkpoint(
             "give that part weights, or train it with frozen=false"
         )
     require_checkpoint_space(folder, layer)
-    tensors = {name: StoredTensor.of(name, tensor.numpy()) for name, tensor in kept.items()}
+    tensors = {name: stored_parameter(name, tensor) for name, tensor in kept.items()}
     return write_checkpoint(
         folder,
         tensors,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from blip2x.config.model import ModelConfig
+from blip2x.config.model import LN_VISION_EPS, ModelConfig
 from blip2x.models.qformer.layers import linear
 from blip2x.models.qformer.qformer import Cache, QFormer, build_qformer
 from blip2x.registry import VISION_ENCODERS
@@ -56,5 +56,9 @@ def build_stage1(cfg: ModelConfig, *, vocab_size: int) -> Stage1Model:
     vision = VISION_ENCODERS.get(cfg.vision.kind)(cfg.vision)
     qformer = build_qformer(cfg.qformer, vision_width=cfg.vision.width, vocab_size=cfg.qformer.vocab_size or vocab_size)
     return Stage1Model(
-        vision, qformer, embed_dim=cfg.qformer.embed_dim, ln_vision_eps=cfg.ln_vision_eps, temperature=cfg.temperature
+        vision,
+        qformer,
+        embed_dim=cfg.qformer.embed_dim,
+        ln_vision_eps=cfg.ln_vision_eps or LN_VISION_EPS,
+        temperature=cfg.temperature,
     )

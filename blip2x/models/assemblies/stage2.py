@@ -8,7 +8,7 @@ from __future__ import annotations
 import paddle
 from paddle import Tensor, nn
 
-from blip2x.config.model import ModelConfig
+from blip2x.config.model import LN_VISION_EPS, ModelConfig
 from blip2x.models.qformer.layers import linear
 from blip2x.models.qformer.qformer import QFormer, build_qformer
 from blip2x.registry import LANGUAGE_MODELS, VISION_ENCODERS
@@ -55,4 +55,4 @@ def build_stage2(cfg: ModelConfig, *, vocab_size: int) -> Stage2Model:
     vision = VISION_ENCODERS.get(cfg.vision.kind)(cfg.vision)
     qformer = build_qformer(cfg.qformer, vision_width=cfg.vision.width, vocab_size=None)
     language = LANGUAGE_MODELS.get(cfg.language.kind)(cfg.language, vocab_size)
-    return Stage2Model(vision, qformer, language, ln_vision_eps=cfg.ln_vision_eps)
+    return Stage2Model(vision, qformer, language, ln_vision_eps=cfg.ln_vision_eps or LN_VISION_EPS)

@@ -196,6 +196,6 @@ def build(cfg: T5Config, vocab_size: int) -> T5LanguageModel:
         vocab_size=cfg.vocab_size or vocab_size,
         relative_buckets=cfg.relative_buckets,
         relative_max_distance=cfg.relative_max_distance,
-        exact_gelu=cfg.activation is Activation.gelu,
+        exact_gelu=cfg.activation is not Activation.gelu_tanh,  # null: as LAVIS computes
         dropout=cfg.dropout,
     )

@@ -193,6 +193,12 @@ def _view(target: Tensor) -> np.ndarray:
     return np.frombuffer(buffer, dtype=dtype).reshape(target.shape)
 
 
+def stored_parameter(name: str, tensor: Tensor) -> StoredTensor:
+    """A parameter to be written; it is copied out of the model when its turn comes."""
+    dtype = _numpy_type(tensor)
+    return StoredTensor(name, tuple(tensor.shape), dtype, lambda: tensor.numpy().view(dtype))  # paddle gives bfloat16 as uint16
+
+
 def _numpy_type(target: Tensor) -> np.dtype:
     name = str(target.dtype).removeprefix("paddle.")
     return BFLOAT16 if name == "bfloat16" else np.dtype(name)

@@ -10,14 +10,14 @@ from enum import Enum
 from typing import Any
 
 from blip2x.config.auto import Settings
-from blip2x.config.model import Activation, ModelConfig, T5Config
+from blip2x.config.model import LN_VISION_EPS, Activation, ModelConfig, T5Config
 from blip2x.errors import UserError
 from blip2x.models.weights.names.language import OPT_WORDS
 from blip2x.models.weights.source import Source
 
 # values that may differ between a config and its weights: positions are interpolated, the rest changes no parameter
-_FREE = {"vision.image_size", "ln_vision_eps", "language.activation", "qformer.embed_dim"}
-_NOT_OF_THE_SHAPE = {"frozen", "recompute", "weights", "tokenizer", "question_prompt", "dropout", "drop_path_rate"}
+_FREE = {"vision.image_size", "ln_vision_eps", "language.activation", "language.question_prompt", "qformer.embed_dim"}
+_NOT_OF_THE_SHAPE = {"frozen", "recompute", "weights", "tokenizer", "dropout", "drop_path_rate"}
 _HEAD_WIDTH = {"vision": (88, 64), "qformer": (64,), "language": (64,)}  # of the published models, where a file does not say
 _HEADS = {("language", 2560): 32, ("language", 4096): 32}
 _OURS = {"vision": ("eva_vit", "clip_vit"), "language": ("opt", "t5")}  # kinds whose names are known
@@ -238,7 +238,7 @@ def follow_source(cfg: ModelConfig, source: Source | None) -> ModelConfig:
     """
     settings = describe(source) if source else {}
     if cfg.ln_vision_eps is None:
-        cfg = replace(cfg, ln_vision_eps=settings.get("ln_vision_eps", 1e-5))
+        cfg = replace(cfg, ln_vision_eps=settings.get("ln_vision_eps", LN_VISION_EPS))
     if isinstance(cfg.language, T5Config) and cfg.language.activation is None:
         activation = Activation[settings.get("language.activation", "gelu")]
         cfg = replace(cfg, language=replace(cfg.language, activation=activation))

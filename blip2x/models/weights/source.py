@@ -97,8 +97,10 @@ def open_source(path: str | Path) -> Source:
     if (path / MANIFEST).is_file():
         return _own(path)
     stored = open_tensors(path)
-    settings = {name: read_json(path / name) for name in SETTINGS_FILES if (path / name).is_file()}
     family, table = _family(path, stored)
+    # PaddleMIX's config.json is in words of its own
+    files = () if family in ("LAVIS", "PaddleMIX") else SETTINGS_FILES
+    settings = {name: read_json(path / name) for name in files if (path / name).is_file()}
     tensors, coverage = _translate(path, family, table, stored)
     return Source(path, family, tensors, coverage, settings)
 

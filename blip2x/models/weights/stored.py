@@ -61,7 +61,11 @@ def size_of(tensor: StoredTensor) -> int:
 
 def require_finite(array: np.ndarray, where: str) -> None:
     """Raise `UserError` where numbers are no weights; formats without checksums show a flipped bit only so."""
-    if not is_real(array.dtype) or (np.isfinite(total := array.sum(dtype=np.float32)) and abs(total) < _LARGEST):
+    if not is_real(array.dtype):
+        return
+    with np.errstate(all="ignore"):
+        total = array.sum(dtype=np.float32)
+    if np.isfinite(total) and abs(total) < _LARGEST:
         return
     raise UserError(
         f"{where} holds numbers that are no weights (nan, infinite or above {_LARGEST:g}); copy or download it again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -106,7 +107,8 @@ class ModelLoader:
 
     def stage2_model(self, vocab_size: int, *, new_projection: bool) -> Stage2Model:
         """The stage-2 model alone; `vocab_size` as `build_stage2`. Errors as `stage2`."""
-        with paddle.LazyGuard():
+        # a language model that has no weights draws them as PaddleNLP does, which is not put off
+        with paddle.LazyGuard() if self.weights.folder("language") else nullcontext():
             model = build_stage2(self.cfg, vocab_size=vocab_size)
         drop = [("qformer.text.", "stage 2 gives the Q-Former no text")]
         drop += [(f"qformer.layers.{i}.text_ffn.", drop[0][1]) for i in range(self.cfg.qformer.depth)]

@@ -80,7 +80,8 @@ def train(
 
 
 def _settings(cfg: ModelConfig, model: nn.Layer) -> Settings:
-    settings = settings_of(cfg, [part for part in PARTS if hasattr(model, part)])
-    if hasattr(model, "language"):  # the tokenizer's, where the config leaves it open
-        settings["language.vocab_size"] = model.language.vocab_size
+    parts = [part for part in PARTS if hasattr(model, part)] or ["language"]  # a language model that is fitted alone
+    settings = settings_of(cfg, parts)
+    if "language" in parts:  # the tokenizer's, where the config leaves it open
+        settings["language.vocab_size"] = getattr(model, "language", model).vocab_size
     return settings

@@ -365,7 +365,7 @@ def test_a_checkpoint_says_all_of_its_model_whether_parts_are_frozen_or_not(tmp_
     said = describe(source)
     for part in PARTS:
         for key, value in vars(getattr(cfg, part)).items():
-            if key in ("frozen", "recompute", "weights", "tokenizer", "question_prompt", "dropout", "drop_path_rate"):
+            if key in ("frozen", "recompute", "weights", "tokenizer", "dropout", "drop_path_rate"):
                 assert f"{part}.{key}" not in said
             elif value is not None:
                 assert said[f"{part}.{key}"] == getattr(value, "value", value), key
