@@ -12,6 +12,7 @@ import paddle
 from paddle import Tensor
 from PIL import Image
 
+from blip2x.data.pictures import to_rgb
 from blip2x.data.transforms import EvalTransform
 from blip2x.errors import UserError
 
@@ -36,7 +37,7 @@ class PictureReader:
             pictures = [images] if isinstance(images, Image.Image) else list(images)
             if not pictures or not all(isinstance(picture, Image.Image) for picture in pictures):
                 raise UserError("images= takes a PIL picture or several of them")
-            pixel_values = np.stack([self.transform(picture.convert("RGB")) for picture in pictures])
+            pixel_values = np.stack([self.transform(to_rgb(picture, "given")) for picture in pictures])
         array = np.asarray(pixel_values, dtype=np.float32)
         wanted = (3, self.image_size, self.image_size)
         if array.ndim != 4 or array.shape[1:] != wanted:

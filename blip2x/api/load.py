@@ -17,6 +17,7 @@ from blip2x.api.processor import Processor
 from blip2x.api.writing import WritingModel
 from blip2x.config.auto import PARTS, auto_defaults, auto_model
 from blip2x.config.dataset import TransformConfig
+from blip2x.config.load import check_model
 from blip2x.config.model import Missing, ModelConfig
 from blip2x.config.run import Device, PathsConfig
 from blip2x.data.tokenize import TextTokenizer
@@ -122,7 +123,9 @@ def _model_config(path: Path, paths: PathsConfig, missing: str, settings: Mappin
     given = auto_defaults() | own | {"weights": str(path), "missing": missing}
     try:
         described, heads = read(given, Path(paths.weights), offline=paths.offline)
-        return OmegaConf.to_object(auto_model(given, described, heads))
+        cfg: ModelConfig = OmegaConf.to_object(auto_model(given, described, heads))
+        check_model(cfg)
+        return cfg
     except UserError:
         opened = open_source(path)
         if opened.has("qformer.query_tokens"):

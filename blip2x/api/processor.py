@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from blip2x.api.inputs import as_texts
+from blip2x.data.pictures import to_rgb
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.data.transforms import EvalTransform
 
@@ -36,7 +37,7 @@ class Processor:
         arrays: Arrays = {}
         if images is not None:
             pictures = [images] if isinstance(images, Image.Image) else images
-            arrays["pixel_values"] = np.stack([self.transform(picture.convert("RGB")) for picture in pictures])
+            arrays["pixel_values"] = np.stack([self.transform(to_rgb(picture, "given")) for picture in pictures])
         if text is not None:
             decoder = self.tokenizer.family == "opt"
             side = "left" if decoder else "right"

@@ -66,7 +66,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     _numbers("", config, NOT_NEGATIVE, "seed")
     _numbers("", config, AT_LEAST_1, "threads")
     _check_dataset(config.dataset)
-    _check_model(config.model)
+    check_model(config.model)
     _check_optim(config.optim)
     _check_task(config.task)
     _check_lengths(config.task, config.model)
@@ -107,7 +107,8 @@ def _check_dataset(cfg: DatasetConfig) -> None:
     _numbers("dataset", cfg, NOT_NEGATIVE, "num_workers")
 
 
-def _check_model(cfg: ModelConfig) -> None:
+def check_model(cfg: ModelConfig) -> None:
+    """Raise `UserError` where a number of the model is impossible, alone or beside another one."""
     for name, part in (("vision", cfg.vision), ("qformer", cfg.qformer)):
         _numbers(f"model.{name}", part, AT_LEAST_1, "width", "depth", "num_heads", "mlp_width")
         _check_heads(f"model.{name}", part)

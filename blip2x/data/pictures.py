@@ -53,7 +53,7 @@ def decode_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
                     "scale it down or raise the limit"
                 )
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image), name)
+            return to_rgb(ImageOps.exif_transpose(image), name)
     except UserError:
         raise
     except UnidentifiedImageError as error:
@@ -62,7 +62,8 @@ def decode_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
         raise UserError(f"image {name} is corrupt or truncated: {error}") from error
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def to_rgb(image: Image.Image, name: str) -> Image.Image:
+    """An opened picture as RGB; transparent parts become white, 16-bit grey is scaled to 8. Errors as `decode_picture`."""
     if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip it to white
         pixels = np.asarray(image)
         if pixels.max(initial=0) > np.iinfo(np.uint16).max or pixels.min(initial=0) < 0:

@@ -120,7 +120,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while saving
     partial.mkdir()
-    yield partial
+    try:
+        yield partial
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     for path in sorted(path for path in partial.rglob("*") if path.is_file()):
         _sync(path)
     _sync(partial)

@@ -175,7 +175,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "wrong key of the model": ({"settings": {"model.eps": 2}}, r"eps.* not in 'ModelConfig'"),
     "wrong value": ({"settings": {"model.vision.num_heads": "two"}}, r"'two' of type 'str' could not be converted to Integer"),
     "another shape": ({"settings": {"model.vision.width": 18}}, r"class_token is \[1, 1, 20\] in the file, but \[1, 1, 18\]"),
-    "no multiple": ({"settings": {"model.vision.num_heads": 3}}, r"width 20 .* is no multiple of its num_heads 3"),
+    "no multiple": (
+        {"settings": {"model.vision.num_heads": 3}},
+        r"model.vision.width=20 is not a multiple of model.vision.num_heads=3",
+    ),
     "heads unsaid": ({"source": PARITY / "lavis/stage1.pth"}, r"does not say how many heads .* model\.vision\.num_heads$"),
     "part unsaid": ({"source": PARITY / "lavis/stage2_opt.pth", "settings": HEADS}, r"say where it is with model\.vision"),
 }

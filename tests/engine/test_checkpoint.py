@@ -123,6 +123,16 @@ def test_killed_before_it_is_on_the_disk_the_first_checkpoint_is_none(tmp_path, 
             read_manifest(tmp_path / ".checkpoint.partial")
 
 
+def test_nothing_stays_of_one_that_failed(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "write_safetensors", full)
+    with pytest.raises(OSError, match="no space left"):
+        save(tmp_path / "checkpoint")
+    assert not list(tmp_path.iterdir())
+
+
 def test_it_gets_its_name_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
     synced, put_in_place = [], checkpoint._put_in_place
     monkeypatch.setattr(checkpoint, "_sync", synced.append)

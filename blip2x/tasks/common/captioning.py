@@ -52,8 +52,10 @@ def write_texts(
 ) -> list[list[Text]]:
     """For each prompt the generated texts, best first; `query_BQD` None: the language model sees no image."""
     language = model.language
-    # An encoder reads its text as in training, closed by the end token; a decoder goes on where the prompt stops.
-    ids_BL, mask_BL = tokenizer.encode(prompts, max_length=None, padding_side="left", add_end=language.is_encoder_decoder)
+    # An encoder reads its text as in training, closed by the end token and without a gap behind the queries, which would shift
+    # its relative positions; a decoder goes on where the prompt stops, and counts tokens only.
+    side = "right" if language.is_encoder_decoder else "left"
+    ids_BL, mask_BL = tokenizer.encode(prompts, max_length=None, padding_side=side, add_end=language.is_encoder_decoder)
     prefix = join_prefix(language, query_BQD, paddle.to_tensor(ids_BL), paddle.to_tensor(mask_BL))
     return _decode(language, prefix, tokenizer, settings)
 
