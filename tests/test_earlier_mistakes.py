@@ -43,10 +43,11 @@ from blip2x.objectives.stage1 import Stage1Objective
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.optim.build import build_optimizer
 from blip2x.optim.schedule import WarmupCosine
-from blip2x.parallel.context import Context
+from blip2x.parallel.context import Context, TensorGroup
 from blip2x.registry import LANGUAGE_MODELS, STRATEGIES, VISION_ENCODERS
 from blip2x.tasks.common import captioning
-from blip2x.tasks.common.captioning import gather_rows, write_captions, write_texts
+from blip2x.tasks.common.captioning import write_captions, write_texts
+from blip2x.tasks.common.merge import gather_rows
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.weights import Weights
 
@@ -152,7 +153,7 @@ def test_biases_norms_and_the_temperature_do_not_decay():
     model = stage1(train_tokenizer(TEXTS, "bert"))
     before = {name: p.numpy().copy() for name, p in model.named_parameters()}
     settings = {"warmup_start_lr": 0.1, "warmup_steps": 0, "eta_min": 0.1, "beta1": 0.9, "beta2": 0.99, "eps": 1e-8}
-    optim = OptimConfig(lr=0.1, weight_decay=0.5, clip_grad_norm=None, **settings)
+    optim = OptimConfig(lr=0.1, weight_decay=0.5, clip_grad_norm=None, layer_decay=1.0, **settings)
     optimizer, _ = build_optimizer(optim, model, total_steps=10)
     sum((0 * p).sum() for p in model.parameters()).backward()
     optimizer.step()
@@ -176,6 +177,21 @@ def test_recomputation_is_switched_on_by_its_option(monkeypatch):
         counts[on] = len(calls)
         assert encoder.blocks[0].fc1.weight.grad is not None
     assert counts == {"true": 2, "false": 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tensor_parallelism_splits_the_language_model(family):
+    """A flag was handed on that no layer looked at, so that each rank held all of it."""
+    cfg = tiny(family).model.language
+    with paddle.LazyGuard():
+        whole, half = (LANGUAGE_MODELS.get(cfg.kind)(cfg, 50) for _ in range(2))
+    half.split_over(TensorGroup(rank=0, size=2))
+    count, count_of_half = (
+        sum(int(np.prod(parameter.shape)) for parameter in model.parameters() if len(parameter.shape) > 1)
+        for model in (whole, half)
+    )
+    positions = 0 if family == "t5" else int(np.prod(whole.opt.embeddings.position_embeddings.weight.shape))
+    assert count_of_half - positions == pytest.approx((count - positions) / 2, abs=1)
 
 
 # --- what is decoded ---
@@ -395,7 +411,7 @@ def test_no_folder_of_one_machine_is_written_into_the_program():
 class Ranks(Context):
     """Rank 0 of two; the other one has `theirs`."""
 
-    def __init__(self, theirs: list[dict]):
+    def __init__(self, theirs: list[tuple[int, str]]):
         super().__init__(world_size=2)
         object.__setattr__(self, "theirs", theirs)
 
@@ -403,20 +419,14 @@ class Ranks(Context):
         return [value, self.theirs]
 
 
-class Folder(NamedTuple):
-    """What `gather_rows` may know of a run."""
-
-    folder: Path
-    context: Context
-
-
-def test_results_of_all_ranks_come_together_and_none_of_an_earlier_run(tmp_path):
+def test_results_of_all_ranks_come_together_each_once():
     """Rank 0 merged files before the others had written theirs, and took those of an earlier run for new ones."""
-    (tmp_path / "predictions.jsonl").write_text('{"question_id": 9, "prediction": "of an earlier run"}\n')
-    ours, theirs = [{"question_id": 1}, {"question_id": 4}], [{"question_id": 3}, {"question_id": 2}]
-    assert [row["question_id"] for row in gather_rows(Folder(tmp_path, Ranks(theirs)), ours, "question_id")] == [1, 2, 3, 4]
-    with pytest.raises(RuntimeError, match="some of them twice"):
-        gather_rows(Folder(tmp_path, Ranks(ours)), ours, "question_id")
+    ours, theirs, all_four = [(0, "a"), (3, "d")], [(2, "c"), (1, "b")], np.arange(4)
+    assert gather_rows(Ranks(theirs), ours, all_four) == ["a", "b", "c", "d"]
+    with pytest.raises(RuntimeError, match="4 results came from all ranks, not 4; 2 of them for a sample that had one"):
+        gather_rows(Ranks(ours), ours, all_four)
+    with pytest.raises(RuntimeError, match="3 results came from all ranks, not 4"):
+        gather_rows(Ranks(theirs[1:]), ours, all_four)
 
 
 def test_questions_find_their_images(custom):

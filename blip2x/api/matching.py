@@ -99,7 +99,13 @@ class MatchingModel:
             for key, places in zip(("negative_image_B", "negative_text_B"), negatives, strict=True):
                 batch[key] = paddle.to_tensor(_numbers("negatives", places, pairs, below=pairs))
         task = PretrainStage1Config(
-            itc_weight=1.0, itm_weight=1.0, lm_weight=1.0, contrast_steps=0, label_smoothing=label_smoothing
+            itc_weight=1.0,
+            itm_weight=1.0,
+            lm_weight=1.0,
+            contrast_steps=0,
+            label_smoothing=label_smoothing,
+            gather_gradient=False,  # as in LAVIS, whose losses and gradients these are
+            cached_contrast=False,
         )
         parts = Stage1Objective(self.network, Context(), task, dec_id=self._dec_id)(batch)
         return {"loss": parts["loss"], "itc": parts["itc"], "itm": parts["itm"], "itg": parts["lm"]}

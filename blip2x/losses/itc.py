@@ -15,10 +15,15 @@ def similarities(
 ) -> tuple[Tensor, Tensor]:
     """Scores of this rank's images with all texts and of its texts with all images; a pair scores by its best query.
 
-    Features are normalised before. Returns (i2t_BK, t2i_BK), both divided by the temperature.
+    Features are normalised before. Returns (i2t_BK, t2i_BK), both divided by the temperature, in float32: half precision would
+    not tell similar texts apart.
     """
-    i2t_BQK = paddle.matmul(image_BQE, all_text_KE, transpose_y=True)
-    t2i_KQB = paddle.matmul(all_image_KQE, text_BE, transpose_y=True)
+    image_BQE, text_BE, all_image_KQE, all_text_KE = (
+        feature.astype("float32") for feature in (image_BQE, text_BE, all_image_KQE, all_text_KE)
+    )
+    with paddle.amp.auto_cast(enable=False):  # which would multiply in half precision
+        i2t_BQK = paddle.matmul(image_BQE, all_text_KE, transpose_y=True)
+        t2i_KQB = paddle.matmul(all_image_KQE, text_BE, transpose_y=True)
     return i2t_BQK.max(axis=1) / temperature, t2i_KQB.max(axis=1).transpose([1, 0]) / temperature
 
 

@@ -1,10 +1,13 @@
 """Stage 1, section 3.1 of the BLIP-2 paper: images and texts are contrasted, matched, and captions written.
 
-B pairs on this rank, K pairs on all ranks, Q queries, P patches, D width of the image encoder, E width of the shared space,
-L text tokens, V vocabulary.
+B pairs of a micro-batch, K pairs that are compared (of all ranks; with cached contrast of all micro-batches, too), Q queries,
+P patches, D width of the image encoder, E width of the shared space, L text tokens, V vocabulary.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import paddle
 from paddle import Tensor, nn
@@ -13,20 +16,57 @@ from blip2x.config.task import PretrainStage1Config
 from blip2x.losses.itc import contrast_targets, itc_loss, same_image, similarities
 from blip2x.losses.itm import draw_negatives, itm_loss
 from blip2x.losses.lm import lm_loss, target_labels
+from blip2x.models.precision import without_autocast
+from blip2x.objectives.cached import Cached, Others, choose, drawing_from
+from blip2x.objectives.tokens import weighed, with_token_shares
 from blip2x.parallel.context import Context
 
-Negatives = tuple[Tensor, Tensor]  # places among all pairs [B], and whether there is one [B]
-
 TEMPERATURE_RANGE = (0.001, 0.5)  # as in ALBEF and BLIP; a step across 0 would turn the contrast around for good
+
+
+class Negatives(NamedTuple):
+    """Another image for each text and another text for each image: places among the K pairs [B], and whether there is one."""
+
+    image_B: Tensor
+    has_image_B: Tensor
+    text_B: Tensor
+    has_text_B: Tensor
+
+
+class Features(NamedTuple):
+    """What all three losses take from a micro-batch."""
+
+    patch_BPD: Tensor
+    image_BQE: Tensor
+    text_BE: Tensor
+    cache: Any  # which captions read
+
+
+class Scores(NamedTuple):
+    """Scores of images with texts and of texts with images, and whether both are of one image."""
+
+    i2t_BK: Tensor
+    t2i_BK: Tensor
+    same_BK: Tensor
 
 
 class Stage1Objective(nn.Layer):
     """ITC + ITM + captioning (ITG); each image goes through the image encoder and its queries once for all three.
 
+    The mean of the losses over ranks, and its gradient, are those of one process that has the pairs of all ranks. Each rank has
+    equally many rows of scores, and means per token are weighed (`prepare`), so the losses' mean is that of all rows. What a
+    loss teaches another rank's features goes back to that rank and is summed there with its own; data parallelism then takes
+    the mean of the parameters' gradients, which divides that sum by the number of ranks, as the mean of the losses does.
+
+    With ``cfg.gather_gradient`` a score teaches both of its sides. Without, as in LAVIS, the side that was gathered is a
+    constant: a feature learns from its own row of scores alone, of one rank as of many.
+
+    With ``cfg.cached_contrast`` all that holds for the pairs of all micro-batches of a step; see blip2x/objectives/cached.py.
+
     Args:
         model: a `Stage1Model`.
         context: the ranks whose pairs serve as each other's negatives.
-        cfg: weights of the three losses, label smoothing.
+        cfg: weights of the three losses, label smoothing, and how pairs are compared.
         dec_id: the token in the place of [CLS] that asks for a caption.
     """
 
@@ -43,34 +83,51 @@ class Stage1Objective(nn.Layer):
         """Say how many optimizer steps are done: matching and captioning join in after `contrast_steps`."""
         self._contrast_only = step < self._cfg.contrast_steps
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def prepare(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """This rank's micro-batches of a step -> the same with what `forward` must know of the others.
+
+        To be called after `set_step`, under the same precision as `forward`. All ranks have equally many, of equal sizes.
+        """
+        counts = [batch["text_mask_BL"][:, 1:].sum() for batch in batches]  # nothing comes before [DEC]
+        batches = with_token_shares(batches, counts, self._context)
+        if not self._cfg.cached_contrast:
+            return batches
+        return [{**batch, "cached": cached} for batch, cached in zip(batches, self._look_ahead(batches), strict=True)]
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """``image_BCHW``, ``image_id_B``, ``text_ids_BL``, ``text_mask_BL`` ([CLS] first, padded on the right) -> the parts.
 
         Ranks exchange their texts as negatives, so B and L are the same everywhere. With ``negative_image_B`` and
-        ``negative_text_B``, places among all ranks' pairs, these are the negatives to match, and none are drawn.
+        ``negative_text_B``, places among the K pairs, these are the negatives to match, and none are drawn. Places count ranks,
+        then micro-batches where these are compared with each other, then pairs.
 
         ``loss`` is their weighted sum; ``itc``, ``itm`` and ``lm`` are unweighted; ``itm_accuracy`` and ``temperature`` only
         inform. What has weight 0, or has not joined in yet, is not computed.
         """
-        ids_BL, mask_BL = batch["text_ids_BL"], batch["text_mask_BL"]
+        cached: Cached | None = batch.get("cached")
         temperature = self._temperature()
-        patch_BPD, _, image_BQE, cache = self.model.image_features(batch["image_BCHW"])
-        text_BE = self.model.text_features(ids_BL, mask_BL)
-        # As in LAVIS, the other side of a comparison is a constant: each feature learns from its own row of scores.
-        gather = self._context.all_gather
-        i2t_BK, t2i_BK = similarities(image_BQE, text_BE, gather(image_BQE), gather(text_BE), temperature)
-        same_BK = same_image(batch["image_id_B"], gather(batch["image_id_B"]))
+        if cached is None:
+            encoded_BPD = self.model.vision(batch["image_BCHW"])
+            features = self._features(encoded_BPD, batch)
+            itc, scores = self._contrast(features.image_BQE, features.text_BE, batch["image_id_B"], temperature)
+        else:
+            with drawing_from(cached.generator_state):  # the same dropout as when the gradients were computed
+                encoded_BPD = self._encoded(cached.encoded_BPD, batch["image_BCHW"])
+                features = self._features(encoded_BPD, batch)
+            itc = cached.contrast(features.image_BQE, features.text_BE, temperature)
 
-        itc = itc_loss(i2t_BK, t2i_BK, contrast_targets(same_BK, self._cfg.label_smoothing))
         parts = {"loss": self._cfg.itc_weight * itc, "itc": itc, "temperature": temperature.detach()}
-        if self._cfg.itm_weight and not self._contrast_only:
-            negatives = self._negatives(batch, i2t_BK, t2i_BK, same_BK)
-            itm, accuracy = self._match(patch_BPD, ids_BL, mask_BL, *negatives)
+        if self._matches():
+            others = self._others(batch, encoded_BPD, self._negatives([batch], scores)) if cached is None else cached.others
+            itm, accuracy = self._match(features.patch_BPD, batch, others)
             parts |= {"loss": parts["loss"] + self._cfg.itm_weight * itm, "itm": itm, "itm_accuracy": accuracy}
         if self._cfg.lm_weight and not self._contrast_only:
-            lm = self._caption(ids_BL, mask_BL, cache)
+            lm = weighed(self._caption(batch, features.cache), batch)
             parts |= {"loss": parts["loss"] + self._cfg.lm_weight * lm, "lm": lm}
         return parts
+
+    def _matches(self) -> bool:
+        return self._cfg.itm_weight > 0 and not self._contrast_only
 
     def _temperature(self) -> Tensor:
         temperature = self.model.temp
@@ -79,35 +136,119 @@ class Stage1Objective(nn.Layer):
                 temperature.set_value(temperature.clip(*TEMPERATURE_RANGE))
         return temperature
 
-    def _negatives(
-        self, batch: dict[str, Tensor], i2t_BK: Tensor, t2i_BK: Tensor, same_BK: Tensor
-    ) -> tuple[Negatives, Negatives]:
-        """Another image for each text and another text for each image."""
-        if "negative_image_B" in batch:
-            all_B = paddle.ones(batch["negative_image_B"].shape, dtype="bool")
-            return (batch["negative_image_B"], all_B), (batch["negative_text_B"], all_B)
-        return draw_negatives(t2i_BK, same_BK), draw_negatives(i2t_BK, same_BK)
+    def _frozen(self) -> bool:
+        """Whether nothing of the image encoder is trained: its output never changes and no gradient goes there."""
+        return all(parameter.stop_gradient for parameter in self.model.vision.parameters())
 
-    def _match(
-        self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor, images: Negatives, texts: Negatives
-    ) -> tuple[Tensor, Tensor]:
-        """ITM loss and accuracy of each pair, of its text with a hard negative image, and of its image with such a text."""
-        (image_index_B, has_image_B), (text_index_B, has_text_B) = images, texts
-        other_patch_BPD = self._context.all_gather_with_grad(patch_BPD).index_select(image_index_B)
-        other_ids_BL = self._context.all_gather(ids_BL).index_select(text_index_B)
-        other_mask_BL = self._context.all_gather(mask_BL).index_select(text_index_B)
+    def _encoded(self, encoded_BPD: Tensor | None, image_BCHW: Tensor) -> Tensor:
+        return self.model.vision(image_BCHW) if encoded_BPD is None else encoded_BPD
+
+    def _features(self, encoded_BPD: Tensor, batch: dict[str, Any]) -> Features:
+        patch_BPD = self.model.ln_vision(encoded_BPD)
+        _, image_BQE, cache = self.model.query_features(patch_BPD)
+        text_BE = self.model.text_features(batch["text_ids_BL"], batch["text_mask_BL"])
+        return Features(patch_BPD, image_BQE, text_BE, cache)
+
+    def _contrast(self, image_BQE: Tensor, text_BE: Tensor, image_id_B: Tensor, temperature: Tensor) -> tuple[Tensor, Scores]:
+        """ITC loss of this rank's rows of scores, and the scores."""
+        gather = self._context.all_gather_with_grad if self._cfg.gather_gradient else self._context.all_gather
+        i2t_BK, t2i_BK = similarities(image_BQE, text_BE, gather(image_BQE), gather(text_BE), temperature)
+        same_BK = same_image(image_id_B, self._context.all_gather(image_id_B))
+        itc = itc_loss(i2t_BK, t2i_BK, contrast_targets(same_BK, self._cfg.label_smoothing))
+        return itc, Scores(i2t_BK, t2i_BK, same_BK)
+
+    def _negatives(self, batches: Sequence[dict[str, Any]], scores: Scores) -> Negatives:
+        """Of the rows of `scores`, which are `batches` one after the other."""
+        if "negative_image_B" in batches[0]:
+            image_B, text_B = (paddle.concat([b[f"negative_{kind}_B"] for b in batches]) for kind in ("image", "text"))
+            all_B = paddle.ones(image_B.shape, dtype="bool")
+            return Negatives(image_B, all_B, text_B, all_B)
+        images = draw_negatives(scores.t2i_BK, scores.same_BK)
+        return Negatives(*images, *draw_negatives(scores.i2t_BK, scores.same_BK))
+
+    def _others(self, batch: dict[str, Any], encoded_BPD: Tensor, negatives: Negatives) -> Others:
+        """The negatives, from all ranks.
+
+        Each rank puts its own through `ln_vision`, whose gradient is summed over ranks like any other parameter's. So a frozen
+        encoder's output needs no gradient, and the widest tensor of all goes between ranks once instead of twice.
+        """
+        gather = self._context.all_gather if self._frozen() else self._context.all_gather_with_grad
+        return Others(
+            gather(encoded_BPD).index_select(negatives.image_B),
+            None,
+            negatives.has_image_B,
+            self._context.all_gather(batch["text_ids_BL"]).index_select(negatives.text_B),
+            self._context.all_gather(batch["text_mask_BL"]).index_select(negatives.text_B),
+            negatives.has_text_B,
+        )
+
+    def _match(self, patch_BPD: Tensor, batch: dict[str, Any], others: Others) -> tuple[Tensor, Tensor]:
+        """ITM loss and accuracy of each pair, of its text with a hard negative image, and of its image with such a text.
+
+        A pair has no negatives only where all images are the same, and then none has: equally many count everywhere.
+        """
+        ids_BL, mask_BL = batch["text_ids_BL"], batch["text_mask_BL"]
+        other_patch_BPD = self.model.ln_vision(self._encoded(others.encoded_BPD, others.image_BCHW))
         logits_N2 = self.model.itm_logits(
             paddle.concat([patch_BPD, other_patch_BPD, patch_BPD]),
-            paddle.concat([ids_BL, ids_BL, other_ids_BL]),
-            paddle.concat([mask_BL, mask_BL, other_mask_BL]),
+            paddle.concat([ids_BL, ids_BL, others.ids_BL]),
+            paddle.concat([mask_BL, mask_BL, others.mask_BL]),
         )
-        matched_B = paddle.ones_like(image_index_B)
+        matched_B = paddle.ones([ids_BL.shape[0]], dtype="int64")
         label_N = paddle.concat([matched_B, 0 * matched_B, 0 * matched_B])
-        return itm_loss(logits_N2, label_N, paddle.concat([matched_B.astype("bool"), has_image_B, has_text_B]))
+        return itm_loss(logits_N2, label_N, paddle.concat([matched_B.astype("bool"), others.has_image_B, others.has_text_B]))
 
-    def _caption(self, ids_BL: Tensor, mask_BL: Tensor, cache: object) -> Tensor:
+    def _caption(self, batch: dict[str, Any], cache: Any) -> Tensor:
+        ids_BL, mask_BL = batch["text_ids_BL"], batch["text_mask_BL"]
         # [DEC] replaces [CLS]: this pass writes, it does not sum up.
         decoder_ids_BL = paddle.concat([paddle.full_like(ids_BL[:, :1], self._dec_id), ids_BL[:, 1:]], axis=1)
         logits_BLV = self.model.qformer.caption_logits(decoder_ids_BL, mask_BL, cache)
         label_BL = target_labels(decoder_ids_BL, mask_BL)
         return lm_loss(logits_BLV[:, :-1], label_BL[:, 1:], self._cfg.label_smoothing)
+
+    @paddle.no_grad()
+    def _look_ahead(self, batches: Sequence[dict[str, Any]]) -> list[Cached]:
+        """Contrast all micro-batches of all ranks with each other."""
+        frozen, states, encoded, images, texts = self._frozen(), [], [], [], []
+        for batch in batches:
+            encoded.append(self.model.vision(batch["image_BCHW"]) if frozen else None)
+            states.append(paddle.get_rng_state())
+            features = self._features(self._encoded(encoded[-1], batch["image_BCHW"]), batch)
+            images.append(features.image_BQE)
+            texts.append(features.text_BE)
+        sides = [paddle.concat(images).astype("float32"), paddle.concat(texts).astype("float32"), self._temperature().detach()]
+        for side in sides:
+            side.stop_gradient = False
+        with paddle.enable_grad():
+            itc, scores = self._contrast(
+                sides[0], sides[1], paddle.concat([batch["image_id_B"] for batch in batches]), sides[2]
+            )
+            with without_autocast():  # as around backward()
+                *gradients, temperature_gradient = paddle.grad(itc, sides)
+        # A feature is in one of the micro-batches, over which the loop will take the mean; the temperature is in all.
+        image_gradients, text_gradients = ((gradient * len(batches)).split(len(batches)) for gradient in gradients)
+        others = self._choose(batches, encoded, self._negatives(batches, scores)) if self._matches() else [None] * len(batches)
+        columns = zip(encoded, states, image_gradients, text_gradients, others, strict=True)
+        return [
+            Cached(encoded_BPD, state, itc.detach(), image_gradient, text_gradient, temperature_gradient, other)
+            for encoded_BPD, state, image_gradient, text_gradient, other in columns
+        ]
+
+    def _choose(
+        self, batches: Sequence[dict[str, Any]], encoded: Sequence[Tensor | None], negatives: Negatives
+    ) -> list[Others]:
+        """The negatives of each micro-batch, from all micro-batches of all ranks."""
+
+        def chosen(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
+            return choose(tensors, index, self._context)
+
+        unknown = [None] * len(batches)
+        columns = [
+            unknown if encoded[0] is None else chosen(encoded, negatives.image_B),
+            chosen([batch["image_BCHW"] for batch in batches], negatives.image_B) if encoded[0] is None else unknown,
+            negatives.has_image_B.split(len(batches)),
+            chosen([batch["text_ids_BL"] for batch in batches], negatives.text_B),
+            chosen([batch["text_mask_BL"] for batch in batches], negatives.text_B),
+            negatives.has_text_B.split(len(batches)),
+        ]
+        return [Others(*column) for column in zip(*columns, strict=True)]

@@ -5,30 +5,46 @@ B images, Q queries, L text tokens, S = Q + L, T output tokens, D width of the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from paddle import Tensor, nn
 
 from blip2x.losses.lm import lm_loss, target_labels
 from blip2x.models.assemblies.stage2 import join_prefix
 from blip2x.objectives.language import output_loss
+from blip2x.objectives.tokens import weighed, with_token_shares
+from blip2x.parallel.context import Context
 
 
 class Stage2Objective(nn.Layer):
-    """Cross-entropy of the caption given [queries][text before it]; used for captioning fine-tuning as well."""
+    """Cross-entropy of the caption given [queries][text before it]; used for captioning fine-tuning as well.
 
-    def __init__(self, model: nn.Layer):
+    Args:
+        model: a `Stage2Model`.
+        context: the ranks over whose tokens the mean is taken.
+    """
+
+    def __init__(self, model: nn.Layer, context: Context = Context()):  # noqa: B008  # it is frozen
         super().__init__()
         self.model = model
+        self._context = context
 
-    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def prepare(self, batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """A step's micro-batches with what makes their mean the one per token of all; see `with_token_shares`."""
+        mask = "output_mask_BT" if self.model.language.is_encoder_decoder else "label_mask_BL"
+        return with_token_shares(batches, [batch[mask].sum() for batch in batches], self._context)
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """``image_BCHW`` and the language model's texts, padded on the right -> ``loss``.
 
         Decoder only: ``text_ids_BL``, ``text_mask_BL`` and ``label_mask_BL``, 1 where a token is to be predicted (not in the
         prompt). Encoder-decoder: ``input_ids_BL``, ``input_mask_BL`` and ``output_ids_BT``, ``output_mask_BT``, all of them
         to be predicted.
         """
-        return {"loss": self.text_loss(self.model.encode(batch["image_BCHW"]), batch)}
+        return {"loss": weighed(self.text_loss(self.model.encode(batch["image_BCHW"]), batch), batch)}
 
-    def text_loss(self, query_BQD: Tensor | None, batch: dict[str, Tensor]) -> Tensor:
+    def text_loss(self, query_BQD: Tensor | None, batch: dict[str, Any]) -> Tensor:
         """The loss of the texts behind `query_BQD`; None: of the language model that sees no image."""
         language = self.model.language
         if language.is_encoder_decoder:

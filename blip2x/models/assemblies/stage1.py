@@ -39,8 +39,12 @@ class Stage1Model(nn.Layer):
     def image_features(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Cache]:
         """Patches [B, P, D], the queries' output [B, Q, D], their unit vectors [B, Q, E], and the cache that captions read."""
         patch_BPD = self.ln_vision(self.vision(image_BCHW))
+        return patch_BPD, *self.query_features(patch_BPD)
+
+    def query_features(self, patch_BPD: Tensor) -> tuple[Tensor, Tensor, Cache]:
+        """What `image_features` gives of patches that went through `vision` and `ln_vision` already, without these."""
         query_BQD, cache = self.qformer.encode_image(patch_BPD)
-        return patch_BPD, query_BQD, F.normalize(self.vision_proj(query_BQD), axis=-1), cache
+        return query_BQD, F.normalize(self.vision_proj(query_BQD), axis=-1), cache
 
     def text_features(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Unit vectors [B, E] of texts that begin with [CLS]."""

@@ -95,6 +95,7 @@ def test_five_steps_of_training(stage1, close: Close, case: str):
         eps=1e-8,
         weight_decay=0.05,
         clip_grad_norm=None,
+        layer_decay=1.0,
     )
     network = stage1.network
     set_train_mode(network)

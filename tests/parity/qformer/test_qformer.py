@@ -134,8 +134,9 @@ def test_losses_and_gradients_of_stage_1(monkeypatch):
     draws = [(paddle.to_tensor(index), has) for index in (NEGATIVE_IMAGE, NEGATIVE_TEXT)]
     monkeypatch.setattr(objective_module, "draw_negatives", lambda *_: draws.pop(0))
     model = stage1()
+    weights = {"itc_weight": 1.0, "itm_weight": 1.0, "lm_weight": 1.0}
     cfg = PretrainStage1Config(
-        max_txt_len=7, itc_weight=1.0, itm_weight=1.0, lm_weight=1.0, contrast_steps=0, label_smoothing=0.1
+        **weights, max_txt_len=7, contrast_steps=0, label_smoothing=0.1, gather_gradient=False, cached_contrast=False
     )
     batch = {"image_BCHW": array("image"), "text_ids_BL": array("ids"), "text_mask_BL": array("mask")}
     losses = Stage1Objective(model, Context(), cfg, dec_id=DEC)({**batch, "image_id_B": paddle.arange(3)})
