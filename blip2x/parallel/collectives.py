@@ -1,4 +1,4 @@
-"""Gathering tensors from all ranks, with and without gradient."""
+"""Gathering tensors from the ranks of a group, with and without gradient."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from paddle import Tensor
 from paddle.autograd import PyLayer
 
 
-def gather(tensor: Tensor) -> Tensor:
-    """[B, ...] of each rank -> [world_size * B, ...] in rank order; B must be the same everywhere."""
+def gather(tensor: Tensor, group: Any = None) -> Tensor:
+    """[B, ...] of each rank of `group` (None: of all) -> [size * B, ...] in rank order; B must be the same everywhere."""
     parts: list[Tensor] = []
-    dist.all_gather(parts, tensor.contiguous())
+    dist.all_gather(parts, tensor.contiguous(), group=group)
     return paddle.concat(parts, axis=0)
 
 
@@ -24,15 +24,14 @@ class GatherWithGrad(PyLayer):
     """
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:
-        """Gather along the first axis."""
-        ctx.rows = tensor.shape[0]
-        return gather(tensor)
+    def forward(ctx: Any, tensor: Tensor, group: Any, rank: int) -> Tensor:
+        """Gather along the first axis; `rank` is this one's place in `group`."""
+        ctx.group, ctx.first, ctx.rows = group, rank * tensor.shape[0], tensor.shape[0]
+        return gather(tensor, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Sum over ranks and keep the own rows; all_reduce, as gloo has no reduce_scatter."""
         grad = grad.clone()
-        dist.all_reduce(grad)
-        first = dist.get_rank() * ctx.rows
-        return grad[first : first + ctx.rows]
+        dist.all_reduce(grad, group=ctx.group)
+        return grad[ctx.first : ctx.first + ctx.rows]

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from blip2x.startup import prepare_process
@@ -11,11 +12,15 @@ from blip2x.startup import prepare_process
 prepare_process()
 
 import runpy
+import signal
 
+from blip2x.engine import losses
+from blip2x.parallel import leave
 from blip2x.tasks.common import train as training
 
 weights = []
 fit = training.fit
+record = losses.LossRecord
 
 
 def watched(objective, *arguments, **named):
@@ -25,8 +30,25 @@ def watched(objective, *arguments, **named):
     return result
 
 
+def stopped(where, step):
+    """This rank gets SIGTERM in the middle of that optimizer step, and no other rank."""
+    if os.environ.get("PADDLE_TRAINER_ID") != where:
+        return
+    add = record.add
+
+    def add_and_stop(self, number, parts):
+        if number == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        add(self, number, parts)
+
+    record.add = add_and_stop
+
+
 def main(folder):
     training.fit = watched
+    leave.leaving_quietly = nullcontext  # as the exit code is to be written down first
+    if "STOP_RANK" in os.environ:
+        stopped(os.environ["STOP_RANK"], int(os.environ["STOP_STEP"]))
     try:
         runpy.run_path(str(Path(__file__).parents[2] / "runners" / "run.py"), run_name="__main__")
         code = 0

@@ -6,7 +6,7 @@ import pytest
 from paddle import nn
 
 from blip2x.errors import UserError
-from blip2x.parallel.context import Context
+from blip2x.parallel.context import Context, TensorGroup
 
 
 def test_collectives_are_identities():
@@ -17,6 +17,8 @@ def test_collectives_are_identities():
     assert context.all_gather(tensor).stop_gradient
     assert not context.all_gather_with_grad(tensor).stop_gradient
     assert context.mean(0.5) == 0.5
+    assert context.total(tensor).tolist() == [[1.0, 2.0]]
+    assert (context.any(True), context.any(False)) == (True, False)
     assert context.gather_objects("a") == ["a"]
     assert context.broadcast_object({"a": 1}) == {"a": 1}
     context.barrier()
@@ -43,3 +45,11 @@ def test_grad_norm_is_the_norm_of_all_gradients_in_one_vector():
 
 def test_grad_norm_without_gradients_is_none():
     assert Context().grad_norm(nn.Linear(3, 2).parameters()) is None
+
+
+@pytest.mark.parametrize(
+    ("rank", "tp", "expected"), [(0, 1, (0, 4)), (3, 1, (3, 4)), (1, 2, (0, 2)), (2, 2, (1, 2)), (3, 4, (0, 1))]
+)
+def test_neighbours_in_a_tensor_group_are_one_data_rank(rank, tp, expected):
+    context = Context(rank, 4, tensor=TensorGroup(rank % tp, tp))
+    assert (context.data_rank, context.data_size) == expected

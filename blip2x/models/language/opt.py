@@ -17,6 +17,10 @@ from blip2x.config.model import OptConfig
 from blip2x.errors import UserError
 from blip2x.models.language._common import Cache, LayerNorm, build_pretrained, select_rows
 from blip2x.models.masks import attention_bias, causal, for_all_heads
+from blip2x.models.precision import without_autocast
+from blip2x.models.recompute import call
+from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, copy_for_ranks, split_columns
+from blip2x.parallel.context import TensorGroup
 from blip2x.registry import LANGUAGE_MODELS
 
 
@@ -30,7 +34,8 @@ class OptState(NamedTuple):
 class OptLanguageModel(nn.Layer):
     """A decoder-only language model, pre-norm, with learned positions; its head is the word embedding.
 
-    Masks are 1 on tokens and 0 on padding, which may stand anywhere: positions count tokens only.
+    Masks are 1 on tokens and 0 on padding, which may stand anywhere: positions count tokens only. With `recompute` the layers'
+    insides are computed again in the backward pass, to save memory.
     """
 
     is_encoder_decoder = False
@@ -46,10 +51,11 @@ class OptLanguageModel(nn.Layer):
         vocab_size: int,
         max_positions: int,
         dropout: float,
+        recompute: bool = False,
     ):
         super().__init__()
         self.width, self.depth, self.num_heads = width, depth, num_heads
-        self.vocab_size, self.max_positions = vocab_size, max_positions
+        self.vocab_size, self.max_positions, self.recompute = vocab_size, max_positions, recompute
         config = PaddleNlpConfig(
             vocab_size=vocab_size,
             hidden_size=width,
@@ -70,9 +76,26 @@ class OptLanguageModel(nn.Layer):
                 if isinstance(child, nn.LayerNorm):
                     setattr(layer, name, LayerNorm(width, epsilon=child._epsilon))
 
+    def split_over(self, group: TensorGroup) -> None:
+        """Keep this rank's share of heads, hidden units and words; before the model has memory (`tensor_parallel`)."""
+        self.num_heads //= group.size
+        self.opt.embeddings.word_embeddings = SplitEmbedding(self.opt.embeddings.word_embeddings, group)
+        copy_for_ranks(self.opt.decoder.final_layer_norm, group)
+        for layer in self.opt.decoder.layers:
+            attention = layer.self_attn
+            attention.num_heads //= group.size
+            copy_for_ranks(layer.norm1, group)
+            for linear in (attention.q_proj, attention.k_proj, attention.v_proj):
+                split_columns(linear, group)
+            attention.out_proj = RowLinear(attention.out_proj, group)
+            copy_for_ranks(layer.norm2, group)
+            split_columns(layer.linear1, group)
+            layer.linear2 = RowLinear(layer.linear2, group)
+
     def embed(self, ids_BL: Tensor) -> Tensor:
         """Token embeddings [B, L, D], without positions."""
-        return self.opt.embeddings.word_embeddings(ids_BL)
+        with without_autocast():
+            return self.opt.embeddings.word_embeddings(ids_BL)
 
     def forward(self, embeds_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Logits [B, L, V] of the token after each position, for texts given as embeddings."""
@@ -103,16 +126,23 @@ class OptLanguageModel(nn.Layer):
             raise UserError(f"a text of {total} tokens, queries included, is longer than OPT's {self.max_positions} positions")
         visible_B11S = mask_BS.astype("bool").unsqueeze([1, 2])
         visible = visible_B11S if length == 1 else visible_B11S & causal(total)[:, :, total - length :]
+        embeds_BLD = embeds_BLD.astype(self.opt.embeddings.word_embeddings.weight.dtype)  # the queries' may be another
         bias = for_all_heads(attention_bias(visible, embeds_BLD.dtype), self.num_heads, length)
         past = None if cache is None else [MultiHeadAttention.Cache(*block) for block in cache]
-        hidden_BLD = self.opt.embeddings(
-            attention_mask=mask_BS.astype("int64"), input_embeddings=embeds_BLD, past_key_values_length=total - length
-        )
-        out = self.opt.decoder(hidden_BLD, memory=None, tgt_mask=bias, use_cache=use_cache, cache=past)
-        return out if use_cache else (out, None)
+        with without_autocast():
+            position_BLD = self.opt.embeddings.position_embeddings(mask_BS.astype("int64"), total - length)
+        hidden_BLD = self.opt.embeddings.dropout(embeds_BLD + position_BLD)
+        if use_cache:
+            return self.opt.decoder(hidden_BLD, memory=None, tgt_mask=bias, use_cache=True, cache=past)
+        for layer in self.opt.decoder.layers:
+            hidden_BLD = call(layer, hidden_BLD, again=self.recompute, memory=None, tgt_mask=bias)
+        return self.opt.decoder.final_layer_norm(hidden_BLD), None
 
     def _head(self, hidden: Tensor) -> Tensor:
-        return paddle.matmul(hidden, self.opt.embeddings.word_embeddings.weight, transpose_y=True)
+        words = self.opt.embeddings.word_embeddings
+        if isinstance(words, SplitEmbedding):
+            return words.logits(hidden)
+        return paddle.matmul(hidden, words.weight, transpose_y=True)
 
 
 @LANGUAGE_MODELS.register("opt")
@@ -126,4 +156,5 @@ def build(cfg: OptConfig, vocab_size: int) -> OptLanguageModel:
         vocab_size=cfg.vocab_size or vocab_size,
         max_positions=cfg.max_positions,
         dropout=cfg.dropout,
+        recompute=cfg.recompute,
     )

@@ -11,11 +11,15 @@ from typing import NamedTuple
 import paddle
 from paddle import Tensor, nn
 from paddlenlp.transformers.t5.configuration import T5Config as PaddleNlpConfig
-from paddlenlp.transformers.t5.modeling import T5DenseGatedGeluDense, T5LayerNorm, T5Stack
+from paddlenlp.transformers.t5.modeling import T5Attention, T5DenseGatedGeluDense, T5LayerNorm, T5Stack
 
 from blip2x.config.model import Activation, T5Config
 from blip2x.models.language._common import Cache, build_pretrained, select_rows
 from blip2x.models.masks import attention_bias, causal, for_all_heads
+from blip2x.models.precision import never_float16, without_autocast
+from blip2x.models.recompute import call
+from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, SplitHead, copy_for_ranks, keep_share, split_columns
+from blip2x.parallel.context import TensorGroup
 from blip2x.registry import LANGUAGE_MODELS
 
 
@@ -48,6 +52,7 @@ class T5LanguageModel(nn.Layer):
     """An encoder-decoder language model with gated GELU, relative positions and a head of its own.
 
     The encoder reads embeddings, the decoder token ids that begin with `start_id`. Masks are 1 on tokens and 0 on padding.
+    With `recompute` the blocks' insides are computed again in the backward pass, to save memory.
     """
 
     is_encoder_decoder = True
@@ -67,10 +72,12 @@ class T5LanguageModel(nn.Layer):
         relative_max_distance: int,
         exact_gelu: bool,
         dropout: float,
+        recompute: bool = False,
     ):
         super().__init__()
         self.width, self.num_heads, self.vocab_size = width, num_heads, vocab_size
         self.relative_buckets, self.relative_max_distance = relative_buckets, relative_max_distance
+        self.recompute = recompute
         encoder = PaddleNlpConfig(
             vocab_size=vocab_size,
             d_model=width,
@@ -98,10 +105,36 @@ class T5LanguageModel(nn.Layer):
         self.shared = nn.Embedding(vocab_size, width, weight_attr=nn.initializer.Normal(std=1.0))
         self.lm_head = nn.Linear(width, vocab_size, weight_attr=nn.initializer.Normal(std=width**-0.5), bias_attr=False)
 
+    def split_over(self, group: TensorGroup) -> None:
+        """Keep this rank's share of heads, hidden units and words; before the model has memory (`tensor_parallel`)."""
+        self.num_heads //= group.size
+        self.shared, self.lm_head = SplitEmbedding(self.shared, group), SplitHead(self.lm_head, group)
+        for stack in (self.encoder, self.decoder):
+            # the encoder's is read by the keys and values of all the decoder's blocks, the decoder's by the head
+            copy_for_ranks(stack.final_layer_norm, group)
+            for block in stack.block:
+                for part in block.layer:
+                    copy_for_ranks(part.layer_norm, group)
+        for layer in self.sublayers():
+            if isinstance(layer, T5Attention):
+                layer.n_heads //= group.size
+                layer.inner_dim //= group.size
+                for linear in (layer.q, layer.k, layer.v):
+                    split_columns(linear, group)
+                layer.o = RowLinear(layer.o, group)
+                if layer.has_relative_attention_bias:
+                    keep_share(layer.relative_attention_bias, "weight", 1, group)
+            elif isinstance(layer, T5DenseGatedGeluDense):
+                split_columns(layer.wi_0, group)
+                split_columns(layer.wi_1, group)
+                layer.wo = RowLinear(layer.wo, group)
+
     def embed(self, ids_BL: Tensor) -> Tensor:
         """Token embeddings [B, L, D]."""
-        return self.shared(ids_BL)
+        with without_autocast():
+            return self.shared(ids_BL)
 
+    @never_float16()
     def forward(self, embeds_BSD: Tensor, mask_BS: Tensor, decoder_ids_BT: Tensor, decoder_mask_BT: Tensor) -> Tensor:
         """Logits [B, T, V] of the token after each decoder position, given the encoder's input as embeddings."""
         memory_BSD = self._encode(embeds_BSD, mask_BS)
@@ -111,6 +144,7 @@ class T5LanguageModel(nn.Layer):
         hidden_BTD, _ = self._decode(decoder_ids_BT, bias_BHTT, mask_BS, memory_BSD=memory_BSD)
         return self.lm_head(hidden_BTD)
 
+    @never_float16()
     def prefill(self, prefix: tuple[Tensor, Tensor]) -> tuple[Tensor, T5State]:
         """Encode ``(embeds_BSD, mask_BS)``: float32 logits [B, V] of the token after the start token, and the state."""
         embeds_BSD, mask_BS = prefix
@@ -120,6 +154,7 @@ class T5LanguageModel(nn.Layer):
         hidden_B1D, cache = self._decode(start_B1, bias, mask_BS, memory_BSD=memory_BSD, use_cache=True)
         return self.lm_head(hidden_B1D[:, 0]).astype("float32"), T5State(cache, mask_BS)
 
+    @never_float16()
     def step(self, token_N: Tensor, state: T5State) -> tuple[Tensor, T5State]:
         """Append one token per row: float32 logits [N, V] of the next one, and the new state."""
         bias = self._position_bias(self.decoder, 1, state.cache[0][0].shape[2] + 1)
@@ -132,11 +167,12 @@ class T5LanguageModel(nn.Layer):
 
     def _encode(self, embeds_BSD: Tensor, mask_BS: Tensor) -> Tensor:
         length = embeds_BSD.shape[1]
+        embeds_BSD = embeds_BSD.astype(self.shared.weight.dtype)  # the queries' may be another
         visible_B11S = mask_BS.astype("bool").unsqueeze([1, 2])
         bias_BHSS = self._position_bias(self.encoder, length, length) + attention_bias(visible_B11S, embeds_BSD.dtype)
         hidden_BSD = self.encoder.dropout(embeds_BSD)
         for block in self.encoder.block:
-            hidden_BSD = block(hidden_BSD, position_bias=bias_BHSS)[0]
+            hidden_BSD = call(block, hidden_BSD, again=self.recompute, position_bias=bias_BHSS)[0]
         return self.encoder.dropout(self.encoder.final_layer_norm(hidden_BSD))
 
     def _decode(
@@ -156,8 +192,10 @@ class T5LanguageModel(nn.Layer):
         after = []
         for index, block in enumerate(self.decoder.block):
             past = None if cache is None else cache[index]
-            out = block(
+            out = call(
+                block,
                 hidden_NTD,
+                again=self.recompute and not use_cache,
                 position_bias=bias,
                 # with a cache, all that is asked of the encoder's output is that there is some: its keys will do
                 encoder_hidden_states=memory_BSD if past is None else past[2],
@@ -198,4 +236,5 @@ def build(cfg: T5Config, vocab_size: int) -> T5LanguageModel:
         relative_max_distance=cfg.relative_max_distance,
         exact_gelu=cfg.activation is not Activation.gelu_tanh,  # null: as LAVIS computes
         dropout=cfg.dropout,
+        recompute=cfg.recompute,
     )

@@ -14,6 +14,8 @@ from paddle import Tensor, nn
 from paddle.distributed.fleet.utils import recompute
 
 from blip2x.errors import UserError
+from blip2x.models.tensor_parallel import RowLinear, copy_for_ranks, keep_share, split_columns
+from blip2x.parallel.context import TensorGroup
 
 
 class InitialStd(NamedTuple):
@@ -86,7 +88,7 @@ class Attention(nn.Layer):
         super().__init__()
         if width % num_heads:
             raise UserError(f"width {width} of the image encoder is no multiple of its num_heads {num_heads}")
-        self.num_heads = num_heads
+        self.num_heads, self.head_width = num_heads, width // num_heads
         self.qkv = nn.Linear(width, 3 * width, weight_attr=drawn(std.qkv), bias_attr=zeros() if key_bias else False)
         self.query_bias = None if key_bias else self.create_parameter([width], attr=zeros())
         self.value_bias = None if key_bias else self.create_parameter([width], attr=zeros())
@@ -94,16 +96,22 @@ class Attention(nn.Layer):
 
     def forward(self, hidden_BPD: Tensor) -> Tensor:
         """Every position gathers from all."""
-        rows, length, width = hidden_BPD.shape
+        rows, length, _ = hidden_BPD.shape
         bias = self.qkv.bias
         if bias is None:
             bias = paddle.concat([self.query_bias, paddle.zeros_like(self.query_bias), self.value_bias])
-        qkv_BP3HW = F.linear(hidden_BPD, self.qkv.weight, bias).reshape(
-            [rows, length, 3, self.num_heads, width // self.num_heads]
-        )
+        qkv_BP3HW = F.linear(hidden_BPD, self.qkv.weight, bias).reshape([rows, length, 3, self.num_heads, self.head_width])
         # On a CPU this is the plain formula, queries scaled before the product and no slower; on a GPU a fused kernel.
         mixed_BPHW = F.scaled_dot_product_attention(*qkv_BP3HW.unbind(axis=2))
         return self.out(mixed_BPHW.flatten(start_axis=2))
+
+    def split_over(self, group: TensorGroup) -> None:
+        """Keep this rank's share of the heads."""
+        self.num_heads //= group.size
+        split_columns(self.qkv, group, blocks=3)
+        keep_share(self, "query_bias", 0, group)
+        keep_share(self, "value_bias", 0, group)
+        self.out = RowLinear(self.out, group)
 
 
 class Block(nn.Layer):
@@ -136,6 +144,14 @@ class Block(nn.Layer):
         inner_BPM = self.activation(self.fc1(self.norm2(hidden_BPD)))
         return hidden_BPD + self._drop(self.fc2(inner_BPM))
 
+    def split_over(self, group: TensorGroup) -> None:
+        """Keep this rank's share of heads and hidden units."""
+        copy_for_ranks(self.norm1, group)
+        self.attention.split_over(group)
+        copy_for_ranks(self.norm2, group)
+        split_columns(self.fc1, group)
+        self.fc2 = RowLinear(self.fc2, group)
+
     def _drop(self, branch_BPD: Tensor) -> Tensor:
         return drop_path(branch_BPD, self.drop_path_rate, training=self.training)
 
@@ -156,6 +172,11 @@ class Blocks(nn.LayerList):
             else:
                 hidden_BPD = block(hidden_BPD)
         return hidden_BPD
+
+    def split_over(self, group: TensorGroup) -> None:
+        """Keep this rank's share of every block; before the blocks have memory (`tensor_parallel`)."""
+        for block in self:
+            block.split_over(group)
 
 
 def drop_path_rates(last: float, depth: int) -> list[float]:

@@ -14,6 +14,7 @@ from blip2x.config.model import EvaVitConfig
 from blip2x.models.vision._blocks import Block, Blocks, InitialStd, PatchEmbedding, drop_path_rates
 from blip2x.models.vision._positions import interpolate_positions
 from blip2x.models.weights.checkpoint import Adapt
+from blip2x.parallel.context import TensorGroup
 from blip2x.registry import VISION_ENCODERS
 
 STD = 0.02
@@ -73,6 +74,10 @@ class EvaVit(nn.Layer):
     def forward(self, image_BCHW: Tensor) -> Tensor:
         """Features [B, P, D] of normalised square images of `image_size`, the class token's first."""
         return self.blocks(self.embeddings(image_BCHW))
+
+    def split_over(self, group: TensorGroup) -> None:
+        """Keep this rank's share of the blocks; before the model has memory (`tensor_parallel`)."""
+        self.blocks.split_over(group)
 
     def adapters(self) -> dict[str, Adapt]:
         """By parameter, how weights of another image size are brought to this one's (`adapt` of `load_checkpoint`)."""

@@ -12,6 +12,7 @@ import paddle
 from paddle import Tensor, nn
 
 from blip2x.errors import UserError
+from blip2x.models.tensor_parallel import share_of
 from blip2x.models.weights.source import Source, open_source
 from blip2x.models.weights.stored import BFLOAT16, StoredTensor, is_real, require_finite
 
@@ -95,7 +96,8 @@ def fill(
     """Set the parameters and buffers of `layer`; nothing is set unless all names and shapes fit.
 
     A layer built under ``paddle.LazyGuard`` gets its memory here. Numbers are written where they stay, one tensor after the
-    other, in the parameter's own type; what the tensors lack and may lack is initialised as the layer says.
+    other, in the parameter's own type; what the tensors lack and may lack is initialised as the layer says. Of a parameter that
+    is split over ranks, shapes and `adapt` mean the whole, and this rank's share is written.
 
     Args:
         layer: what to fill, by structured names.
@@ -119,7 +121,7 @@ def fill(
     for name, target in targets.items():
         if name not in tensors:
             continue
-        found, wanted = tensors[name].shape, tuple(target.shape)
+        found, wanted = tensors[name].shape, _whole_shape(target)
         if found != wanted and adapt and name in adapt:
             adapted[name] = adapt[name](tensors[name].read(), wanted)
             found = adapted[name].shape
@@ -134,7 +136,7 @@ def fill(
                 f"{tensors[name].where}: {name} is {tensors[name].dtype} in the file, but {_numpy_type(target)} in the model"
             )
     for name, target in targets.items():
-        whole = (name in tensors and tensors[name].shape[:1] == tuple(target.shape)[:1]) or name in adapted
+        whole = (name in tensors and tensors[name].shape[:1] == _whole_shape(target)[:1]) or name in adapted
         _give_memory(target, initialise=not whole)
         if name not in tensors:
             continue
@@ -155,26 +157,36 @@ def _give_memory(target: Tensor, *, initialise: bool) -> None:
         paddle.empty(target.shape, dtype=target.dtype)._share_buffer_to(target)
 
 
+def _whole_shape(target: Tensor) -> tuple[int, ...]:
+    share = share_of(target)
+    return tuple(target.shape) if share is None else share.whole
+
+
 def _write(target: Tensor, array: np.ndarray, where: str) -> None:
-    """Numbers into a parameter's first rows, converted on the way, on a CPU without a copy between."""
-    if target.place.is_cpu_place():
-        view = _view(target)
-        rows = view[: len(array)] if array.ndim else view
-        _copy(array, rows)
-        require_finite(rows, where)
-        return
-    whole = np.array(array, dtype=_numpy_type(target))
-    require_finite(whole, where)
-    if whole.dtype == BFLOAT16:  # which Paddle gives and takes as whole numbers
-        whole = whole.view(np.uint16)
-    if whole.ndim and len(whole) < target.shape[0]:
-        whole = np.concatenate([whole, target.numpy()[len(whole) :]])
-    target.set_value(whole)
+    """Numbers into a parameter's first rows, or its share of them, converted on the way; on a CPU without a copy between."""
+    share, on_cpu, dtype = share_of(target), target.place.is_cpu_place(), _numpy_type(target)
+    if on_cpu:
+        to = _view(target)
+    elif share is None and array.ndim and len(array) < target.shape[0]:
+        to = target.numpy().view(dtype)
+    else:
+        to = np.empty(target.shape, dtype)
+    if share is None:
+        pieces = [(..., slice(len(array)) if array.ndim else ...)]
+    else:
+        pieces = share.pieces()
+        if share.is_padded:
+            to[...] = 0
+    for piece, place in pieces:
+        _copy(array[piece], to[place])
+        require_finite(to[place], where)
+    if not on_cpu:
+        target.set_value(to.view(np.uint16) if dtype == BFLOAT16 else to)  # which Paddle gives and takes as whole numbers
 
 
 def _copy(array: np.ndarray, to: np.ndarray) -> None:
     """Numbers to another type, and perhaps transposed: block by block, since NumPy would go through memory crosswise."""
-    if array.ndim != 2 or array.flags.c_contiguous:
+    if array.ndim != 2 or array.strides[1] == array.itemsize:  # of some columns, too
         to[...] = array
         return
     stored = array.T
@@ -194,7 +206,13 @@ def _view(target: Tensor) -> np.ndarray:
 
 
 def stored_parameter(name: str, tensor: Tensor) -> StoredTensor:
-    """A parameter to be written; it is copied out of the model when its turn comes."""
+    """A parameter to be written; it is copied out of the model when its turn comes.
+
+    Raises:
+        ValueError: this rank has only a share of it, which would be written as if it were the whole.
+    """
+    if share_of(tensor) is not None:
+        raise ValueError(f"{name} is split over {share_of(tensor).size} ranks and cannot be saved by one")
     dtype = _numpy_type(tensor)
     return StoredTensor(name, tuple(tensor.shape), dtype, lambda: tensor.numpy().view(dtype))  # paddle gives bfloat16 as uint16
 

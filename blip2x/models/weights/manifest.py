@@ -13,10 +13,11 @@ FORMAT = 1
 MANIFEST, MODEL_FILE = "manifest.json", "model.safetensors"
 
 
-def read_manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(folder: str | Path, *, every_byte: bool = False) -> dict[str, Any]:
     """The manifest of a whole checkpoint: every file it lists is there, of the recorded size, the small ones unchanged.
 
-    The numbers of model.safetensors are checked tensor by tensor when they are read, by the checksums in its header.
+    The numbers of model.safetensors are checked tensor by tensor when they are read, by the checksums in its header; with
+    `every_byte` here as well.
 
     Raises:
         UserError: there is no checkpoint, it is of another format, or a file is missing or was changed.
@@ -44,7 +45,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
             raise UserError(
                 f"{file} is damaged: {file.stat().st_size:,} bytes, recorded are {size:,}; copy the checkpoint again"
             )
-        if name != MODEL_FILE and sha256(file) != recorded:
+        if (every_byte or name != MODEL_FILE) and sha256(file) != recorded:
             raise UserError(f"{file} is damaged: its sha256 is not the one in {MANIFEST}; copy the checkpoint again")
     return manifest
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,21 @@ import paddle
 from paddle import nn
 
 from blip2x.config.model import Missing
-from blip2x.config.run import RunConfig
+from blip2x.config.run import PrecisionName, RunConfig
 from blip2x.data.tokenize import TextTokenizer, build_tokenizer, has_tokenizer
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.models.assemblies.stage1 import Stage1Model, build_stage1
 from blip2x.models.assemblies.stage2 import Stage2Model, build_stage2
 from blip2x.models.freeze import freeze
+from blip2x.models.precision import storage_types, store_in
+from blip2x.models.tensor_parallel import check_split
 from blip2x.models.weights.checkpoint import Adapt, fill
 from blip2x.models.weights.describe import follow_source
 from blip2x.models.weights.known import locate_tokenizer
 from blip2x.models.weights.names.language import OPT_WORDS
 from blip2x.models.weights.stored import StoredTensor
+from blip2x.parallel.context import TensorGroup
 from blip2x.registry import LANGUAGE_MODELS
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.weights import Weights, require_trainable
@@ -40,10 +43,24 @@ class ModelLoader:
         weights: the sources, and the model's config.
         texts: the data set's texts, where a tokenizer has to be made of them.
         say: told what was loaded.
+        precision: decides the types that frozen parts are stored in; the other parts have paddle's default type.
+        tensor: the ranks that share the matrices of `split`, parts that have to be frozen.
+        split: of "language" and "vision" those that are split over `tensor`; this rank's model has its share of them.
     """
 
-    def __init__(self, weights: Weights, *, texts: Callable[[], Iterable[str]], say: Callable[[str], None]):
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        texts: Callable[[], Iterable[str]],
+        say: Callable[[str], None],
+        precision: PrecisionName = PrecisionName.fp32,
+        tensor: TensorGroup = TensorGroup(),  # noqa: B008  # it is frozen
+        split: Collection[str] = (),
+    ):
         self.weights = weights
+        self._precision = precision
+        self._tensor, self._split = tensor, split if tensor.size > 1 else ()
         self.cfg = follow_source(weights.cfg, weights.source)
         self._texts = texts
         self._say = say
@@ -55,15 +72,23 @@ class ModelLoader:
         def say(text: str) -> None:
             run.console.print(text, style="dim", markup=False, highlight=False)
 
-        # most tokenizers come with weights and need no data set
-        return cls(Weights(cfg.model, cfg.paths, cfg.model.weights), texts=lambda: build_source(cfg).texts(), say=say)
+        tensor = run.context.tensor
+        return cls(
+            Weights(cfg.model, cfg.paths, cfg.model.weights),
+            texts=lambda: build_source(cfg).texts(),  # most tokenizers come with weights and need no data set
+            say=say,
+            precision=cfg.precision.name,
+            tensor=tensor,
+            split=["language", "vision"] if tensor.size > 1 and cfg.parallelism.tp_vision else ["language"],
+        )
 
     def stage1(self) -> tuple[Stage1Model, TextTokenizer]:
         """The stage-1 model, and the Q-Former's tokenizer.
 
         Raises:
-            UserError: a frozen image encoder without weights, or weights that do not fit.
+            UserError: a frozen image encoder without weights, weights that do not fit, or a split that is not possible.
         """
+        self._check_split("vision")
         tokenizer = self.qformer_tokenizer()
         return self.stage1_model(tokenizer.vocab_size), tokenizer
 
@@ -100,8 +125,9 @@ class ModelLoader:
             new_projection: whether the weights may be of stage 1, which has no projection to the language model.
 
         Raises:
-            UserError: a frozen part without weights, or weights that do not fit.
+            UserError: a frozen part without weights, weights that do not fit, or a split that is not possible.
         """
+        self._check_split("vision", "language")
         tokenizer = self.language_tokenizer()
         return self.stage2_model(tokenizer.vocab_size, new_projection=new_projection), tokenizer
 
@@ -119,7 +145,10 @@ class ModelLoader:
         return model
 
     def language(self) -> tuple[nn.Layer, TextTokenizer]:
-        """The language model alone, to be trained; from `model.language.weights` where that is set; and its tokenizer."""
+        """The language model alone, to be trained; from `model.language.weights` where that is set; and its tokenizer.
+
+        What is trained is whole on every rank.
+        """
         tokenizer = self.language_tokenizer()
         language = LANGUAGE_MODELS.get(self.cfg.language.kind)
         if not self.cfg.language.weights:
@@ -176,6 +205,11 @@ class ModelLoader:
 
     def _load(self, model: nn.Layer, parts: list[str], *, drop: list[tuple[str, str]], new: list[tuple[str, str]]) -> None:
         """Fill `model` from all sources at once; what no source has is initialised where `new` allows it."""
+        for part in self._check_split(*parts):
+            getattr(model, part).split_over(self._tensor)
+        for part, dtype in storage_types(self._precision, self.cfg).items():
+            if dtype != "float32" and hasattr(model, part):
+                store_in(getattr(model, part), dtype)
         sources = list(self.weights.sources(parts))
         tensors: dict[str, StoredTensor] = {}
         for source, found in sources:
@@ -201,6 +235,17 @@ class ModelLoader:
             self._say(f"loaded {count} tensors from {source.path}")
         if len(sources) > 1 or (sources and (report.dropped or report.missing or report.adapted)):
             self._say(f"in all {report}")
+
+    def _check_split(self, *parts: str) -> list[str]:
+        """Those of `parts` that are split.
+
+        Raises:
+            UserError: one of them cannot be; call it before anything is fetched or read.
+        """
+        split = [part for part in parts if part in self._split]
+        for part in split:
+            check_split(self.cfg, part, self._tensor.size)
+        return split
 
     def _freeze(self, model: nn.Layer, parts: list[str]) -> None:
         for part in parts:

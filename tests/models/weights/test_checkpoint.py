@@ -10,12 +10,16 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from safetensors.numpy import save_file
 
 from blip2x.engine.checkpoint import save_checkpoint
 from blip2x.errors import UserError
 from blip2x.models.freeze import freeze
+from blip2x.models.tensor_parallel import keep_share
 from blip2x.models.weights.checkpoint import _write, fill, is_below, load_checkpoint, split_state
 from blip2x.models.weights.stored import StoredTensor
+from blip2x.models.weights.tensor_files import open_tensors
+from blip2x.parallel.context import TensorGroup
 
 
 class Model(nn.Layer):
@@ -341,6 +345,78 @@ def test_one_tensor_is_open_at_a_time(linear):
     }
     fill(layer, tensors, "file")
     assert not alive and (layer.weight.numpy() == arrays["weight"]).all()
+
+
+# shares of split parameters
+
+
+def rank_of(layer: nn.Layer, rank: int, size: int, axis: int = 0, **blocks: int) -> nn.Layer:
+    """`layer`, of whose weight a rank keeps its share."""
+    keep_share(layer, "weight", axis, TensorGroup(rank, size), **blocks)
+    return layer
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_ranks_read_their_shares_of_a_mapped_file(tmp_path, kind, transposed):
+    """Rows, columns, and columns of each of three blocks; of PyTorch's layout, too, which is transposed behind the mapping."""
+    generator = np.random.default_rng(0)
+    array = generator.standard_normal((600, 12)).astype(ml_dtypes.bfloat16 if kind == "bfloat16" else kind)
+    save_file({"weight": array.T.copy() if transposed else array, "bias": np.zeros(12, "f4")}, tmp_path / "model.safetensors")
+    tensors = open_tensors(tmp_path)
+    if transposed:
+        tensors["weight"] = tensors["weight"].changed((600, 12), lambda stored: stored.T)
+    whole = array.astype("f4")
+    q, k, v = np.split(whole, 3, axis=1)
+    for rank, rows, columns in ((0, slice(300), slice(2)), (1, slice(300, 600), slice(2, 4))):
+        for layer, expected in (
+            (rank_of(nn.Linear(600, 12), rank, 2), whole[rows]),
+            (rank_of(nn.Linear(600, 12), rank, 2, axis=1), whole[:, :6] if rank == 0 else whole[:, 6:]),
+            (rank_of(nn.Linear(600, 12), rank, 2, axis=1, blocks=3), np.hstack([q[:, columns], k[:, columns], v[:, columns]])),
+        ):
+            fill(layer, tensors, "file")
+            np.testing.assert_array_equal(layer.weight.numpy(), expected)
+
+
+def test_padding_is_0_and_a_rank_may_have_nothing_else():
+    arrays = {"weight": np.arange(1, 11, dtype="f4").reshape(5, 2)}
+    for rank, first in enumerate((1, 5, 9, 11)):
+        layer = rank_of(nn.Embedding(5, 2), rank, 4)
+        fill(layer, stored(**arrays), "file")
+        expected = np.arange(first, first + 4, dtype="f4").reshape(2, 2)
+        np.testing.assert_array_equal(layer.weight.numpy(), np.where(expected > 10, 0, expected))
+
+
+def test_shapes_are_compared_and_adapted_as_a_whole():
+    """As words that the model lacks are cut off: what is left is split."""
+    layer = rank_of(nn.Embedding(4, 2), 1, 2)
+    numbers = stored(weight=np.arange(10, dtype="f4").reshape(5, 2))
+    with pytest.raises(UserError, match=r"weight is \[5, 2\] in the file, but \[4, 2\] in the model"):
+        fill(layer, numbers, "file")
+    assert not layer.weight._is_initialized()
+    report = fill(layer, numbers, "file", adapt={"weight": lambda array, wanted: array[: wanted[0]]})
+    np.testing.assert_array_equal(layer.weight.numpy(), [[4, 5], [6, 7]])
+    assert report.adapted == {"weight": "[5, 2] to [4, 2]"}
+
+
+def test_a_share_elsewhere_than_on_a_cpu_is_set_through_paddle(linear):
+    """There is no GPU here: a parameter that says so."""
+    _, arrays = linear
+    layer = rank_of(nn.Linear(2, 3).to(dtype="bfloat16"), 1, 2, axis=1)  # the last of three columns, and padding
+    fill(layer, stored(weight=np.zeros((2, 3)), bias=arrays["bias"]), "file")
+    weight = layer.weight
+    names = {"dtype": weight.dtype, "shape": weight.shape, "share": weight.share, "set_value": weight.set_value}
+    _write(SimpleNamespace(place=SimpleNamespace(is_cpu_place=lambda: False), **names), arrays["weight"], "file")
+    expected = np.stack([arrays["weight"][:, 2].astype(ml_dtypes.bfloat16).astype("f4"), np.zeros(2, "f4")], axis=1)
+    np.testing.assert_array_equal(weight.astype("float32").numpy(), expected)
+
+
+def test_numbers_that_are_no_weights_are_found_in_the_own_share():
+    array = np.ones((4, 2), "f4")
+    array[3, 1] = np.nan
+    fill(rank_of(nn.Embedding(4, 2), 0, 2), stored(weight=array), "file")
+    with pytest.raises(UserError, match="tensor weight holds numbers that are no weights"):
+        fill(rank_of(nn.Embedding(4, 2), 1, 2), stored(weight=array), "file")
 
 
 # what is kept and what is frozen
