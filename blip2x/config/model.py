@@ -62,6 +62,7 @@ class QFormerConfig:
     max_positions: int = MISSING
     dropout: float = MISSING
     embed_dim: int = MISSING  # width of the space in which images and texts are contrasted
+    recompute: bool = MISSING  # as in vision
     tokenizer: str = MISSING  # "dataset" (trained from the data set's text), a folder, or a name below paths.weights
     weights: Optional[str] = MISSING  # a BERT to start stage 1 from, a name or path; null: random
 
@@ -77,6 +78,7 @@ class LanguageConfig:
     vocab_size: Optional[int] = MISSING  # null: the tokenizer's size
     dropout: float = MISSING  # acts only where the model itself is fitted (pretrain_language)
     frozen: bool = MISSING
+    recompute: bool = MISSING  # as in vision; also of a frozen one, since gradients go through it
     question_prompt: str = MISSING  # how this model is asked; "{}" is replaced by the question
     tokenizer: str = MISSING  # as in qformer
     weights: Optional[str] = MISSING  # a name or path, as model.weights

@@ -6,8 +6,12 @@ import numpy as np
 import paddle
 import pytest
 from paddle import nn
+from paddle.base import core
 
+from blip2x.config.compose import compose_config
+from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.models.freeze import freeze, set_eval_mode, set_train_mode
+from blip2x.objectives.stage2 import Stage2Objective
 
 
 @pytest.fixture
@@ -45,3 +49,27 @@ def test_eval_mode_reaches_everything_and_a_frozen_whole_stays_in_it(model):
     freeze(model)
     set_train_mode(model)
     assert not any(layer.training for layer in model.sublayers(include_self=True))
+
+
+@pytest.mark.parametrize("name", ["tiny_opt", "tiny_t5"])
+@pytest.mark.parametrize("recompute", ["false", "true"])
+def test_frozen_towers_get_no_gradient_buffers(name, recompute):
+    """Gradients flow through the language model, and leave nothing behind but those of what is trained."""
+    switches = [f"model.{part}.recompute={recompute}" for part in ("vision", "qformer", "language")]
+    model = build_stage2(compose_config([f"model={name}", *switches]).model, vocab_size=20)
+    freeze(model.vision)
+    freeze(model.language)
+    objective = Stage2Objective(model)
+    set_train_mode(objective)
+    ids_BL = paddle.to_tensor([[3, 4, 5], [6, 7, 8]])
+    ones_BL = paddle.ones_like(ids_BL)
+    batch = {"image_BCHW": paddle.ones([2, 3, 48, 48])}
+    batch |= dict.fromkeys(["text_ids_BL", "input_ids_BL", "output_ids_BT"], ids_BL)
+    batch |= dict.fromkeys(["text_mask_BL", "label_mask_BL", "input_mask_BL", "output_mask_BT"], ones_BL)
+
+    before = core.host_memory_stat_current_value("Allocated", 0)
+    objective(batch)["loss"].backward()
+    held = core.host_memory_stat_current_value("Allocated", 0) - before
+    trained = {name for name, parameter in model.named_parameters() if not name.startswith(("vision.", "language."))}
+    assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == trained
+    assert held == sum(p.grad.size * p.grad.element_size() for p in model.parameters() if p.grad is not None)

@@ -13,6 +13,7 @@ from blip2x.config.model import QFormerConfig
 from blip2x.errors import UserError
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.qformer.layers import LAYER_NORM_EPS, KeysValues, QFormerLayer, linear, weight
+from blip2x.models.recompute import call
 
 Cache = list[KeysValues]  # of each layer's self-attention
 
@@ -58,6 +59,7 @@ class QFormer(nn.Layer):
         dropout: acts in training.
         vocab_size: of the texts, [DEC] included; None: no texts (stage 2), so no embeddings, no text feed-forward, no head.
         max_positions: longest text.
+        recompute: compute the layers' insides again in the backward pass, to save memory.
 
     Raises:
         UserError: heads that do not divide the width.
@@ -76,6 +78,7 @@ class QFormer(nn.Layer):
         dropout: float,
         vocab_size: int | None,
         max_positions: int,
+        recompute: bool = False,
     ):
         super().__init__()
         if width % num_heads:
@@ -84,6 +87,7 @@ class QFormer(nn.Layer):
         self.query_tokens = self.create_parameter([1, num_queries, width], attr=weight(width))
         self.embeddings_norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
         self.dropout = dropout
+        self.recompute = recompute
         self.text = None
         if vocab_size is not None:
             self.text = TextParts(width=width, vocab_size=vocab_size, max_positions=max_positions)
@@ -163,8 +167,10 @@ class QFormer(nn.Layer):
         if bias is not None:
             bias = for_all_heads(bias, self.layers[0].attention.num_heads, hidden_BTD.shape[1])
         for index, layer in enumerate(self.layers):
-            hidden_BTD, keys_values = layer(
+            hidden_BTD, keys_values = call(
+                layer,
                 hidden_BTD,
+                again=self.recompute,
                 num_queries=num_queries,
                 patch_BPD=patch_BPD,
                 bias=bias,
@@ -187,4 +193,5 @@ def build_qformer(cfg: QFormerConfig, *, vision_width: int, vocab_size: int | No
         dropout=cfg.dropout,
         vocab_size=vocab_size,
         max_positions=cfg.max_positions,
+        recompute=cfg.recompute,
     )
