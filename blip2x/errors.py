@@ -7,3 +7,12 @@ class UserError(ValueError):
     The message names the offending value and what to do. ``runners/run.py`` prints it without a traceback and exits with
     code 2; everything else that is raised is a bug of ours and keeps its traceback.
     """
+
+
+class Interrupted(Exception):  # not an error: the run did what it was told
+    """The run was asked to stop, and has saved what it takes to go on.
+
+    ``runners/run.py`` prints the message and exits with `EXIT_CODE`, on which schedulers can be told to start it again.
+    """
+
+    EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,7 +14,10 @@ from blip2x.config import load_config
 from blip2x.config.compose import command_overrides
 from blip2x.config.help import help_text
 from blip2x.config.sweep import claim_run_name, in_sweep, job_command, job_name
-from blip2x.errors import UserError
+from blip2x.errors import Interrupted, UserError
+from blip2x.parallel.launch_env import join_slurm
+from blip2x.parallel.leave import leaving_quietly
+from blip2x.parallel.lost_ranks import naming_lost_ranks
 from blip2x.startup import prepare_process
 
 failed: list[str] = []  # jobs of a sweep
@@ -25,22 +29,31 @@ def main(cfg: DictConfig) -> None:
     try:
         config = load_config(cfg, command_overrides())
         claim_run_name(config.run_name)
+        join_slurm(os.environ, len(os.sched_getaffinity(0)))
         prepare_process(config.threads)
         from blip2x.tasks.common.launch import launch  # imports paddle: not before, so that --help and --cfg are quick
 
-        launch(config, job_command(sys.argv))
+        with naming_lost_ranks():
+            launch(config, job_command(sys.argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        if not in_sweep():
+        # submitit gives each job of a sweep a process of its own, whose exit code is the job's
+        if not in_sweep() or "SUBMITIT_EXECUTOR" in os.environ:
             raise SystemExit(2) from None
         failed.append(job_name())
+    except Interrupted as stop:  # a sweep stops, too
+        print(f"interrupted: {stop}; the same command with resume=auto goes on", file=sys.stderr)
+        raise SystemExit(Interrupted.EXIT_CODE) from None
 
 
 if __name__ == "__main__":
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(shutil.get_terminal_size((120, 40)).columns))
     else:
-        main()
-    if failed:
-        print(f"error: {len(failed)} of this sweep's jobs did not run to the end:", *failed, sep="\n  ", file=sys.stderr)
-        sys.exit(2)
+        with leaving_quietly():
+            main()
+            if failed:
+                print(
+                    f"error: {len(failed)} of this sweep's jobs did not run to the end:", *failed, sep="\n  ", file=sys.stderr
+                )
+                sys.exit(2)

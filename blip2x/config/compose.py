@@ -42,6 +42,11 @@ def command_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def override_key(override: str) -> str:
+    """The key or group that an override sets: "task" of ``task=caption``, "x.y" of ``+x.y=3``."""
+    return override.lstrip("+~").split("=", 1)[0].split("@")[0]
+
+
 def quoted(value: str) -> str:
     """`value` as the right-hand side of an override, whatever characters it has."""
     # both grammars read a backslash as itself, except in a row of them before what is escaped

@@ -5,8 +5,12 @@ Worker processes make NumPy arrays only: a paddle tensor made in one ends it wit
 
 from __future__ import annotations
 
+import ctypes
+import os
 import random
+import signal
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,15 +20,18 @@ from blip2x.data.collate import Batch, Collate
 from blip2x.errors import UserError
 
 _MOST_BAD_IN_A_ROW = 100
+_DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 class _Made(TypedDict):
     """A batch on its way out of a worker."""
 
     arrays: Batch  # empty where no sample could be loaded
+    samples: (
+        np.ndarray
+    )  # their places in the data set; never empty: paddle's loader takes an item without any array for the end
     problems: list[str]
     give_up: bool
-    loaded: np.ndarray  # never empty: paddle's loader takes an item without any array for the end of the data
 
 
 class Loader:
@@ -32,19 +39,25 @@ class Loader:
 
     Attributes:
         skipped: one sentence per bad image that was left out so far, in the order in which they were met.
+        samples: places in the data set of the samples in the batch that was given last.
+        left_out: how many samples could not be loaded so far, also where several have the same bad image.
     """
 
     def __init__(self, batches: _Batches, num_workers: int):
         self._batches = batches
         self._num_workers = num_workers
         self.skipped: list[str] = []
+        self.samples: list[int] = []
+        self.left_out = 0
+        self._first = 0
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Order, crops and captions of the next iteration are those of `epoch`."""
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Order, crops and captions of the next iteration are those of `epoch`; it begins with batch `first`."""
         self._batches.epoch = epoch
+        self._first = first
 
     def __iter__(self) -> Iterator[Batch]:
         for made in self._made():
@@ -53,25 +66,46 @@ class Loader:
                 raise UserError(f"{problems[0]} (dataset.on_bad_image=skip leaves such images out)")
             if made["give_up"]:
                 raise UserError(f"{_MOST_BAD_IN_A_ROW} images in a row are bad; the last: {problems[-1]}")
+            self.left_out += len(problems)
             self.skipped += [problem for problem in dict.fromkeys(problems) if problem not in self.skipped]
             if made["arrays"]:
+                self.samples = made["samples"].tolist()
                 yield made["arrays"]
 
     def _made(self) -> Iterator[_Made]:
+        wanted = range(self._first, len(self._batches))
         if self._num_workers == 0:
-            yield from map(self._batches.__getitem__, range(len(self._batches)))
+            yield from map(self._batches.__getitem__, wanted)
             return
         import paddle  # only worker processes need it
 
         loader = paddle.io.DataLoader(
-            self._batches,
+            _Rest(self._batches, wanted),
             places=paddle.CPUPlace(),
             batch_size=None,  # an item of the data set is a batch already
             collate_fn=_unchanged,
             num_workers=self._num_workers,
+            worker_init_fn=_stand_apart,
         )
-        for made in loader:
-            yield {**made, "arrays": {key: value.numpy() for key, value in made["arrays"].items()}}
+        before = np.random.get_state()
+        made_by_workers = iter(loader)  # draws a seed for the workers, none of which uses it
+        np.random.set_state(before)
+        for made in made_by_workers:
+            arrays = {key: value.numpy() for key, value in made["arrays"].items()}
+            yield {**made, "arrays": arrays, "samples": made["samples"].numpy()}
+
+
+class _Rest:
+    """The batches at the places `wanted`, for worker processes."""
+
+    def __init__(self, batches: _Batches, wanted: range):
+        self.batches, self.wanted = batches, wanted
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def __getitem__(self, item: int) -> _Made:
+        return self.batches[self.wanted[item]]
 
 
 class _Batches:
@@ -98,11 +132,12 @@ class _Batches:
     def __getitem__(self, batch: int) -> _Made:
         problems: list[str] = []
         own = self._epoch_order()[self.rank :: self.world_size][batch * self.batch_size : (batch + 1) * self.batch_size]
-        items, give_up = [], False
+        items, places, give_up = [], [], False
         for index in own:
-            item = self._load(int(index), problems)
+            place, item = self._load(int(index), problems)
             if item is not None:
                 items.append(item)
+                places.append(place)
             elif self._fills_gaps:
                 give_up = True
                 break
@@ -110,7 +145,7 @@ class _Batches:
             "arrays": self.collate(items) if items else {},
             "problems": problems,
             "give_up": give_up,
-            "loaded": np.array([len(items)]),
+            "samples": np.array(places or [-1]),
         }
 
     @property
@@ -124,15 +159,18 @@ class _Batches:
             self._order = (self.epoch, order)
         return self._order[1]
 
-    def _load(self, index: int, problems: list[str]) -> Any:
-        """The loaded sample; for a bad image the next good one in training, where ranks need batches of one size, else None."""
+    def _load(self, index: int, problems: list[str]) -> tuple[int, Any]:
+        """A place and the sample there; for a bad image the next good one in training, where ranks need batches of one size.
+
+        Elsewhere a bad one is None.
+        """
         for step in range(_MOST_BAD_IN_A_ROW if self._fills_gaps else 1):
             place = (index + step) % len(self.samples)
             try:
-                return self.collate.load(self.samples[place], random.Random(f"{self.seed}/{self.epoch}/{place}"))
+                return place, self.collate.load(self.samples[place], random.Random(f"{self.seed}/{self.epoch}/{place}"))
             except UserError as error:
                 problems.append(str(error))
-        return None
+        return index, None
 
 
 def build_loader(
@@ -188,3 +226,15 @@ def build_loader(
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _stand_apart(worker: int) -> None:
+    """Leave signals to the main process, which needs its workers until its step is done: Ctrl-C and launchers signal a group.
+
+    A worker ends with its main process, however that ends: left alone, it would wait for ever for someone to read its batches.
+    """
+    os.setsid()
+    with suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from markupsafe import Markup, escape
 
@@ -12,18 +12,19 @@ Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 340, 200  # about the pixels it is shown at
 _LEFT, _TOP, _BOTTOM = 48, 10, 36
-_RIGHT_VALUE, _RIGHT_NAMES = 46, 88  # room for one line's last value, for several lines' names and values
-_MAX_POINTS = 150  # per line: more than a small panel can show
+_RIGHT_VALUE, _RIGHT_NAMES = 54, 92  # room for one line's last value, for several lines' names and values
+MAX_POINTS = 150  # per line: more than a small panel can show
+_MAX_DOTS = 30  # so that a line under them can be seen
 _LABEL_HEIGHT = 14
 
 
-def line_chart(title: str, series: Mapping[str, Points]) -> Markup:
-    """Draw (step, value) points, one line per name; values that are not finite are left out.
+def line_chart(title: str, series: Mapping[str, Points], *, dots: Collection[str] = ()) -> Markup:
+    """Draw (step, value) points, one line per name, or single dots for the names in `dots`; what is not finite is left out.
 
     Returns an ``<svg>`` element, or an empty string where nothing is left to draw.
     """
     finite = {name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in series.items()}
-    lines = {name: _thin(points) for name, points in finite.items() if points}
+    lines = {name: (_some if name in dots else _thin)(points) for name, points in finite.items() if points}
     if not lines:
         return Markup("")
     right = _WIDTH - (_RIGHT_NAMES if len(lines) > 1 else _RIGHT_VALUE)
@@ -39,10 +40,10 @@ def line_chart(title: str, series: Mapping[str, Points]) -> Markup:
         )
 
     parts = [f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">']
-    for tick in y_ticks:
+    for tick, text in zip(y_ticks, _tick_texts(y_ticks), strict=True):
         y = place(x_low, tick)[1]
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{tick:.4g}</text>')
+        parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>')
     for tick in _ticks(x_low, x_high):
         if x_low <= tick <= x_high:
             x = place(tick, y_low)[0]
@@ -52,22 +53,41 @@ def line_chart(title: str, series: Mapping[str, Points]) -> Markup:
     for index, ((name, points), label_y) in enumerate(zip(lines.items(), heights, strict=True)):
         corners = [place(x, y) for x, y in points]
         last_x, last_y = corners[-1]
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
         first, last = finite[name][0], finite[name][-1]
         told = f"{name}: {first[1]:.4g} at step {first[0]:.0f}, {last[1]:.4g} at step {last[0]:.0f}"
-        label = f"{name} {last[1]:.3g}" if len(lines) > 1 else f"{last[1]:.3g}"
-        parts.append(f'<g class="s{index % 6}"><title>{escape(told)}</title><polyline points="{path}"/>')
-        parts.append(f'<circle cx="{last_x:.1f}" cy="{last_y:.1f}" r="3"/>')
+        label = f"{name} {_short(last[1])}" if len(lines) > 1 else _short(last[1])
+        parts.append(f'<g class="s{index % 6}"><title>{escape(told)}</title>')
+        if name in dots:
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in corners]
+        else:
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in corners)
+            parts.append(f'<polyline points="{path}"/><circle cx="{last_x:.1f}" cy="{last_y:.1f}" r="3"/>')
         parts.append(f'<text x="{right + 8}" y="{label_y + 4:.1f}">{escape(label)}</text></g>')
     parts.append("</svg>")
     return Markup("".join(parts))
 
 
+def _short(value: float) -> str:
+    """Three digits; small numbers, such as learning rates, two and a power of ten: 2.5e-5."""
+    return f"{value:.3g}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+
+
+def _tick_texts(ticks: list[float]) -> list[str]:
+    texts = [f"{tick:.4g}" for tick in ticks]
+    return texts if max(map(len, texts)) <= 6 else [_short(tick) for tick in ticks]  # what the margin has room for
+
+
 def _thin(points: Points) -> list[tuple[float, float]]:
-    """At most `_MAX_POINTS` points, each the mean of its neighbours."""
-    size = math.ceil(len(points) / _MAX_POINTS)
+    """At most `MAX_POINTS` points, each the mean of its neighbours."""
+    size = math.ceil(len(points) / MAX_POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _some(points: Points) -> list[tuple[float, float]]:
+    """At most `_MAX_DOTS` of the points as they are, the first and the last among them."""
+    count = min(len(points), _MAX_DOTS)
+    return [points[round(index * (len(points) - 1) / max(count - 1, 1))] for index in range(count)]
 
 
 def _span(values: list[float], *, keep_zero: bool = False) -> tuple[float, float]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 from paddle import nn
 
 import blip2x
 from blip2x.engine.folders import require_space
+from blip2x.engine.training_state import TrainingState
 from blip2x.errors import UserError
 from blip2x.models.weights.checkpoint import is_below, split_state, stored_parameter
 from blip2x.models.weights.manifest import FORMAT, MANIFEST, MODEL_FILE, sha256
@@ -30,10 +35,14 @@ class Saveable(Protocol):
         """Write the files."""
 
 
-def require_checkpoint_space(folder: str | Path, layer: nn.Layer) -> None:
-    """Raise `UserError` unless a checkpoint of `layer` fits on the disk of `folder`, beside an older one that it replaces."""
+def require_checkpoint_space(folder: str | Path, layer: nn.Layer, *, optimizer: bool = False) -> None:
+    """Raise `UserError` unless a checkpoint of `layer` fits on the disk of `folder`, beside an older one that it replaces.
+
+    With `optimizer`, AdamW's two moments of what is trained are counted, too.
+    """
     kept, _ = split_state(layer)
-    require_space(Path(folder), sum(tensor.size * tensor.element_size() for tensor in kept.values()) + _BESIDE_TENSORS)
+    weights = sum(tensor.size * tensor.element_size() for tensor in kept.values())
+    require_space(Path(folder), weights * (3 if optimizer else 1) + _BESIDE_TENSORS)
 
 
 def save_checkpoint(
@@ -45,6 +54,7 @@ def save_checkpoint(
     extra: dict[str, Any] | None = None,
     tokenizers: dict[str, Saveable] | None = None,
     frozen_origin: dict[str, str] | None = None,
+    state: TrainingState | None = None,
 ) -> Path:
     """Write the trained parameters and buffers of `layer`; a checkpoint of that name is replaced once the new one is whole.
 
@@ -56,10 +66,38 @@ def save_checkpoint(
         extra: anything that JSON can hold.
         tokenizers: by part; each goes to ``tokenizers/<part>``.
         frozen_origin: part ("vision") -> where its frozen weights can be loaded from.
+        state: for a training that may go on from here.
 
     Raises:
         UserError: a frozen tensor has no origin, so that its weights would be lost, or the disk is full.
     """
+    write = prepare_checkpoint(
+        folder,
+        layer,
+        kind=kind,
+        step=step,
+        extra=extra,
+        tokenizers=tokenizers,
+        frozen_origin=frozen_origin,
+        state=state,
+        copy=False,
+    )
+    return write()
+
+
+def prepare_checkpoint(
+    folder: str | Path,
+    layer: nn.Layer,
+    *,
+    kind: str,
+    step: int,
+    extra: dict[str, Any] | None,
+    tokenizers: dict[str, Saveable] | None,
+    frozen_origin: dict[str, str] | None,
+    state: TrainingState | None,
+    copy: bool,
+) -> Callable[[], Path]:
+    """What `save_checkpoint` does, to be called later: with `copy`, when the layer may have changed already."""
     folder = Path(folder)
     frozen_origin = frozen_origin or {}
     kept, frozen = split_state(layer)
@@ -69,9 +107,12 @@ def save_checkpoint(
             f"{lost[0]} is frozen, so it is not saved, and nothing says where its weights come from ({len(lost)} tensors): "
             "give that part weights, or train it with frozen=false"
         )
-    require_checkpoint_space(folder, layer)
+    require_checkpoint_space(folder, layer, optimizer=state is not None)
     tensors = {name: stored_parameter(name, tensor) for name, tensor in kept.items()}
-    return write_checkpoint(
+    if copy:
+        tensors = {name: _copied(tensor) for name, tensor in tensors.items()}
+    return partial(
+        write_checkpoint,
         folder,
         tensors,
         kind=kind,
@@ -79,7 +120,13 @@ def save_checkpoint(
         extra=extra or {},
         tokenizers=tokenizers or {},
         frozen={"names": list(frozen), "origin": frozen_origin},
+        state=state,
     )
+
+
+def _copied(tensor: StoredTensor) -> StoredTensor:
+    array = np.array(tensor.open())
+    return replace(tensor, open=lambda: array)
 
 
 def write_checkpoint(
@@ -91,13 +138,16 @@ def write_checkpoint(
     extra: dict[str, Any],
     tokenizers: Mapping[str, Saveable],
     frozen: dict[str, Any],
+    state: TrainingState | None = None,
 ) -> Path:
     """Write `tensors` one by one; the other arguments as of `save_checkpoint`, `frozen` the names that are left out."""
-    with whole_folder(folder) as partial:
-        write_safetensors(partial / MODEL_FILE, tensors)
+    with whole_folder(folder) as new:
+        write_safetensors(new / MODEL_FILE, tensors)
         for part, tokenizer in tokenizers.items():
-            tokenizer.save(partial / "tokenizers" / part)
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
+            tokenizer.save(new / "tokenizers" / part)
+        if state:
+            state.write(new)
+        files = sorted(path for path in new.rglob("*") if path.is_file())
         manifest = {
             "format": FORMAT,
             "blip2x": blip2x.__version__,
@@ -105,11 +155,11 @@ def write_checkpoint(
             "step": step,
             "tensors": {name: {"shape": list(tensor.shape), "dtype": str(tensor.dtype)} for name, tensor in tensors.items()},
             "frozen": frozen,
-            "files": {str(path.relative_to(partial)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
+            "files": {str(path.relative_to(new)): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in files},
             "extra": extra,
         }
         # last: without it the folder is no checkpoint
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+        (new / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
@@ -117,28 +167,41 @@ def write_checkpoint(
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which becomes `folder` when the block ends without an error; an older one is replaced then."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed while saving
-    partial.mkdir()
+    new = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(new, ignore_errors=True)  # of a run that was killed while saving
+    new.mkdir()
     try:
-        yield partial
+        yield new
     except Exception:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
         raise
-    for path in sorted(path for path in partial.rglob("*") if path.is_file()):
+    for path in sorted(new.rglob("*"), reverse=True):  # a folder after what is in it
         _sync(path)
-    _sync(partial)
-    _put_in_place(partial, folder)
+    _sync(new)
+    _put_in_place(new, folder)
 
 
-def _put_in_place(partial: Path, folder: Path) -> None:
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+def _put_in_place(new: Path, folder: Path) -> None:
+    if not folder.exists():
+        new.rename(folder)
+    elif not _exchange(new, folder):
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
-    partial.rename(folder)
+        new.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     _sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(new, ignore_errors=True)  # where the two were exchanged, the older one
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap the names of two folders in one step, so that no reader finds neither; false where the system cannot do that."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # not Linux
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE
+    return rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0  # some network file systems refuse
 
 
 def _sync(path: Path) -> None:

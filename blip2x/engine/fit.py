@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import paddle
 from paddle import Tensor, nn
 
-from blip2x.config.run import OptimConfig
-from blip2x.config.task import TrainingConfig
+from blip2x.config.run import OptimConfig, PrecisionConfig
+from blip2x.config.task import OnNan, TrainingConfig
+from blip2x.engine.amp import LossScale, full_precision
 from blip2x.engine.batches import batch_size, to_tensors
-from blip2x.engine.losses import LossRecord
+from blip2x.engine.checkpoints import Checkpoints, validations
+from blip2x.engine.losses import LossRecord, NotFiniteError
 from blip2x.engine.progress import ProgressBar
+from blip2x.engine.random_state import random_state, set_random_state, unchanged_random_state
 from blip2x.engine.run import Run
-from blip2x.errors import UserError
+from blip2x.engine.run_files import SCHEDULE_FILE
+from blip2x.engine.stop import StopSignals
+from blip2x.engine.training_state import Position, TrainingState
+from blip2x.errors import Interrupted, UserError
 from blip2x.models.freeze import set_eval_mode, set_train_mode
 from blip2x.optim.build import build_optimizer
-from blip2x.optim.groups import trained_parameters
 from blip2x.parallel.context import Context
+
+_MOST_SKIPPED_IN_A_ROW = 100
 
 
 class Loader(Protocol):
-    """Gives the batches of one epoch each time it is iterated; `set_epoch(n)`, where it has one, comes before."""
+    """Gives the batches of one epoch each time it is iterated, from batch `first` of the last `set_epoch` on."""
+
+    samples: list[int]  # places in the data set of those in the batch that was given last
+
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Say which epoch comes next."""
 
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
@@ -49,68 +63,45 @@ def fit(
     run: Run,
     *,
     stage: str,
+    precision: PrecisionConfig,
     evaluate: Callable[[], dict[str, float]] | None = None,
-    save: Callable[[int], Any] | None = None,
+    checkpoints: Checkpoints | None = None,
+    state: TrainingState | None = None,
 ) -> FitResult:
     """Train what `objective` does not freeze, in place; it is in eval mode afterwards.
 
     Args:
         objective: batch of tensors -> {"loss": scalar to minimise, other parts to report}; `set_step(step)`, where it has
-            one, is called before each optimizer step. `gradients_vary`, where it has one: whether at some steps it leaves
-            parameters without a gradient that get one at others.
+            one, is called before each optimizer step, then `prepare(batches)` with the step's micro-batches. `gradients_vary`,
+            where it has one: whether at some steps it leaves parameters without a gradient that get one at others.
         loader: micro-batches of this rank; all ranks have equally many.
         cfg: how long, how big, how often.
         optim: optimizer and schedule.
         context: the other ranks.
         run: where metrics and progress go.
         stage: name of this training in metrics.jsonl.
-        evaluate: called on every rank wherever a checkpoint is due and after the last step; its values are logged.
-        save: writes the checkpoint of a step; called on rank 0 every `cfg.save_every` steps and after the last one.
+        precision: whether the loss is scaled; autocast is the caller's.
+        evaluate: called on every rank every `cfg.eval_every` steps and after the last one; its values are logged.
+        checkpoints: written every `cfg.save_every` steps and after the last one, and when the process is asked to stop.
+        state: where to go on; the objective has that checkpoint's weights already.
 
     Raises:
-        UserError: there are too little data, or the loss is not finite; it names step and part.
+        UserError: there are too little data, or a loss or gradient is not finite; it names step and part.
+        Interrupted: the process was asked to stop; the state is saved.
     """
-    total = count_steps(cfg, len(loader))
-    if optim.warmup_steps >= total:
-        run.console.print(f"note: {stage} ends after {total} steps, within the warm-up of {optim.warmup_steps}", markup=False)
-    optimizer, schedule = build_optimizer(optim, objective, total)
-    parameters = trained_parameters(objective)
-    wrapped, optimizer = context.wrap(objective, optimizer)
-    record = LossRecord(stage, context)
-    batches = _endless(loader)
-    metrics: dict[str, float] = {}
-    started = last_log = time.monotonic()
-    samples = 0
-    set_train_mode(objective)
-    with ProgressBar(run.console, stage, total) as bar:
-        for step in range(1, total + 1):
-            if hasattr(objective, "set_step"):
-                objective.set_step(step - 1)
-            parts, seen = _backward(wrapped, batches, cfg.accumulate, context)
-            samples += seen
-            record.add(step, parts)
-            saves = step == total or (cfg.save_every is not None and step % cfg.save_every == 0)
-            due = saves or step % cfg.log_every == 0  # a line looks for nan: none may replace a good checkpoint
-            norm = context.grad_norm(parameters) if due else None
-            lr = schedule.get_lr()
-            optimizer.step()
-            optimizer.clear_grad()
-            schedule.step()
-            if due:
-                now = time.monotonic()
-                metrics = _line(record.read(), norm, lr, stage, step)
-                metrics["samples_per_second"] = round(samples * context.world_size / (now - last_log), 3)
-                metrics["seconds"] = round(now - started, 3)
-                run.log_metrics(stage, step, metrics)
-                last_log, samples = now, 0
-            bar.advance(seen * context.world_size, _text(metrics) if due else None)
-            if saves:
-                paused = time.monotonic()
-                context.gather_parameters(wrapped)
-                metrics = {**metrics, **_checkpoint(objective, context, run, stage, step, evaluate, save)}
-                last_log += time.monotonic() - paused  # saving is not training: leave it out of the rate
+    loss_scale = LossScale(precision)
+    training = _Training(objective, loader, cfg, optim, context, run, stage, loss_scale, evaluate, checkpoints)
+    started = time.monotonic()
+    with StopSignals() as stop, ProgressBar(run.console, stage, training.total, start=state.step if state else 0) as bar:
+        try:
+            training.start(state)
+            while training.step < training.total:
+                training.advance(bar)
+                training.after_step(stop)
+        finally:
+            training.close()
     set_eval_mode(objective)
-    return FitResult(total, time.monotonic() - started, metrics)
+    return FitResult(training.total, time.monotonic() - started, training.metrics)
 
 
 def count_steps(cfg: TrainingConfig, batches_per_epoch: int) -> int:
@@ -130,65 +121,273 @@ def count_steps(cfg: TrainingConfig, batches_per_epoch: int) -> int:
     return steps
 
 
-def _checkpoint(
-    objective: nn.Layer,
-    context: Context,
-    run: Run,
-    stage: str,
-    step: int,
-    evaluate: Callable[[], dict[str, float]] | None,
-    save: Callable[[int], Any] | None,
-) -> dict[str, float]:
-    if save:
-        context.on_main(lambda: save(step))
-    if not evaluate:
-        return {}
-    set_eval_mode(objective)
-    results = evaluate()
-    run.log_metrics(stage, step, results)
-    set_train_mode(objective)
-    return results
+class _Training:
+    """One training under way; `step` optimizer steps are done."""
 
+    def __init__(
+        self,
+        objective: nn.Layer,
+        loader: Loader,
+        cfg: TrainingConfig,
+        optim: OptimConfig,
+        context: Context,
+        run: Run,
+        stage: str,
+        loss_scale: LossScale,
+        evaluate: Callable[[], dict[str, float]] | None,
+        checkpoints: Checkpoints | None,
+    ):
+        self._objective, self._cfg, self._context, self._run, self._stage = objective, cfg, context, run, stage
+        self._loss_scale, self._evaluate, self._checkpoints = loss_scale, evaluate, checkpoints
+        self.total = count_steps(cfg, len(loader))
+        if optim.warmup_steps >= self.total:
+            note = f"note: {stage} ends after {self.total} steps, within the warm-up of {optim.warmup_steps}"
+            run.console.print(note, markup=False)
+        optimizer, self._schedule = build_optimizer(optim, objective, self.total)
+        run.write_json({"stage": stage, **self._schedule.shape}, SCHEDULE_FILE)
+        self._parameters = {name: p for name, p in objective.named_parameters() if not p.stop_gradient}
+        self._wrapped, self._optimizer = context.wrap(objective, optimizer)
+        self._record = LossRecord(stage, context)
+        self._stream = _Stream(loader)
+        self._samples_per_batch = cfg.batch_size * context.data_size
+        self._places: dict[int, list[list[int]]] = {}  # steps not checked yet -> the samples of each micro-batch
+        self._skipped = self._skipped_in_a_row = 0
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self._started = self._last_line = time.monotonic()
+        self._samples = 0  # since the last line
 
-def _endless(loader: Loader) -> Iterator[dict[str, Any]]:
-    epoch = 0
-    while True:
-        if hasattr(loader, "set_epoch"):
-            loader.set_epoch(epoch)
-        batch = None
-        for batch in loader:
-            yield batch
-        if batch is None:
-            raise UserError(f"epoch {epoch} of the training data is empty; see the log for samples that were skipped")
-        epoch += 1
-
-
-def _backward(
-    wrapped: nn.Layer, batches: Iterator[dict[str, Any]], accumulate: int, context: Context
-) -> tuple[list[dict[str, Tensor]], int]:
-    """Gradients of one step: the mean over `accumulate` micro-batches. Gives each one's loss parts and the samples seen."""
-    collected, seen = [], 0
-    for micro in range(accumulate):
-        batch = to_tensors(next(batches))
-        seen += batch_size(batch)
-        if micro < accumulate - 1:
-            with context.accumulating(wrapped):
-                parts = wrapped(batch)
-                (parts["loss"] / accumulate).backward()
+    def start(self, state: TrainingState | None) -> None:
+        """Go on from `state`; None: begin."""
+        set_train_mode(self._objective)
+        if state is None:
+            return
+        self._context.set_optimizer_state(self._wrapped, self._optimizer, self._parameters, state.optimizer)
+        self._loss_scale.set_state(state.loss_scale)
+        self._schedule.step(state.step)
+        self.step, self._skipped, self.metrics = state.step, state.skipped, dict(state.metrics)
+        batches, rest = divmod(state.position.samples, self._samples_per_batch)
+        if rest:
+            note = (
+                f"note: {state.position.samples} samples of the epoch are no whole number of batches now: {rest} are left out"
+            )
+            self._run.console.print(note, markup=False)
+        self._stream.move(state.position.epoch, batches + (rest > 0))
+        rank = self._context.data_rank
+        if len(state.ranks) == self._context.data_size:
+            self._record.restore(state.ranks[rank]["losses"])
+            set_random_state(state.ranks[rank]["random"])
         else:
-            parts = wrapped(batch)
-            (parts["loss"] / accumulate).backward()
-        collected.append({name: value.detach() for name, value in parts.items()})
-    return collected, seen
+            ranks = f"{len(state.ranks)} rank(s) then, {self._context.data_size} now"
+            self._run.console.print(f"note: {ranks}: dropout goes on with other random numbers", markup=False)
+        if self._due(self._cfg.eval_every) and self._evaluate:
+            known = self._context.broadcast_object(validations(self._run.folder).get(str(self.step)))
+            self.metrics |= known if known is not None else self._validate()
+
+    def advance(self, bar: ProgressBar) -> None:
+        """Make one optimizer step."""
+        step = self.step + 1
+        if hasattr(self._objective, "set_step"):
+            self._objective.set_step(self.step)
+        parts, seen = self._backward(step)
+        self._samples += seen
+        self.step = step
+        due = self._due(self._cfg.log_every) or self._saves() or self._validates()
+        self._unscale()
+        bad = self._is_bad(parts)
+        norm = None
+        try:
+            if not bad:
+                self._record.add(step, parts)
+            if due:
+                means = self._record.read()  # looks for nan: none may replace a good checkpoint
+                norm = None if bad else self._checked_norm()
+        except NotFiniteError as error:
+            self._keep_places(error.step, error.what, error.value)
+            raise
+        if due:
+            self._places.clear()
+        lr = self._schedule.get_lr()
+        with full_precision():
+            if not bad:
+                self._optimizer.step()
+            self._optimizer.clear_grad()
+        self._schedule.step()
+        if due:
+            self._write_line({"lr": lr, **means, **({"grad_norm": norm} if norm is not None else {})})
+        bar.advance(seen * self._context.data_size, _text(self.metrics) if due else None)
+
+    def after_step(self, stop: StopSignals) -> None:
+        """Save and validate where that is due.
+
+        Raises:
+            Interrupted: a signal asked for it; the state is saved.
+        """
+        paused = time.monotonic()
+        saves, stopping = self._saves(), self._context.any(stop.received is not None)
+        if saves or (stopping and self._checkpoints):
+            if not saves:
+                self._record.check()  # nothing that is nan is saved
+            self._save(final=self.step == self.total)
+        if stopping:
+            if self._checkpoints:
+                self._context.on_main(self._checkpoints.wait)
+            saved = f"saved at step {self.step} of {self.total}" if self._checkpoints else "nothing is saved"
+            raise Interrupted(f"{self._stage}: {stop.received or 'another rank was asked to stop'}; {saved}")
+        if self._validates():
+            self.metrics = {**self.metrics, **self._validate()}
+        self._last_line += time.monotonic() - paused  # saving is not training: leave it out of the rate
+
+    def close(self) -> None:
+        """End the loader's worker processes."""
+        self._stream.close()
+
+    def _due(self, every: int | None) -> bool:
+        return self.step == self.total or (every is not None and self.step % every == 0)
+
+    def _validates(self) -> bool:
+        return self._evaluate is not None and self._due(self._cfg.eval_every)
+
+    def _saves(self) -> bool:
+        if self._checkpoints is None:
+            return False
+        # the best one can only be kept if there is one of each validation
+        return self._due(self._cfg.save_every) or (self._cfg.keep_best > 0 and self._validates())
+
+    def _backward(self, step: int) -> tuple[list[dict[str, Tensor]], int]:
+        """Gradients of one step: the mean over its micro-batches. Gives each one's loss parts and the samples seen."""
+        batches, places = [], []
+        for _ in range(self._cfg.accumulate):
+            batches.append(to_tensors(next(self._stream)))
+            places.append(self._stream.samples)
+        self._places[step] = places
+        if hasattr(self._objective, "prepare"):
+            batches = self._objective.prepare(batches)
+        collected, seen = [], 0
+        while batches:
+            batch = batches.pop(0)  # no longer held here while the next one is computed
+            seen += batch_size(batch)
+            with self._context.accumulating(self._wrapped) if batches else nullcontext():
+                parts = self._wrapped(batch)
+                with full_precision():
+                    (parts["loss"] * (self._loss_scale.value / self._cfg.accumulate)).backward()
+            collected.append({name: value.detach() for name, value in parts.items()})
+        return collected, seen
+
+    @paddle.no_grad()
+    def _unscale(self) -> None:
+        if self._loss_scale.value != 1:
+            for parameter in self._parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad.scale_(1 / self._loss_scale.value)
+
+    def _is_bad(self, parts: list[dict[str, Tensor]]) -> bool:
+        """Whether this step has to be left out, on all ranks alike."""
+        skips = self._cfg.on_nan is OnNan.skip
+        if not (skips or self._loss_scale.is_on):
+            return False
+        finite_loss = all(math.isfinite(float(part["loss"])) for part in parts)
+        norm = self._context.grad_norm(list(self._parameters.values()))
+        finite = (finite_loss or not skips) and (norm is None or math.isfinite(float(norm)))
+        bad = self._context.any(not finite)
+        overflow = self._loss_scale.is_on and not self._context.any(not finite_loss)  # what loss scaling is there for
+        self._loss_scale.update(not bad)
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if bad else 0
+        if bad and not overflow:
+            if not skips:
+                return False  # the loss itself: found where losses are read
+            self._skipped += 1
+            self._keep_places(self.step, "the loss or its gradient", float("nan"))
+        if self._skipped_in_a_row > _MOST_SKIPPED_IN_A_ROW:
+            raise UserError(
+                f"{self._stage}: {self._skipped_in_a_row} steps in a row have a gradient that is nan or infinite, the last at "
+                f"step {self.step}; try a smaller optim.lr or precision=bf16"
+            )
+        return bad
+
+    def _checked_norm(self) -> float | None:
+        norm = self._context.grad_norm(list(self._parameters.values()))
+        if norm is None:
+            return None
+        if not math.isfinite(float(norm)):
+            raise NotFiniteError(self._stage, "the gradient's norm", float(norm), self.step)
+        return float(norm)
+
+    def _keep_places(self, step: int, what: str, value: float) -> None:
+        """Write down which samples a bad step had, by their places in the training data; all ranks come here together."""
+        places = self._context.gather_objects(self._places.get(step, []))
+        record = {"stage": self._stage, "step": step, "what": what, "value": str(value), "samples_by_rank": places}
+        path = self._run.write_json(record, "bad_steps", f"step-{step:08d}.json")
+        self._run.console.print(f"the samples of step {step} are in {path}", style="yellow", markup=False)
+
+    def _write_line(self, line: dict[str, float]) -> None:
+        now = time.monotonic()
+        line["samples_per_second"] = round(self._samples * self._context.data_size / (now - self._last_line), 3)
+        line["seconds"] = round(now - self._started, 3)
+        if self._loss_scale.is_on:
+            line["loss_scale"] = self._loss_scale.value
+        if self._skipped:
+            line["skipped_steps"] = self._skipped
+        self._run.log_metrics(self._stage, self.step, line)
+        self.metrics = line
+        self._last_line, self._samples = now, 0
+
+    def _save(self, *, final: bool) -> None:
+        self._context.gather_parameters(self._wrapped)
+        optimizer = self._context.optimizer_state(self._wrapped, self._optimizer, self._parameters)
+        ranks = self._context.gather_objects({"random": random_state(), "losses": self._record.pending()})
+        position = Position(self._stream.epoch, self._stream.batch * self._samples_per_batch)
+        scale = self._loss_scale.state()
+        state = TrainingState(self.step, position, self._skipped, scale, self.metrics, ranks, optimizer)
+        self._context.on_main(lambda: self._checkpoints.save(state, final=final))
+
+    def _validate(self) -> dict[str, float]:
+        set_eval_mode(self._objective)
+        with unchanged_random_state(), paddle.no_grad():
+            results = self._evaluate()
+        set_train_mode(self._objective)
+        self._run.log_metrics(self._stage, self.step, results)
+        if self._checkpoints:
+            self._context.on_main(lambda: self._checkpoints.validated(self.step, results))
+        return results
 
 
-def _line(parts: dict[str, float], norm: Tensor | None, lr: float, stage: str, step: int) -> dict[str, float]:
-    line = {"lr": lr, **parts}
-    if norm is not None:
-        line["grad_norm"] = float(norm)
-        if not math.isfinite(line["grad_norm"]):
-            raise UserError(f"{stage}: the gradient's norm is {line['grad_norm']} at step {step}; try a smaller optim.lr")
-    return line
+class _Stream:
+    """The loader's batches, epoch after epoch; `batch` of `epoch` comes next."""
+
+    def __init__(self, loader: Loader):
+        self._loader = loader
+        self.epoch = self.batch = 0
+        self._batches: Iterator[dict[str, Any]] | None = None
+
+    @property
+    def samples(self) -> list[int]:
+        """Places in the data set of the newest batch's samples."""
+        return self._loader.samples
+
+    def move(self, epoch: int, batch: int) -> None:
+        """Go on with `batch` of `epoch`."""
+        self.epoch, self.batch = (epoch, batch) if batch < len(self._loader) else (epoch + 1, 0)
+        self.close()
+
+    def close(self) -> None:
+        """Leave off within an epoch."""
+        if isinstance(self._batches, Generator):
+            self._batches.close()
+        self._batches = None
+
+    def __next__(self) -> dict[str, Any]:
+        if self._batches is None:
+            self._loader.set_epoch(self.epoch, self.batch)
+            self._batches = iter(self._loader)
+        batch = next(self._batches, None)
+        if batch is None:
+            if self.batch == 0:
+                raise UserError(f"epoch {self.epoch} of the training data is empty; see the log for samples that were skipped")
+            self.move(self.epoch + 1, 0)
+            return next(self)
+        self.batch += 1
+        return batch
 
 
 def _text(metrics: dict[str, float]) -> str:

@@ -23,6 +23,13 @@ def require_space(folder: Path, needed: int = MIN_FREE_BYTES) -> None:
         )
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write a file; whoever reads it sees the old content or the new, never half."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def claim_folder(parent: Path, name: str | None, *, auto_name: str, overwrite: bool) -> Path:
     """Make the folder `name` in `parent`, or, where it is None, `auto_name` with a number if that is taken.
 
@@ -56,7 +63,9 @@ def _make(folder: Path, overwrite: bool) -> Path:
         return folder
     except FileExistsError:
         if not overwrite:
-            raise UserError(f"{folder} exists already; choose another run_name, or replace it with overwrite=true") from None
+            raise UserError(
+                f"{folder} exists already; choose another run_name, go on with resume=auto, or replace it with overwrite=true"
+            ) from None
     absent = [name for name in RUN_FILES if not (folder / name).is_file()]
     if absent:
         raise UserError(

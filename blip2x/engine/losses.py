@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import paddle
 from paddle import Tensor
 
 from blip2x.errors import UserError
 from blip2x.parallel.context import Context
+
+
+class NotFiniteError(UserError):
+    """A loss part or a gradient that is nan or infinite, at optimizer step `step`."""
+
+    def __init__(self, stage: str, what: str, value: float, step: int):
+        super().__init__(
+            f"{stage}: {what} is {value} at step {step}; "
+            "try a smaller optim.lr, a longer optim.warmup_steps or a smaller optim.clip_grad_norm"
+        )
+        self.what, self.value, self.step = what, value, step
 
 
 class LossRecord:
@@ -28,7 +41,7 @@ class LossRecord:
         """Take step `step`'s parts, one dict per micro-batch.
 
         Raises:
-            UserError: a part is nan or infinite, where that can be seen without waiting.
+            NotFiniteError: a part is nan or infinite, where that can be seen without waiting.
         """
         names = tuple(micro_batches[0])
         values = [parts[name].detach().astype("float32").reshape([]) for parts in micro_batches for name in names]
@@ -43,7 +56,7 @@ class LossRecord:
         """Means over ranks and over the steps since the last call that had the part; all ranks must call it.
 
         Raises:
-            UserError: a part was nan or infinite on any rank.
+            NotFiniteError: a part was nan or infinite on any rank.
         """
         values: dict[str, list[float]] = {}
         for names, (steps, rows) in self._groups.items():
@@ -53,6 +66,24 @@ class LossRecord:
         self._groups = {}
         return {name: float(np.mean(column)) for name, column in values.items()}
 
+    def check(self) -> None:
+        """Raise `NotFiniteError` where a value that `read` has not given yet is nan or infinite; all ranks must call it."""
+        for names, (steps, rows) in self._groups.items():
+            self._check(names, steps, rows)
+
+    def pending(self) -> list[dict[str, Any]]:
+        """This rank's values that `read` has not given yet, as JSON can hold them."""
+        return [
+            {"names": list(names), "steps": steps, "rows": [row.numpy().tolist() for row in rows]}
+            for names, (steps, rows) in self._groups.items()
+        ]
+
+    def restore(self, pending: list[dict[str, Any]]) -> None:
+        """Take back what `pending` gave."""
+        for group in pending:
+            rows = [paddle.to_tensor(row, dtype="float32") for row in group["rows"]]
+            self._groups[tuple(group["names"])] = (list(group["steps"]), rows)
+
     def _check(self, names: tuple[str, ...], steps: list[int], rows: list[Tensor]) -> np.ndarray:
         local_SN = paddle.stack(rows)
         values_RSN = self._context.all_gather(local_SN).numpy().reshape(-1, *local_SN.shape)  # R ranks
@@ -60,8 +91,5 @@ class LossRecord:
         if len(bad):
             step, part = bad[0]
             value = next(v for v in values_RSN[:, step, part] if not np.isfinite(v))
-            raise UserError(
-                f"{self._stage}: loss part {names[part]!r} is {value} at step {steps[step]}; "
-                "try a smaller optim.lr, a longer optim.warmup_steps or a smaller optim.clip_grad_norm"
-            )
+            raise NotFiniteError(self._stage, f"loss part {names[part]!r}", float(value), steps[step])
         return values_RSN.mean(axis=0)

@@ -14,9 +14,10 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from blip2x.engine.charts import line_chart
+from blip2x.engine.charts import MAX_POINTS, line_chart
 from blip2x.engine.comparisons import BASELINES, SCOPES, Measure, metric_title, read_measures, stage_title
 from blip2x.engine.run_files import RunFiles, read_run
+from blip2x.optim.schedule import planned_rates
 
 RANDOM, EXTREMES = 8, 4  # captioned pictures shown: drawn at random; best and worst
 QUESTION_PICTURES, QUESTION_EXTREMES = 6, 3
@@ -80,7 +81,7 @@ def _render(run: RunFiles) -> str:
         facts=_facts(run),
         tiles=_tiles(measures),
         measures=_group([measure for measure in measures if not measure.part], lambda measure: measure.stage),
-        curves=_curves(run.metrics),
+        curves=_curves(run.metrics, run.schedules),
         # the last stage first: it speaks for the run
         captions={stage: _caption_groups(rows) for stage, rows in reversed(_by(captions, "stage").items())},
         questions={stage: _question_groups(rows) for stage, rows in _by(questions, "stage").items()},
@@ -141,8 +142,11 @@ def _mark(correct: Any) -> tuple[str, str, str]:
     return ("wrong", "\u2717", "wrong") if correct <= 0 else ("partly", "\u25d0", f"partly right, {correct:.2f}")
 
 
-def _curves(metrics: list[Row]) -> dict[str, list[tuple[str, Any, int]]]:
-    """Each stage's panels (title, chart, count of values that are no number): loss parts together, all else one by one."""
+def _curves(metrics: list[Row], schedules: dict[str, Row]) -> dict[str, list[tuple[str, Any, int]]]:
+    """Each stage's panels (title, chart, count of values that are no number): loss parts together, all else one by one.
+
+    The learning rate is drawn as it was planned, with dots for what was logged.
+    """
     stages = {}
     for stage, rows in _by(metrics, "stage").items():
         series: dict[str, dict[float, float]] = {}
@@ -158,9 +162,19 @@ def _curves(metrics: list[Row]) -> dict[str, list[tuple[str, Any, int]]]:
         for title, names in groups:
             lines = {name: sorted(series[name].items()) for name in names}
             gaps = sum(not math.isfinite(value) for points in lines.values() for _, value in points)
-            panels.append((title, line_chart(f"{stage_title(stage)}: {title}", lines), gaps))
+            planned = _planned(schedules.get(stage)) if names == ["lr"] else []
+            if planned:
+                lines = {"plan": planned, "logged": lines["lr"]}
+            panels.append((title, line_chart(f"{stage_title(stage)}: {title}", lines, dots=["logged"]), gaps))
         stages[stage] = panels
     return {stage: panels for stage, panels in stages.items() if panels}
+
+
+def _planned(shape: Row | None) -> list[tuple[int, float]]:
+    try:
+        return planned_rates(MAX_POINTS - 1, **shape) if shape else []
+    except (TypeError, KeyError, ValueError, ZeroDivisionError):  # not what a training writes: the logged rates remain
+        return []
 
 
 def _caption_groups(rows: list[Row]) -> list[Shown]:

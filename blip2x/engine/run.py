@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from blip2x.config.run import RunConfig
-from blip2x.engine.folders import claim_folder, require_space
+from blip2x.engine.folders import claim_folder, require_space, write_whole
+from blip2x.engine.resume import AUTO, may_go_on
 from blip2x.engine.versions import versions
 from blip2x.errors import UserError
 from blip2x.parallel.context import Context
@@ -28,17 +30,20 @@ class Run:
     Every rank has one; only rank 0's writes or prints.
     """
 
-    def __init__(self, folder: Path, root: Path, stage: str, context: Context, console: Console, logger: Any):
+    def __init__(
+        self, folder: Path, root: Path, stage: str, context: Context, console: Console, logger: Any, *, goes_on: bool = False
+    ):
         self.folder = folder
         self.root = root  # the whole run's folder, where metrics.jsonl is
         self.stage = stage  # in metrics and predictions: the task's kind, or the name of a pipeline's stage
         self.context = context
         self.console = console
+        self.goes_on = goes_on  # the folder is of a run that was interrupted
         self._logger = logger
 
     @classmethod
     def create(cls, cfg: RunConfig, context: Context, command: list[str], console: Console | None = None) -> Run:
-        """Make ``<paths.outputs>/<run_name>`` with config.yaml, command.txt and versions.json.
+        """Make ``<paths.outputs>/<run_name>`` with config.yaml, command.txt and versions.json; with resume=auto, go on in it.
 
         Args:
             cfg: the whole config; what it resolves to is written.
@@ -47,21 +52,26 @@ class Run:
             console: where to print; None: the terminal.
 
         Raises:
-            UserError: the folder exists and `cfg.overwrite` is not set, cannot be made, or the disk is full. On every rank.
+            UserError: the folder exists and neither `cfg.overwrite` nor `cfg.resume` says what to do about it, is of a run with
+                another config, cannot be made, or the disk is full. On every rank.
         """
         config = cfg if OmegaConf.is_config(cfg) else OmegaConf.structured(cfg)
 
-        def make() -> Path:
+        def make() -> tuple[Path, bool]:
             outputs = Path(cfg.paths.outputs)
             require_space(outputs)
+            if cfg.resume == AUTO and may_go_on(outputs / cfg.run_name, config):
+                with (outputs / cfg.run_name / "command.txt").open("a", encoding="utf-8") as file:
+                    file.write(shlex.join(command) + "\n")
+                return outputs / cfg.run_name, True
             auto = f"{cfg.task.kind}-{cfg.model.name}-{cfg.dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
             folder = claim_folder(outputs, cfg.run_name, auto_name=auto, overwrite=cfg.overwrite)
-            (folder / "config.yaml").write_text(OmegaConf.to_yaml(config, resolve=True), encoding="utf-8")
             (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
             (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
-            return folder
+            write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))  # last: with it, it is a run's folder
+            return folder, False
 
-        folder = context.on_main(make)
+        folder, goes_on = context.on_main(make)
         console = (console or _terminal()) if context.is_main else Console(quiet=True)
         kind = cfg.logger.kind if context.is_main else "none"
         logger = LOGGERS.get(kind)(
@@ -71,7 +81,7 @@ class Run:
             config=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
             warn=lambda text: console.print(f"warning: {text}", style="yellow", markup=False),
         )
-        return cls(folder, folder, cfg.task.kind, context, console, logger)
+        return cls(folder, folder, cfg.task.kind, context, console, logger, goes_on=goes_on)
 
     def child(self, stage: str) -> Run:
         """The run of one stage: a folder of its own, the same metrics.jsonl, console and logger.
@@ -82,12 +92,12 @@ class Run:
 
         def make() -> None:
             try:
-                (self.folder / stage).mkdir()
+                (self.folder / stage).mkdir(exist_ok=self.goes_on)
             except FileExistsError:
                 raise UserError(f"two stages of this run are called {stage!r}; give one of them another name") from None
 
         self.context.on_main(make)
-        return Run(self.folder / stage, self.root, stage, self.context, self.console, self._logger)
+        return Run(self.folder / stage, self.root, stage, self.context, self.console, self._logger, goes_on=self.goes_on)
 
     def path(self, *parts: str) -> Path:
         """A path inside this run's folder; the folders above it are made."""
@@ -105,6 +115,26 @@ class Run:
             file.write(line + "\n")
         self._logger.log(stage, step, metrics)
 
+    def forget_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
+        """Leave lines of this stage out of metrics.jsonl, but those that `keep` wants: what is made anew has its own."""
+        path = self.root / METRICS_FILE
+        if not self.context.is_main or not path.is_file():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the run was killed while it wrote
+                continue
+            if row["stage"] != self.stage or keep(row):
+                kept.append(line + "\n")
+        write_whole(path, "".join(kept))
+
+    def read_json(self, *parts: str) -> Any:
+        """What `write_json` wrote to a file of this run's folder; None where there is none."""
+        path = self.folder.joinpath(*parts)
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
     def write_json(self, value: Any, *parts: str) -> Path:
         """Write `value` to a file in this run's folder; whoever reads it sees the old content or the new, never half."""
         return self._write(json.dumps(value, indent=2, ensure_ascii=False) + "\n", parts)
@@ -116,9 +146,7 @@ class Run:
     def _write(self, text: str, parts: tuple[str, ...]) -> Path:
         path = self.path(*parts)
         if self.context.is_main:
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, text)
         return path
 
     def close(self) -> None:

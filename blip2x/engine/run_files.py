@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from blip2x.errors import UserError
 
+SCHEDULE_FILE = "schedule.json"  # in a training stage's folder: its name, and the shape of its learning rate
 SMALL = 128  # pixels: below, a picture is a drawing whose pixels should stay sharp when it is enlarged
 _EMBED_PIXELS = 480  # longer side of what is embedded: about 240 px shown, on a screen of double density
 _EMBED_BYTES = 40_000  # larger files are embedded as JPEG
@@ -44,6 +45,7 @@ class RunFiles:
     finished: str = ""  # when results.json was written, UTC
     metrics: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
+    schedules: dict[str, dict[str, Any]] = field(default_factory=dict)  # by stage that trained: arguments of `learning_rate`
     notes: list[str] = field(default_factory=list)  # what could not be read: the report says so
 
     def picture(self, row: dict[str, Any]) -> Picture | None:
@@ -60,7 +62,7 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read config, command, versions, results, metrics and predictions (the run's own and its stages').
+    """Read config, command, versions, results, metrics, and predictions and schedules (the run's own and its stages').
 
     Raises:
         UserError: `folder` is no run folder.
@@ -82,6 +84,10 @@ def read_run(folder: Path) -> RunFiles:
     run.metrics = list(_lines(run, folder / "metrics.jsonl"))
     for path in (folder / "predictions.jsonl", *sorted(folder.glob("*/predictions.jsonl"))):
         run.predictions += [{**row, "_folder": path.parent} for row in _lines(run, path)]
+    for path in (folder / SCHEDULE_FILE, *sorted(folder.glob(f"*/{SCHEDULE_FILE}"))):
+        shape = _json(run, str(path.relative_to(folder)))
+        if "stage" in shape:
+            run.schedules[str(shape.pop("stage"))] = shape
     stages = list(run.results)
     run.predictions.sort(key=lambda row: stages.index(row.get("stage")) if row.get("stage") in stages else len(stages))
     return run

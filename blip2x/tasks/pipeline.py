@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from omegaconf import DictConfig
 from rich.rule import Rule
 
-from blip2x.config.compose import compose_config, compose_dict, quoted
+from blip2x.config.compose import compose_config, compose_dict, override_key, quoted
 from blip2x.config.run import RunConfig
 from blip2x.config.task import PipelineConfig, StageConfig
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
+from blip2x.parallel.seeding import seed_everything
 from blip2x.registry import TASKS
 
 # what belongs to the pipeline's own command and not to its stages
-_OWN_KEYS = ("task", "run_name", "overwrite")
+_OWN_KEYS = ("task", "run_name", "overwrite", "resume")
+_DONE = "done.json"  # in a stage's folder: its metrics and weights
 
 
 @dataclass
@@ -39,17 +42,13 @@ def plan_stages(task: PipelineConfig) -> list[Stage]:
     Raises:
         UserError: `unless` names no key of the config.
     """
-    shared = [word for word in task.overrides if _name(word).split(".")[0] not in _OWN_KEYS]
+    shared = [word for word in task.overrides if override_key(word).split(".")[0] not in _OWN_KEYS]
     plan = []
     for stage in task.stages:
         own = [f"task={stage.task}", *stage.overrides]
         if stage.unless is None or not _is_set(stage, [*shared, *own]):
             plan.append(Stage(stage.name or stage.task, shared, own))
     return plan
-
-
-def _name(override: str) -> str:
-    return override.lstrip("+~").split("=", 1)[0].split("@")[0]
 
 
 def _is_set(stage: StageConfig, overrides: list[str]) -> bool:
@@ -65,8 +64,11 @@ def _is_set(stage: StageConfig, overrides: list[str]) -> bool:
 class Pipeline:
     """Compose and check every stage, then run them one after the other."""
 
+    computes: ClassVar[bool] = True
+
     def __init__(self, cfg: RunConfig, run: Run):
         self.run_folder = run
+        self.seed = cfg.seed
         self.stages = plan_stages(cfg.task)
 
     @classmethod
@@ -80,7 +82,7 @@ class Pipeline:
         for stage in plan_stages(cfg.task):
             config = stage.config({})
             task = TASKS.get(config.task.kind)
-            task.check(config, frozenset(promised - {_name(word) for word in stage.own}))
+            task.check(config, frozenset(promised - {override_key(word) for word in stage.own}))
             promised |= task.promises(config)
 
     def run(self) -> TaskResult:
@@ -89,9 +91,21 @@ class Pipeline:
         results: dict[str, dict[str, float]] = {}
         for number, stage in enumerate(self.stages, 1):
             self.run_folder.console.print(Rule(f"{number}/{len(self.stages)}  {stage.name}", align="left"))
-            config = stage.config(handed)
-            result = TASKS.get(config.task.kind)(config, self.run_folder.child(stage.name)).run()
+            result = self._run_stage(stage, handed)
             handed |= {key: str(path) for key, path in result.weights.items()}
             results[stage.name] = result.metrics
             self.run_folder.write_json(results, "results.json")  # what is done stays, whatever comes
         return TaskResult(stages=results, weights={key: Path(path) for key, path in handed.items()})
+
+    def _run_stage(self, stage: Stage, handed: dict[str, str]) -> TaskResult:
+        """Run one stage; where a run is gone on with that had finished it, only give its result."""
+        run = self.run_folder.child(stage.name)
+        done = run.context.broadcast_object(run.read_json(_DONE)) if run.goes_on else None
+        if done and all(Path(path).exists() for path in done["weights"].values()):
+            run.console.print("done before", style="dim")
+            return TaskResult(done["metrics"], {key: Path(path) for key, path in done["weights"].items()})
+        seed_everything(self.seed, 0)  # whatever the stages before it have drawn, or were they only read
+        config = stage.config(handed)
+        result = TASKS.get(config.task.kind)(config, run).run()
+        run.write_json({"metrics": result.metrics, "weights": {key: str(path) for key, path in result.weights.items()}}, _DONE)
+        return result

@@ -1,4 +1,8 @@
+import subprocess
+import sys
+import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,3 +125,24 @@ def test_a_loop_may_end_early():
     made = loader(num_workers=1)
     assert next(iter(made))["index_B"].shape == (3,)
     assert len(indexes(made)) == 4
+
+
+KILLED = """
+import os, signal
+from tests.data.test_loader import loader
+batches = iter(loader(count=5000, num_workers=2))
+next(batches)
+print(open(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read(), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux ends processes with their parent")
+def test_workers_end_with_a_main_process_that_is_killed():
+    done = subprocess.run([sys.executable, "-c", KILLED], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    workers = done.stdout.split()
+    assert len(workers) == 2, done.stderr
+    end = time.monotonic() + 10
+    while any(Path("/proc", worker, "cmdline").exists() and Path("/proc", worker, "cmdline").read_text() for worker in workers):
+        assert time.monotonic() < end, "a worker goes on alone"
+        time.sleep(0.05)

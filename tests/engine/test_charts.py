@@ -55,3 +55,33 @@ def test_labels_do_not_cover_each_other():
     heights = sorted(float(y) for y in re.findall(r'</polyline>|<text x="[\d.]+" y="([\d.]+)">', svg) if y)
     assert len(heights) == 4
     assert all(below - above >= 13.9 for above, below in itertools.pairwise(heights))
+
+
+def test_dots_are_points_as_they_are():
+    """Not means of neighbours, which would lie beside a curved line."""
+    points = [(step, step**2.0) for step in range(1, 1001)]
+    svg = line_chart("rate", {"planned": points, "logged": points}, dots=["logged"])
+    planned, logged = ElementTree.fromstring(svg).iter("g")
+    (line,) = corners(svg)
+    dots = [(float(dot.get("cx")), float(dot.get("cy"))) for dot in logged.iter("circle")]
+    assert len(dots) == 30 and len(list(planned.iter("circle"))) == 1
+    assert dots == sorted(dots) and dots[0][0] <= line[0][0] and dots[-1][0] >= line[-1][0]
+    scale = (dots[-1][1] - dots[0][1]) / (1000**2 - 1)
+    width = (dots[-1][0] - dots[0][0]) / 999
+    for x, y in dots:
+        step = round((x - dots[0][0]) / width) + 1
+        assert y - dots[0][1] == pytest.approx(scale * (step**2 - 1), abs=0.3)
+
+
+def test_a_single_dot():
+    svg = line_chart("rate", {"logged": [(1, 1e-4)]}, dots=["logged"])
+    assert svg.count("<circle") == 1 and "polyline" not in svg
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(3.14159, "3.14"), (0.0424, "0.0424"), (0.0, "0"), (1e-4, "1e-4"), (2.54e-5, "2.5e-5"), (-1e-12, "-1e-12")],
+)
+def test_the_last_value_is_short_enough_for_its_margin(value, shown):
+    assert f">{shown}</text></g>" in line_chart("rate", {"rate": [(1, value)]})
+    assert f">plan {shown}</text></g>" in line_chart("rate", {"plan": [(1, value)], "logged": [(1, value)]})

@@ -9,8 +9,8 @@ import paddle
 import pytest
 from paddle import nn
 
-from blip2x.config.run import OptimConfig
-from blip2x.config.task import PretrainVisionConfig
+from blip2x.config.run import OptimConfig, PrecisionConfig, PrecisionName
+from blip2x.config.task import Best, OnNan, PretrainVisionConfig
 from blip2x.engine.fit import count_steps, fit
 from blip2x.errors import UserError
 from blip2x.models.freeze import freeze
@@ -21,12 +21,26 @@ from blip2x.parallel.seeding import seed_everything
 
 def task(**changes) -> PretrainVisionConfig:
     values = {"batch_size": 2, "accumulate": 1, "max_steps": 4, "max_epochs": None, "log_every": 2, "save_every": None}
-    return PretrainVisionConfig(**{**values, "eval_batch_size": 2, **changes})
+    values |= {
+        "eval_every": None,
+        "on_nan": OnNan.stop,
+        "keep_last": 1,
+        "keep_best": 0,
+        "best_metric": None,
+        "best_is": Best.max,
+    }
+    return PretrainVisionConfig(**{**values, "save_in_background": False, "eval_batch_size": 2, **changes})
 
 
 def optim(**changes) -> OptimConfig:
     values = {"lr": 0.1, "warmup_start_lr": 0.0, "warmup_steps": 2, "eta_min": 0.01, "weight_decay": 0.1}
-    return OptimConfig(**{**values, "beta1": 0.9, "beta2": 0.98, "eps": 1e-2, "clip_grad_norm": None, **changes})
+    return OptimConfig(
+        **{**values, "beta1": 0.9, "beta2": 0.98, "eps": 1e-2, "clip_grad_norm": None, "layer_decay": 1.0, **changes}
+    )
+
+
+FP32 = PrecisionConfig(PrecisionName.fp32, loss_scale=1024.0, loss_scale_steps=2)
+FP16 = PrecisionConfig(PrecisionName.fp16, loss_scale=1024.0, loss_scale_steps=2)
 
 
 class Objective(nn.Layer):
@@ -58,28 +72,47 @@ class Batches:
         random = np.random.default_rng(0)
         self.x = random.normal(size=(count * size, 3)).astype("float32")
         self.y = random.normal(size=(count * size, 1)).astype("float32")
-        self.size, self.epochs = size, []
+        self.size, self.epochs, self.first, self.samples = size, [], 0, []
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch, first=0):
         self.epochs.append(epoch)
+        self.first = first
 
     def __len__(self):
         return len(self.x) // self.size
 
     def __iter__(self):
-        for first in range(0, len(self.x), self.size):
+        for first in range(self.first * self.size, len(self.x), self.size):
+            self.samples = list(range(first, first + self.size))
             yield {"x": self.x[first : first + self.size], "y": self.y[first : first + self.size]}
+
+
+class Saves:
+    """Stands for the checkpoints; remembers what was saved."""
+
+    def __init__(self, events=None):
+        self.states, self.events = [], [] if events is None else events
+
+    def save(self, state, *, final):
+        self.states.append(state)
+        self.events.append(("save", state.step, final))
+
+    def validated(self, step, metrics):
+        self.events.append(("validated", step, metrics))
+
+    def wait(self):
+        self.events.append("wait")
 
 
 def weights(layer) -> dict[str, np.ndarray]:
     return {name: tensor.numpy().copy() for name, tensor in layer.state_dict().items()}
 
 
-def train(run, objective=None, batches=None, *, context=None, cfg=None, optimizer=None, **rest):
+def train(run, objective=None, batches=None, *, context=None, cfg=None, optimizer=None, precision=FP32, **rest):
     objective = objective or Objective()
-    batches = batches or Batches()
-    result = fit(objective, batches, cfg or task(), optimizer or optim(), context or Context(), run, stage="s", **rest)
-    return objective, result
+    batches, context = batches or Batches(), context or Context()
+    rest |= {"stage": "s", "precision": precision}
+    return objective, fit(objective, batches, cfg or task(), optimizer or optim(), context, run, **rest)
 
 
 def lines(run) -> list[dict]:
@@ -160,7 +193,7 @@ def test_an_epoch_without_any_batch_is_one_sentence(run):
 
 def test_frozen_parts_stay_as_they_were_and_in_eval_mode(run):
     before = weights(Objective())
-    objective, _ = train(run, evaluate=dict, cfg=task(save_every=1))
+    objective, _ = train(run, evaluate=dict, cfg=task(eval_every=1))
     for name, after in weights(objective).items():
         assert np.array_equal(after, before[name]) == name.startswith("front."), name  # running statistics, too
     assert objective.modes == [(True, False, True)] * 4  # again in train mode after each evaluation
@@ -182,23 +215,59 @@ def test_lines_of_metrics(run):
 
 
 def test_checkpoints_come_first_and_evaluation_is_in_eval_mode(run):
-    events, objective = [], Objective()
+    saves, objective = Saves(), Objective()
 
     def evaluate():
-        events.append(("evaluate", any(layer.training for layer in objective.sublayers(include_self=True))))
+        saves.events.append(("evaluate", any(layer.training for layer in objective.sublayers(include_self=True))))
         return {"accuracy": 0.5}
 
-    cfg = task(save_every=2, log_every=100)
-    _, result = train(run, objective, cfg=cfg, evaluate=evaluate, save=events.append)
-    assert events == [2, ("evaluate", False), 4, ("evaluate", False)]
+    cfg = task(save_every=2, eval_every=2, log_every=100)
+    _, result = train(run, objective, cfg=cfg, evaluate=evaluate, checkpoints=saves)
+    validated = {step: ("validated", step, {"accuracy": 0.5}) for step in (2, 4)}
+    evaluated = ("evaluate", False)
+    assert saves.events == [("save", 2, False), evaluated, validated[2], ("save", 4, True), evaluated, validated[4]]
     assert [line["step"] for line in lines(run) if "accuracy" in line] == [2, 4]
     assert result.metrics["accuracy"] == 0.5 and "loss" in result.metrics
 
 
 def test_without_save_every_there_is_one_checkpoint_at_the_end(run):
-    saved = []
-    train(run, save=saved.append)
-    assert saved == [4]
+    saves = Saves()
+    train(run, checkpoints=saves)
+    assert saves.events == [("save", 4, True)]
+
+
+def test_what_is_to_be_judged_is_saved(run):
+    """The best checkpoint can only be kept if each validation has one."""
+    saves = Saves()
+    cfg = task(eval_every=3, keep_best=1, best_metric="accuracy")
+    train(run, cfg=cfg, evaluate=lambda: {"accuracy": 0.5}, checkpoints=saves)
+    assert [event[:2] for event in saves.events] == [("save", 3), ("validated", 3), ("save", 4), ("validated", 4)]
+
+
+def test_a_validation_draws_no_random_number_of_the_training(run):
+    def evaluate():
+        np.random.rand(7), paddle.rand([7])
+        return {}
+
+    objective = Objective()
+    objective.head[1].p = 0.5
+    plain, _ = train(run, objective)
+    objective = Objective()
+    objective.head[1].p = 0.5
+    watched, _ = train(run, objective, evaluate=evaluate, cfg=task(eval_every=1))
+    for name, expected in weights(plain).items():
+        np.testing.assert_array_equal(weights(watched)[name], expected)
+
+
+def test_the_state_says_where_the_data_stand(run):
+    saves = Saves()
+    train(run, batches=Batches(3), cfg=task(accumulate=2, save_every=1), checkpoints=saves)
+    assert [(state.step, state.position.epoch, state.position.samples) for state in saves.states] == [
+        (1, 0, 4),
+        (2, 1, 2),  # the third batch, then the first of the next epoch
+        (3, 1, 6),
+        (4, 2, 4),
+    ]
 
 
 def spoiled(at, value):
@@ -216,16 +285,16 @@ def test_loss_that_is_no_number_names_part_and_step_before_it_spoils_the_weights
 
 def test_where_losses_are_read_late_no_checkpoint_is_made_of_spoiled_weights(run):
     """On a GPU, values are looked at when a line is due: a checkpoint needs one, or nan would replace what was good."""
-    saved = []
+    saves = Saves()
     with pytest.raises(UserError, match="loss part 'loss' is nan at step 3;"):
         train(
             run,
             Objective(spoiled(3, float("nan"))),
             context=Context(device="gpu:0"),
             cfg=task(max_steps=20, log_every=10, save_every=2),
-            save=saved.append,
+            checkpoints=saves,
         )
-    assert saved == [2]
+    assert saves.events == [("save", 2, False)]
 
 
 def test_gradient_that_is_no_number_is_found_at_the_next_line(run):
@@ -234,6 +303,58 @@ def test_gradient_that_is_no_number_is_found_at_the_next_line(run):
 
     with pytest.raises(UserError, match=r"^s: the gradient's norm is (nan|inf) at step 2;"):
         train(run, Objective(spoil))
+
+
+def bad_steps(run):
+    return {path.name: json.loads(path.read_text()) for path in (run.folder / "bad_steps").glob("*.json")}
+
+
+def test_the_samples_of_a_bad_step_are_written_down(run):
+    with pytest.raises(UserError, match="at step 2;"):
+        train(run, Objective(spoiled(2, float("nan"))), batches=Batches(3), cfg=task(accumulate=2, log_every=100))
+    record = {"stage": "s", "step": 2, "what": "loss part 'loss'", "value": "nan", "samples_by_rank": [[[4, 5], [0, 1]]]}
+    assert bad_steps(run) == {"step-00000002.json": record}
+
+
+def steep(*steps):
+    """A loss that is finite, with an infinite gradient in these steps."""
+    return lambda step, loss: loss + paddle.sqrt(loss - loss) if step in steps else loss
+
+
+@pytest.mark.parametrize("spoil", [spoiled(2, float("inf")), spoiled(2, float("nan")), steep(2)])
+def test_a_bad_step_may_be_skipped_and_is_counted(run, spoil):
+    """The weights go on as if the step had no samples, the schedule and the data as if it had been made."""
+    objective, result = train(run, Objective(spoil), cfg=task(on_nan=OnNan.skip, log_every=1))
+    found = lines(run)
+    assert [line.get("skipped_steps", 0) for line in found] == [0, 1, 1, 1] and result.metrics["skipped_steps"] == 1
+    assert ["loss" in line for line in found] == [True, False, True, True]
+    assert all(np.isfinite(array).all() for array in weights(objective).values())
+    assert bad_steps(run).keys() == {"step-00000002.json"}
+    shape = {"lr": 0.1, "warmup_start_lr": 0.0, "warmup_steps": 2, "eta_min": 0.01, "total_steps": 4}
+    assert [line["lr"] for line in found] == [pytest.approx(learning_rate(step, **shape)) for step in range(4)]
+
+
+def test_steps_cannot_be_skipped_for_ever(run):
+    always = Objective(lambda step, loss: loss * float("nan"))
+    with pytest.raises(UserError, match=r"101 steps in a row have a gradient that is nan or infinite, the last at step 101"):
+        train(run, always, cfg=task(on_nan=OnNan.skip, max_steps=200))
+
+
+def test_a_scaled_loss_trains_alike(run):
+    """What float16 does to numbers cannot be computed on a CPU, what its loss scale does can: nothing, but for rounding."""
+    plain, result = train(run, optimizer=optim(clip_grad_norm=0.5))
+    scaled, scaled_result = train(run, optimizer=optim(clip_grad_norm=0.5), precision=FP16)
+    for name, expected in weights(plain).items():
+        np.testing.assert_array_equal(weights(scaled)[name], expected)  # a power of 2 does not round
+    assert scaled_result.metrics["grad_norm"] == result.metrics["grad_norm"]
+    assert [line["loss_scale"] for line in lines(run)[2:]] == [2048.0, 4096.0]  # doubled after each two steps
+
+
+def test_a_gradient_that_overflows_lowers_the_scale_and_is_no_error(run):
+    objective, result = train(run, Objective(steep(2)), precision=FP16, cfg=task(log_every=1))
+    assert [line["loss_scale"] for line in lines(run)] == [1024.0, 512.0, 512.0, 1024.0]
+    assert "skipped_steps" not in result.metrics and not bad_steps(run)  # that is what the scale is there for
+    assert all(np.isfinite(array).all() for array in weights(objective).values())
 
 
 def test_a_training_within_its_warm_up_is_noted(run, console):

@@ -25,7 +25,7 @@ def finished_run(folder):
 
 def test_a_named_folder_is_made_with_its_parents_and_given_once(tmp_path):
     assert claim(tmp_path / "x" / "y") == tmp_path / "x" / "y" / "a"
-    with pytest.raises(UserError, match="a exists already; choose another run_name, or replace it with overwrite=true"):
+    with pytest.raises(UserError, match="a exists already; choose another run_name, go on with resume=auto, or replace it"):
         claim(tmp_path / "x" / "y")
 
 

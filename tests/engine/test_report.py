@@ -256,3 +256,34 @@ def test_a_line_separator_inside_a_text_ends_no_line(run_folder):
     (run_folder / "predictions.jsonl").write_text(row + "\n", encoding="utf-8")
     text = report(run_folder)
     assert "one\u2028two" in text and "could not be read" not in text
+
+
+SCHEDULE = {
+    "stage": "pretrain_stage1",
+    "lr": 1e-4,
+    "warmup_start_lr": 1e-6,
+    "warmup_steps": 4,
+    "eta_min": 1e-5,
+    "total_steps": 20,
+}
+
+
+def rate_panel(text: str) -> str:
+    return re.search("<h4>learning rate</h4>(.*?)</svg>", text, re.DOTALL)[1]
+
+
+@pytest.mark.parametrize("folder", ["", "pretrain_stage1"])
+def test_the_planned_rate_is_drawn_with_the_logged_one(run_folder, folder):
+    """Of the run itself, or of a stage in its folder; planned to the end, even where the run was broken off."""
+    (run_folder / folder).mkdir(exist_ok=True)
+    (run_folder / folder / "schedule.json").write_text(json.dumps(SCHEDULE))
+    panel = rate_panel(report(run_folder))
+    assert "plan: 1e-06 at step 1, 1.086e-05 at step 20" in panel and "logged: 0.0001 at step 1, 0.0001 at step 8" in panel
+    assert panel.count("<circle") == 1 + 8 and panel.count("<polyline") == 1
+
+
+@pytest.mark.parametrize("content", [{**SCHEDULE, "stage": "another"}, {"stage": "pretrain_stage1", "lr": 1}, "x", None])
+def test_without_a_plan_the_logged_rate_is_a_line(run_folder, content):
+    if content is not None:
+        (run_folder / "schedule.json").write_text(json.dumps(content))
+    assert "<polyline" in rate_panel(report(run_folder)) and "plan:" not in rate_panel(report(run_folder))

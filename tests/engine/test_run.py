@@ -23,7 +23,7 @@ class SecondRank(Context):
     folder = None
 
     def broadcast_object(self, value):
-        return self.folder, None
+        return (self.folder, False), None
 
 
 class Recorder:

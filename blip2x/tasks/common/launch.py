@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 
 from blip2x.config.run import RunConfig
+from blip2x.engine.amp import autocast, check_precision
 from blip2x.engine.memory import peak_memory_mib
 from blip2x.engine.report import write_report
 from blip2x.engine.run import Run
 from blip2x.engine.table import results_table
+from blip2x.parallel.context import Context
+from blip2x.parallel.devices import select_device
 from blip2x.parallel.seeding import seed_everything
 from blip2x.registry import STRATEGIES, TASKS
+
+RESULTS_FILE = "results.json"
 
 
 def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | float]:
@@ -21,19 +27,28 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
         command: the words that were typed, kept in the run folder.
     """
     started = time.perf_counter()
-    context = STRATEGIES.get(cfg.parallelism.kind)(cfg.parallelism, cfg.device)
     task = TASKS.get(cfg.task.kind)
+    if task.computes:
+        context = STRATEGIES.get(cfg.parallelism.kind)(cfg.parallelism, cfg.device)
+        check_precision(cfg, context.device)
+    else:
+        context = Context(device=select_device(cfg.device))
     task.check(cfg)
     seed_everything(cfg.seed, 0)
     run = Run.create(cfg, context, command)
     try:
         title = f"blip2x {cfg.task.kind} · {cfg.model.name} · {cfg.dataset.name} → {run.folder}"
         run.console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
-        result = task(cfg, run).run()
-        results: dict[str, dict[str, float] | float] = dict(result.stages or {cfg.task.kind: result.metrics})
+        results = context.broadcast_object(run.read_json(RESULTS_FILE)) if run.goes_on else None
+        if results and "seconds" in results:  # which only a run that came to its end has
+            run.console.print("this run is complete; there is nothing to go on with")
+            return results
+        with autocast(cfg.precision, context.device) if task.computes else nullcontext():
+            result = task(cfg, run).run()
+        results = dict(result.stages or {cfg.task.kind: result.metrics})
         results["seconds"] = round(time.perf_counter() - started, 1)
         results["peak_memory_gb"] = round(peak_memory_mib() / 2**10, 2)
-        run.write_json(results, "results.json")
+        run.write_json(results, RESULTS_FILE)
         if context.is_main:
             run.console.print(results_table(results))
             run.console.print(f"report: {write_report(run.folder)}", markup=False, highlight=False, soft_wrap=True)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from blip2x.config.run import RunConfig
+from blip2x.config.task import TaskConfig
 from blip2x.data.source import Source, Split
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
+from blip2x.errors import UserError
 from blip2x.models.weights.describe import follow_source
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.loading import report_skipped
@@ -25,6 +27,7 @@ class Task:
 
     makes: ClassVar[tuple[str, ...]] = ()  # config keys of the weights that its result sets
     shows_pictures: ClassVar[bool] = True  # to a model
+    computes: ClassVar[bool] = True  # on the device, in the layout and the precision of the config
 
     def __init__(self, cfg: RunConfig, run: Run):
         weights = self.weights(cfg, frozenset())
@@ -66,6 +69,11 @@ class Task:
         return {*cls.makes, *(cls.weight_keys(cfg) if "model.weights" in cls.makes else ())}
 
     @classmethod
+    def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
+        """Names of what a validation during training gives, as far as they are known before; None: there is none."""
+        return None
+
+    @classmethod
     def weights(cls, cfg: RunConfig, promised: Set[str]) -> Weights:
         """The weights that the task starts from; without those that are `promised`, which are not there yet."""
         is_read = "model.weights" in cls.weight_keys(cfg) and "model.weights" not in promised
@@ -87,6 +95,7 @@ class Task:
             key = f"model.{part}.weights"
             if key in cls.weight_keys(cfg) and key not in promised and weights.part(part) is None and key not in cls.makes:
                 require_trainable(cfg.model, part)
+        _check_best_metric(cfg.task, cls.validation_metrics(cfg))
         if cls.shows_pictures:
             weights.check_pictures(cfg.dataset)
         for what, split in cls.reads(cfg):
@@ -99,3 +108,11 @@ class Task:
     def checkpoint_folder(self) -> Path:
         """Where the task's weights go."""
         return self.run_folder.path("checkpoint")
+
+
+def _check_best_metric(task: TaskConfig, names: set[str] | None) -> None:
+    metric = getattr(task, "best_metric", None)
+    if metric is None or (names and metric in names):
+        return
+    choice = f"choose one of {', '.join(sorted(names))}" if names else "this task has no validation, so set it to null"
+    raise UserError(f"task.best_metric={metric}: {choice}")

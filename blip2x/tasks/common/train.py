@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from paddle import nn
@@ -11,11 +12,18 @@ from blip2x.config.auto import PARTS, Settings
 from blip2x.config.model import ModelConfig
 from blip2x.config.run import RunConfig
 from blip2x.data.collate import Collate
-from blip2x.engine.checkpoint import Saveable, require_checkpoint_space, save_checkpoint
+from blip2x.engine.amp import dtype_map
+from blip2x.engine.checkpoint import Saveable, prepare_checkpoint, require_checkpoint_space
+from blip2x.engine.checkpoints import FINAL, Checkpoints, newest_checkpoint, validations
 from blip2x.engine.fit import FitResult, fit
+from blip2x.engine.resume import AUTO, NEVER
 from blip2x.engine.run import Run
+from blip2x.engine.training_state import TrainingState
 from blip2x.errors import UserError
+from blip2x.models.weights.checkpoint import fill, split_state
 from blip2x.models.weights.describe import settings_of
+from blip2x.models.weights.manifest import MODEL_FILE
+from blip2x.models.weights.tensor_files import open_tensors
 from blip2x.parallel.seeding import seed_everything
 from blip2x.tasks.common.loading import report_skipped, train_loader, write_skipped
 from blip2x.tasks.common.weights import normalisation
@@ -51,12 +59,12 @@ def train(
             finite.
     """
 
-    def save(step: int) -> None:
-        save_checkpoint(
-            run.path("checkpoint"),
+    def prepare(folder: Path, state: TrainingState, *, copy: bool) -> Callable[[], Path]:
+        return prepare_checkpoint(
+            folder,
             model,
             kind=cfg.task.kind,
-            step=step,
+            step=state.step,
             tokenizers=tokenizers,
             frozen_origin=frozen_origin,
             extra={
@@ -65,18 +73,67 @@ def train(
                 "dataset": cfg.dataset.name,
                 "normalisation": normalisation(cfg.dataset),
             },
+            state=state,
+            copy=copy,
         )
 
-    run.context.on_main(lambda: require_checkpoint_space(run.path("checkpoint"), model))  # before days of work, not after
+    run.context.on_main(lambda: require_checkpoint_space(run.path(FINAL), model, optimizer=True))  # before days of work
+    run.write_json(dtype_map(model), "dtypes.json")
+    state = _go_on(cfg, run, model)
     loader = train_loader(cfg, run, samples, collate)
-    seed_everything(cfg.seed, run.context.rank)
+    seed_everything(cfg.seed, run.context.data_rank)
+    checkpoints = Checkpoints(run, cfg.task, prepare)
     try:
-        result = fit(objective, loader, cfg.task, cfg.optim, run.context, run, stage=run.stage, evaluate=evaluate, save=save)
+        result = fit(
+            objective,
+            loader,
+            cfg.task,
+            cfg.optim,
+            run.context,
+            run,
+            stage=run.stage,
+            precision=cfg.precision,
+            evaluate=evaluate,
+            checkpoints=checkpoints,
+            state=state,
+        )
     except UserError:
         write_skipped(run, loader.skipped)
         raise
     report_skipped(run, loader.skipped)
+    best = run.context.broadcast_object(checkpoints.best())
+    if cfg.task.keep_best and best:
+        run.console.print(f"best by {cfg.task.best_metric}: {best[0]}", style="dim", markup=False, highlight=False)
     return result
+
+
+def _go_on(cfg: RunConfig, run: Run, model: nn.Layer) -> TrainingState | None:
+    """The state to go on from, with its weights in `model`; None: the training begins."""
+
+    def find() -> Path | None:
+        if not run.goes_on and cfg.resume in (AUTO, NEVER):
+            return None
+        folder = run.folder if run.goes_on else Path(cfg.resume)
+        found = newest_checkpoint(folder, lambda text: run.console.print(text, style="yellow", markup=False))
+        if found is None and not run.goes_on:
+            raise UserError(f"resume={cfg.resume}: there is no whole checkpoint of a training")
+        return found
+
+    found = run.context.on_main(find)
+    state = TrainingState.read(found) if found else None
+    if run.goes_on:
+        step = state.step if state else 0
+        validated = str(step) in validations(run.folder)
+        # the lines behind the checkpoint are made anew; at its step there may be two, of the training and of a validation
+        run.forget_metrics(lambda row: row["step"] < step or (row["step"] == step and ("lr" in row or validated)))
+    if state:
+        kept = [(name, "frozen") for name in split_state(model)[1]]
+        fill(model, open_tensors(found / MODEL_FILE), str(found), allow_missing=kept)
+        text = (
+            f"going on from {found}: step {state.step}, epoch {state.position.epoch}, {state.position.samples} samples into it"
+        )
+        run.console.print(text, markup=False, highlight=False)
+    return state
 
 
 def _settings(cfg: ModelConfig, model: nn.Layer) -> Settings:

@@ -1,0 +1,88 @@
+"""Going on with a run that was interrupted: whether it is the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from blip2x.config.compose import override_key
+from blip2x.errors import UserError
+
+AUTO, NEVER = "auto", "never"
+
+# What may be another than in the run that is gone on with: it changes where and how fast, not what comes out
+_FREE_GROUPS = ("parallelism", "logger", "paths")
+_FREE_KEYS = ("resume", "overwrite", "run_name", "device", "threads", "dataset.num_workers")
+_FREE_TASK_KEYS = (
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_last",
+    "keep_best",
+    "save_in_background",
+    "eval_batch_size",
+    "on_nan",
+)
+_SHOWN = 5
+
+
+def may_go_on(folder: Path, config: DictConfig) -> bool:
+    """Whether `folder` has a run to go on with; an absent folder, or one that was killed at birth, has none yet.
+
+    Raises:
+        UserError: it is of a run whose results would be other ones.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        left = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+        if set(left) <= {"command.txt", "versions.json", ".config.yaml.partial"}:
+            for name in left:
+                (folder / name).unlink()
+            if folder.is_dir():
+                folder.rmdir()
+            return False
+        raise UserError(f"{folder} has no config.yaml, so it is no run of blip2x to go on with; choose another run_name")
+    try:
+        before = OmegaConf.create(path.read_text(encoding="utf-8"))
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}), so the run cannot be gone on with; choose another run_name"
+        ) from error
+    changes = differences(before, config)
+    if changes:
+        more = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
+        raise UserError(
+            f"{folder} is of a run with other settings: {'; '.join(changes[:_SHOWN])}{more}. Go on with the same command, or "
+            "choose another run_name and start from that run by resume=PATH"
+        )
+    return True
+
+
+def differences(before: DictConfig, now: DictConfig) -> list[str]:
+    """What changes results, as "key was x, is y"."""
+    old, new = (_flat(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)) for cfg in (before, now))
+    absent = "not there"
+    return [
+        f"{key} was {old.get(key, absent)}, is {new.get(key, absent)}"
+        for key in sorted(old.keys() | new.keys())
+        if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
+    ]
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {
+            name: found for key, inner in value.items() for name, found in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()
+        }
+    if prefix == "task.overrides" and value is not None:  # a pipeline's, as typed
+        value = [word for word in value if not _is_free(override_key(word))]
+    return {prefix: value}
+
+
+def _is_free(key: str) -> bool:
+    group, _, name = key.partition(".")
+    return group in _FREE_GROUPS or key in _FREE_KEYS or (group == "task" and name in _FREE_TASK_KEYS)
