@@ -1,0 +1,331 @@
+"""How much memory a training will take, part by part, before anything is trained; neither weights nor pictures are needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import paddle
+from paddle import nn
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from blip2x.config.compose import compose_config, override_key
+from blip2x.config.run import PrecisionName, RunConfig
+from blip2x.config.task import CaptionConfig, DoctorConfig, PipelineConfig, TrainingConfig
+from blip2x.data.tokenize import TextTokenizer, build_tokenizer
+from blip2x.engine.result import TaskResult
+from blip2x.engine.run import Run
+from blip2x.errors import UserError
+from blip2x.models.assemblies.patch_classifier import PatchClassifier
+from blip2x.models.assemblies.stage1 import build_stage1
+from blip2x.models.assemblies.stage2 import build_stage2
+from blip2x.models.freeze import freeze
+from blip2x.models.memory.predict import Layout, Part, Prediction, predict
+from blip2x.models.precision import storage_types, store_in
+from blip2x.models.tensor_parallel import check_split
+from blip2x.models.weights.known import locate_tokenizer
+from blip2x.parallel.context import TensorGroup
+from blip2x.parallel.devices import started_processes
+from blip2x.registry import LANGUAGE_MODELS, TASKS, VISION_ENCODERS
+from blip2x.tasks.common.inputs import build_source
+from blip2x.tasks.pipeline import plan_stages
+
+# what belongs to this command and not to the one that is looked at
+_OWN_KEYS = ("task", "run_name", "overwrite", "resume")
+_TABLE_WIDTH = 120  # columns of a terminal; a narrower one gets lines
+_COLUMNS = ("part", "parameters", "trained", "stored as", "weights", "gradients", "optimizer", "activations", "in all")
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What is known of the texts without reading a batch: lengths in tokens, and vocabularies."""
+
+    length: int
+    output_length: int
+    vocab_sizes: Mapping[str, int]
+
+
+class Longest(NamedTuple):
+    """Tokens of a data set's longest texts, without what begins and ends them."""
+
+    document: int
+    line: int  # of a document
+    caption: int
+
+
+@TASKS.register("doctor")
+class Doctor:
+    """Predict for each training that the command would do, print it, and write memory.json and memory.md."""
+
+    computes: ClassVar[bool] = False
+
+    def __init__(self, cfg: RunConfig, run: Run):
+        self.run_folder = run
+        self.task: DoctorConfig = cfg.task
+        self.device = run.context.device
+        self.trainings = trainings(cfg.task)
+
+    @classmethod
+    def check(cls, cfg: RunConfig) -> None:
+        """Raise `UserError` where there is no training to look at, its config is wrong, or not for so many ranks."""
+        for training in trainings(cfg.task).values():
+            _layout(training, cfg.task)
+
+    def run(self) -> TaskResult:
+        """The highest memory of each training is the result."""
+        results, records, pages = {}, {}, []
+        free, where = free_memory(self.device)
+        for name, cfg in self.trainings.items():
+            layout = _layout(cfg, self.task)
+            texts = texts_of(cfg)
+            classes = build_source(cfg).label_classes if cfg.task.kind == "pretrain_vision" else {}
+            model = model_of(cfg, layout, texts.vocab_sizes, classes)
+            found = predict(
+                cfg,
+                model,
+                layout,
+                length=texts.length,
+                output_length=texts.output_length,
+                vocab_sizes=texts.vocab_sizes,
+                classes=list(classes.values()),
+            )
+            on_cpu = self.device == "cpu" and cfg.precision.name is PrecisionName.fp32  # the others need a GPU
+            said = [*sentences(cfg, found, layout, texts), verdict(found, free, where, on_cpu=on_cpu)]
+            _show(self.run_folder.console, f"{name}, {_ranks(layout)}: memory of one rank", found, said)
+            pages.append(markdown(name, found, said))
+            records[name] = {**asdict(found), "peak": found.peak, "resident": found.resident, "free": free}
+            results[name] = {"predicted_gib": round(found.peak / 2**30, 3), "free_gib": round(free / 2**30, 3)}
+        self.run_folder.write_json(records, "memory.json")
+        path = self.run_folder.path("memory.md")
+        self.run_folder.context.on_main(lambda: path.write_text("\n".join(pages), encoding="utf-8") and None)
+        return TaskResult(stages=results)
+
+
+def trainings(task: DoctorConfig) -> dict[str, RunConfig]:
+    """Name -> config of every training of the command that is looked at; of a pipeline those of its stages.
+
+    Raises:
+        UserError: it trains nothing, or its config is wrong.
+    """
+    words = [word for word in task.words if override_key(word).split(".")[0] not in _OWN_KEYS]
+    chosen = [f"task={task.of}"] if task.of else []
+    cfg = compose_config([*words, *chosen, *task.overrides])
+    stages = {cfg.task.kind: cfg}
+    if isinstance(cfg.task, PipelineConfig):
+        stages = {stage.name: stage.config({}) for stage in plan_stages(cfg.task)}
+    found = {name: stage for name, stage in stages.items() if _trains(stage)}
+    if not found:
+        hint = "set task.of to one that does"
+        if isinstance(cfg.task, CaptionConfig):
+            hint = "set \"task.overrides=['task.train=true']\""
+        raise UserError(f"task={cfg.task.kind} trains nothing, so there is no step whose memory could be predicted; {hint}")
+    return found
+
+
+def _layout(cfg: RunConfig, task: DoctorConfig) -> Layout:
+    return Layout.of(cfg, task.world_size or started_processes())
+
+
+def _trains(cfg: RunConfig) -> bool:
+    return isinstance(cfg.task, TrainingConfig) and (not isinstance(cfg.task, CaptionConfig) or cfg.task.train)
+
+
+def model_of(cfg: RunConfig, layout: Layout, vocab_sizes: Mapping[str, int], classes: Mapping[str, int]) -> nn.Layer:
+    """The model that `cfg` trains, as the rank 0 of `layout` holds it, without memory.
+
+    Raises:
+        UserError: a part cannot be split over the ranks.
+    """
+    kind, shape = cfg.task.kind, cfg.model
+    with paddle.LazyGuard():
+        if kind == "pretrain_vision":
+            return PatchClassifier(VISION_ENCODERS.get(shape.vision.kind)(shape.vision), classes)
+        if kind == "pretrain_language":
+            return LANGUAGE_MODELS.get(shape.language.kind)(shape.language, vocab_sizes["language"])
+        if kind == "pretrain_stage1":
+            model = build_stage1(shape, vocab_size=vocab_sizes["qformer"])
+        else:
+            model = build_stage2(shape, vocab_size=vocab_sizes["language"])
+    types = storage_types(cfg.precision.name, shape)
+    for name in ("vision", "language"):
+        part = getattr(model, name, None)
+        if part is None:
+            continue
+        size = layout.ranks_of(name)
+        if size > 1:
+            check_split(shape, name, size)
+            part.split_over(TensorGroup(0, size))
+        if types[name] != "float32":
+            store_in(part, types[name])
+        if getattr(shape, name).frozen:
+            freeze(part)
+    return model
+
+
+def texts_of(cfg: RunConfig) -> Texts:
+    """Vocabularies, and the lengths of the longest texts.
+
+    Where the vocabulary is the data set's words, these are read, and its longest texts are found. Else nothing is read, and
+    texts count as long as they are allowed to be.
+    """
+    kind, shape, limit = cfg.task.kind, cfg.model, getattr(cfg.task, "max_txt_len", 0)
+    vocab_sizes = {"qformer": shape.qformer.vocab_size or 0, "language": shape.language.vocab_size or 0}
+    if kind in ("pretrain_vision", "pretrain_stage1"):
+        if kind == "pretrain_stage1" and not vocab_sizes["qformer"]:
+            vocab_sizes["qformer"] = _tokenizer(cfg, "qformer", "bert").vocab_size
+        return Texts(limit, 0, vocab_sizes)  # stage 1 fills its texts up
+    tokenizer = None if vocab_sizes["language"] else _tokenizer(cfg, "language", shape.language.kind)
+    if tokenizer:
+        vocab_sizes["language"] = tokenizer.vocab_size
+    longest = _longest(cfg, tokenizer) if tokenizer and shape.language.tokenizer == "dataset" else Longest(limit, limit, limit)
+    prompt = getattr(cfg.task, "prompt", "")
+    prompt_tokens = len(tokenizer.tokens(prompt)) if tokenizer else 2 * len(prompt.split())
+    if shape.language.kind != "t5":  # one text with what begins and ends it
+        text = longest.document if kind == "pretrain_language" else prompt_tokens + longest.caption
+        return Texts(min(limit, text + 2), 0, vocab_sizes)
+    # two texts with their ends: what is read and what is written
+    if kind == "pretrain_language":
+        read, written = longest.document, longest.line
+    else:
+        split = getattr(cfg.task, "prefix_split", False)
+        read, written = prompt_tokens + (longest.caption - 1 if split else 0), longest.caption
+    return Texts(min(limit, read + 1), min(limit, written + 1), vocab_sizes)
+
+
+def _longest(cfg: RunConfig, tokenizer: TextTokenizer) -> Longest:
+    source = build_source(cfg)
+    documents = source.texts()
+    lines = [line for text in documents for line in text.splitlines()]
+    captions = [] if cfg.task.kind == "pretrain_language" else source.captions("train")
+    texts = (documents, lines, [caption for sample in captions for caption in sample.captions])
+    return Longest(*(max((len(tokenizer.tokens(text)) for text in kind), default=0) for kind in texts))
+
+
+def _tokenizer(cfg: RunConfig, part: str, family: str) -> TextTokenizer:
+    paths, key = cfg.paths, f"model.{part}.tokenizer"
+    return build_tokenizer(
+        getattr(cfg.model, part).tokenizer,
+        family,
+        locate=lambda name: locate_tokenizer(name, Path(paths.weights), offline=paths.offline, key=key),
+        dataset_texts=lambda: build_source(cfg).texts(),
+    )
+
+
+def free_memory(device: str) -> tuple[int, str]:
+    """Bytes that are free on `device` now, and what to call it."""
+    if device.startswith("gpu"):
+        index = int(device.partition(":")[2] or 0)
+        total = paddle.device.cuda.get_device_properties(index).total_memory
+        return total - paddle.device.cuda.memory_reserved(index), f"on {device}"
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        return available * 2**10, "on this machine"
+    except (OSError, StopIteration):  # not Linux: what there is in all
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "on this machine"
+
+
+def sentences(cfg: RunConfig, found: Prediction, layout: Layout, texts: Texts) -> list[str]:
+    """What the table does not say."""
+    task, highest = cfg.task, f"Highest: {amount(found.peak)} of tensors"
+    if found.update > found.activations:
+        highest += f", while the weights are changed: clipping makes a second copy of the gradients ({amount(found.update)})."
+    else:
+        highest += f", in this part and pass: {found.where}."
+    batch = f"{task.batch_size} samples" + (f" x {task.accumulate} micro-batches" if task.accumulate > 1 else "")
+    lengths = " and ".join(str(length) for length in (texts.length, texts.output_length) if length)
+    counted = [f"{batch} per rank", *([f"texts of {lengths} tokens"] if lengths else [])]
+    counted += [f"{cfg.model.vision.image_size} pixels", cfg.precision.name.value, _ranks(layout)]
+    said = [
+        highest,
+        f"Counted with {', '.join(counted)}.",
+        f"A checkpoint takes {amount(found.checkpoint)} on the disk, trained weights and the optimizer's state; up to "
+        f"{task.keep_last + task.keep_best} are kept. While one is written, the first rank's host memory has copies of "
+        f"{amount(found.saving)} more.",
+    ]
+    if cfg.precision.name is PrecisionName.fp32:
+        said.append(
+            f"On a CPU the process takes {amount(found.resident)}, {amount(found.beside)} of it for libraries, gaps between "
+            "tensors and batches on their way."
+        )
+    else:
+        said.append("Half precision and GPU kernels have not been measured; attention counts as if it were not fused.")
+    return said
+
+
+def verdict(found: Prediction, free: int, where: str, *, on_cpu: bool) -> str:
+    """Whether it fits."""
+    need = found.resident if on_cpu else found.peak
+    numbers = f"{amount(need)} needed by a rank, {amount(free)} free {where}"
+    if need <= free:
+        return f"It fits: {numbers}."
+    advice = "lower task.batch_size (task.accumulate makes up for it), or set a part's recompute=true"
+    return f"It does not fit: {numbers}; {advice}."
+
+
+def amount(size: float) -> str:
+    """Bytes for readers."""
+    if size >= 2**30:
+        return f"{size / 2**30:.2f} GiB"
+    if size >= 2**20:
+        return f"{size / 2**20:.1f} MiB"
+    return f"{size / 2**10:.1f} KiB" if size else "0"
+
+
+def rows(found: Prediction) -> list[tuple[str, ...]]:
+    """The table's lines, its sum last."""
+    sums = Part(
+        "in all",
+        *(sum(getattr(part, name) for part in found.parts) for name in ("parameters", "trained")),
+        (),
+        *(sum(getattr(part, name) for part in found.parts) for name in ("weights", "gradients", "optimizer")),
+        found.activations,
+    )
+    batch = Part("batch", 0, 0, ("float32",), 0, 0, 0, found.batch)
+    return [_row(part) for part in (*found.parts, batch, sums)]
+
+
+def _row(part: Part) -> tuple[str, ...]:
+    sizes = (part.weights, part.gradients, part.optimizer, part.activations, part.total)
+    return (part.name, f"{part.parameters:,}", f"{part.trained:,}", " and ".join(part.types), *map(amount, sizes))
+
+
+def markdown(name: str, found: Prediction, said: list[str]) -> str:
+    """The same as a page."""
+    lines = [f"## {name}", "", f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
+    lines += [f"| {' | '.join(row)} |" for row in rows(found)]
+    return "\n".join([*lines, "", *said, ""])
+
+
+def _show(console: Console, title: str, found: Prediction, said: list[str]) -> None:
+    if console.is_terminal and console.width >= _TABLE_WIDTH:
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for index, column in enumerate(_COLUMNS):
+            table.add_column(column, justify="left" if index in (0, 3) else "right", no_wrap=True)
+        *body, last = rows(found)
+        for row in body:
+            table.add_row(*row)
+        table.add_section()
+        table.add_row(*last, style="bold")
+        console.print(table)
+    else:
+        console.print(title, markup=False, highlight=False, soft_wrap=True)
+        for row in rows(found):
+            cells = [f"{column} {cell}" for column, cell in zip(_COLUMNS[1:], row[1:], strict=True) if cell not in ("", "0")]
+            console.print(f"  {row[0]}: {', '.join(cells)}", markup=False, highlight=False, soft_wrap=True)
+    for sentence in said:
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _ranks(layout: Layout) -> str:
+    degrees = layout.degrees
+    count = degrees.dp * degrees.sharding * degrees.tp
+    if count == 1:
+        return "1 rank"
+    stage = f", stage {layout.sharding_stage}" if layout.sharding_stage else ""
+    return f"{count} ranks (dp {degrees.dp}, sharding {degrees.sharding}{stage}, tp {degrees.tp})"

@@ -1,0 +1,163 @@
+"""Predicted and measured memory of one training step at full size, with random weights.
+
+    python tests/full_size/memory.py task.of=pretrain_stage1 model=opt2.7b "task.overrides=['task.batch_size=4']"
+    python tests/full_size/memory.py task.of=pretrain_stage2 model=opt2.7b "task.overrides=['task.batch_size=1']"   # 17 GB
+
+The words are those of task=doctor. It prints the tensors and the resident size of the process, each predicted and measured.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from blip2x.startup import prepare_process
+
+prepare_process()
+
+import paddle  # noqa: E402
+from paddle import nn  # noqa: E402
+from rich.console import Console  # noqa: E402
+
+from blip2x.config.compose import compose_config  # noqa: E402
+from blip2x.config.run import RunConfig  # noqa: E402
+from blip2x.engine.fit import fit  # noqa: E402
+from blip2x.engine.loggers.none import NoLogger  # noqa: E402
+from blip2x.engine.memory import peak_memory_mib  # noqa: E402
+from blip2x.engine.run import Run  # noqa: E402
+from blip2x.models.memory.predict import Layout, Prediction, predict  # noqa: E402
+from blip2x.objectives.language import LanguageObjective  # noqa: E402
+from blip2x.objectives.stage1 import Stage1Objective  # noqa: E402
+from blip2x.objectives.stage2 import Stage2Objective  # noqa: E402
+from blip2x.objectives.vision import VisionObjective  # noqa: E402
+from blip2x.parallel.context import Context  # noqa: E402
+from blip2x.tasks.common.inputs import build_source  # noqa: E402
+from blip2x.tasks.doctor import Texts, model_of, texts_of, trainings  # noqa: E402
+
+ALLOCATED = ("Allocated", 0)  # what tensors take, on the CPU
+
+
+def allocated() -> int:
+    """Bytes of all tensors of this process now."""
+    return paddle.base.core.host_memory_stat_current_value(*ALLOCATED)
+
+
+def most_allocated() -> int:
+    """The most of them since `forget_most`."""
+    return paddle.base.core.host_memory_stat_peak_value(*ALLOCATED)
+
+
+def forget_most() -> None:
+    """Begin to look for the most anew."""
+    paddle.base.core.host_memory_stat_reset_peak_value(*ALLOCATED)
+
+
+class TwoSteps:
+    """Batches of one sample for a first step, which makes gradients and the optimizer's state, then whole ones."""
+
+    def __init__(self, cfg: RunConfig, texts: Texts, classes: dict[str, int]):
+        self.cfg, self.texts, self.classes = cfg, texts, classes
+        self.samples: list[int] = []
+
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """There is one."""
+
+    def __len__(self) -> int:
+        return 2 * self.cfg.task.accumulate
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        for rows in (1, self.cfg.task.batch_size):
+            for micro_batch in range(self.cfg.task.accumulate):
+                if rows > 1 and not micro_batch:
+                    gc.collect()
+                    forget_most()
+                yield self.batch(rows)
+
+    def batch(self, rows: int) -> dict[str, np.ndarray]:
+        """Random pictures and texts that fill all of their length."""
+        kind, vision, t = self.cfg.task.kind, self.cfg.model.vision, self.texts
+        side = vision.image_size // vision.patch_size
+        image = {"image_BCHW": np.ones((rows, 3, vision.image_size, vision.image_size), np.float32)}
+        if kind == "pretrain_vision":
+            return image | {f"label_{name}_BP": np.ones((rows, side**2), np.int64) for name in self.classes}
+
+        def text(name: str, length: int, axis: str = "BL") -> dict[str, np.ndarray]:
+            return {f"{name}_ids_{axis}": np.full((rows, length), 5), f"{name}_mask_{axis}": np.ones((rows, length), np.int64)}
+
+        if kind == "pretrain_stage1":
+            return image | {"image_id_B": np.arange(rows)} | text("text", t.length)
+        words = text("input", t.length) | text("output", t.output_length, "BT") if t.output_length else text("text", t.length)
+        if not t.output_length:
+            words["label_mask_BL"] = words["text_mask_BL"]
+        return words if kind == "pretrain_language" else image | words
+
+
+def objective_of(cfg: RunConfig, model: nn.Layer) -> nn.Layer:
+    """As the tasks make it."""
+    kind = cfg.task.kind
+    if kind == "pretrain_stage1":
+        return Stage1Objective(model, Context(), cfg.task, dec_id=3)
+    return {"pretrain_vision": VisionObjective, "pretrain_language": LanguageObjective}.get(kind, Stage2Objective)(model)
+
+
+def fill(model: nn.Layer) -> None:
+    """Give the parameters of `model` memory, with the same few random numbers again and again: to draw all takes minutes."""
+    block = np.random.default_rng(0).standard_normal(1 << 20, dtype=np.float32) * 0.02
+    for name, parameter in model.named_parameters():
+        if name == "temp":
+            values = np.full(parameter.shape, 0.07, np.float32)
+        elif parameter.ndim == 1 and name.endswith("weight"):  # of a norm
+            values = np.ones(parameter.shape, np.float32)
+        else:
+            values = np.resize(block, parameter.shape)
+        paddle.to_tensor(values)._share_buffer_to(parameter)
+
+
+def step(cfg: RunConfig) -> tuple[Prediction, int]:
+    """What is predicted for a step of `cfg`, and the most bytes of tensors that its training loop was measured to have."""
+    gc.collect()
+    before = allocated()
+    layout, texts = Layout.of(cfg, 1), texts_of(cfg)
+    classes = dict(build_source(cfg).label_classes) if cfg.task.kind == "pretrain_vision" else {}
+    model = model_of(cfg, layout, texts.vocab_sizes, classes)
+    found = predict(
+        cfg,
+        model,
+        layout,
+        length=texts.length,
+        output_length=texts.output_length,
+        vocab_sizes=texts.vocab_sizes,
+        classes=list(classes.values()),
+    )
+    fill(model)
+    cfg.task.max_steps, cfg.task.max_epochs, cfg.task.eval_every, cfg.optim.warmup_steps = 2, None, None, 0
+    if cfg.task.kind == "pretrain_stage1":
+        cfg.task.contrast_steps = 0  # the steps after these take most
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(Path(folder), Path(folder), cfg.task.kind, Context(), Console(file=io.StringIO()), NoLogger())
+        loader = TwoSteps(cfg, texts, classes)
+        objective = objective_of(cfg, model)
+        fit(objective, loader, cfg.task, cfg.optim, Context(), run, stage="step", precision=cfg.precision)
+    return found, most_allocated() - before
+
+
+def main(words: list[str]) -> None:
+    """Print both."""
+    for name, cfg in trainings(compose_config(["task=doctor", *words]).task).items():
+        found, measured = step(cfg)
+        for what, predicted, value in (
+            ("tensors", found.peak, measured),
+            ("process", found.resident, peak_memory_mib() * 2**20),
+        ):
+            difference = 100 * (predicted / value - 1)
+            print(f"{name}: {what} predicted {predicted / 2**30:.2f} GiB, measured {value / 2**30:.2f}: {difference:+.1f} %")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
