@@ -72,8 +72,15 @@ TASK_MISTAKES = {
         "task.itm_weight=-1": "task.itm_weight must be at least 0",
         "task.label_smoothing=1": "task.label_smoothing must be at least 0 and below 1",
         "task.contrast_steps=-1": "task.contrast_steps",
+        "task.validation.max_images=0": "task.validation.max_images must be at least 1",
+        "task.validation.num_beams=0": "task.validation.num_beams must be at least 1",
+        "task.validation.min_new_tokens=19": "validation.min_new_tokens=19 is more than task.validation.max_new_tokens=18",
+        "task.validation.max_new_tokens=65": "task.validation.max_new_tokens=65 is more than model.qformer.max_positions=64",
     },
-    "pretrain_stage2": {"task.max_txt_len=121": "task.max_txt_len=121 and 8 queries"},
+    "pretrain_stage2": {
+        "task.max_txt_len=121": "task.max_txt_len=121 and 8 queries",
+        "task.validation.max_new_tokens=121": "task.validation.max_new_tokens=121 and 8 queries",
+    },
     "vqa_zeroshot": {
         "task.prompt=Answer": "task.prompt='Answer' has no {}",
         "task.eval_batch_size=0": "task.eval_batch_size",
@@ -109,6 +116,17 @@ def test_mistake_of_a_task_is_named(task, override):
         (["task=predict", "task.inputs=x.jpg", "task.stage=1", "task.max_new_tokens=65"], "model.qformer.max_positions=64"),
         (["task=caption", "task.train=true", "task.max_txt_len=121"], "task.max_txt_len=121 and 8 queries"),
         (["dataset=custom"], "dataset.images"),
+        (["optim.layer_decay=0"], "optim.layer_decay must be above 0 and at most 1, got 0"),
+        (["optim.layer_decay=1.1"], "optim.layer_decay must be above 0 and at most 1, got 1.1"),
+        (
+            ["task=pretrain_stage2", "optim.layer_decay=0.9"],
+            "optim.layer_decay=0.9 .* task=pretrain_stage2 does not train with model.vision.frozen=true",
+        ),
+        (["task=caption", "task.train=true", "dataset=coco", "optim.layer_decay=0.9"], "optim.layer_decay=0.9 .* task=caption"),
+        (
+            ["task=pretrain_language", "model.vision.frozen=false", "optim.layer_decay=0.9"],
+            "which task=pretrain_language does not train; set",
+        ),
         (["logger=wandb", "logger.mode=sometimes"], "logger.mode"),
         (["parallelism=dp", "parallelism.sharding_stage=4"], "parallelism.sharding_stage"),
         (["task=pretrain_stage1", "task.itc_weight=0", "task.itm_weight=0", "task.lm_weight=0"], "nothing to learn"),
@@ -128,6 +146,10 @@ def test_mistake_of_an_option_is_named(overrides, named):
         ["task=pretrain_stage1", "task.itc_weight=0", "task.label_smoothing=0"],
         ["task=caption", "task.top_k=0", "task.min_new_tokens=30"],
         ["task=caption", "task.max_txt_len=121"],  # nothing is trained
+        ["task=pretrain_stage1", "model.vision.frozen=false", "optim.layer_decay=0.9"],
+        ["task=pretrain_vision", "optim.layer_decay=0.9"],
+        ["task=caption", "optim.layer_decay=0.9"],  # nothing is trained
+        ["optim.layer_decay=0.9"],  # a pipeline's stages say for themselves
         ["task=vqa_zeroshot", "model=tiny_t5", "task.max_new_tokens=1000"],
         ["task=predict", "task.inputs=cat.jpg", "task.stage=1", "task.max_new_tokens=64", "model.language.max_positions=9"],
     ],

@@ -105,6 +105,40 @@ def test_captioning_fine_tuning(model):
     assert config.task.max_epochs * IMAGES["coco"] == pytest.approx(5 * PAIRS["coco"], rel=0.02)
 
 
+# The paper's tables 7 to 9: rate, warm-up, beta1, beta2, weight decay, layer decay. Where the rate starts (1e-8) and ends (0)
+# is LAVIS's: caption_coco_ft.yaml, retrieval_coco_ft.yaml.
+FINE_TUNING = {
+    "finetune_caption": (1e-5, 1000, 0.9, 0.999, 0.05, 1.0),
+    "finetune_vqa": (1e-5, 1000, 0.9, 0.999, 0.05, 0.95),
+    "finetune_retrieval": (1e-5, 1000, 0.9, 0.999, 0.05, 0.95),
+    "finetune_retrieval_vitl": (5e-6, 1000, 0.9, 0.98, 0.05, 1.0),
+}
+
+
+@pytest.mark.parametrize("name", FINE_TUNING)
+def test_fine_tuning_rates(name):
+    optim = compose_config(["task=convert", "model=opt2.7b", f"optim={name}"]).optim
+    found = (optim.lr, optim.warmup_steps, optim.beta1, optim.beta2, optim.weight_decay, optim.layer_decay)
+    assert found == FINE_TUNING[name]
+    assert (optim.warmup_start_lr, optim.eta_min, optim.eps, optim.clip_grad_norm) == (1e-8, 0.0, 1e-8, None)
+
+
+def test_every_optimizer_option_is_compared_with_a_table():
+    assert {path.stem for path in (CONF_FOLDER / "optim").glob("*.yaml")} == {"adamw", *FINE_TUNING}
+
+
+@pytest.mark.parametrize(("model", "decay"), [("opt2.7b", 1.0), ("opt6.7b", 0.95), ("flant5xl", 1.0)])
+def test_captioning_layer_decay(model, decay):
+    tuned = experiment(f"caption_coco_ft_{model}")
+    assert tuned.optim.layer_decay == decay
+    assert vars(tuned.optim) == {**vars(compose_config(["optim=finetune_caption"]).optim), "layer_decay": decay}
+
+
+@pytest.mark.parametrize("task", ["pretrain_stage1", "pretrain_stage2"])
+def test_pretraining_has_no_layer_decay(task):
+    assert compose_config([f"task={task}", "model=opt2.7b", "dataset=coco_vg"]).optim.layer_decay == 1.0
+
+
 def test_fine_tuning_on_other_data_has_the_same_rates():
     coco, *others = (
         compose_config(["task=caption", "task.train=true", "dataset.name=x", *words])
