@@ -19,13 +19,16 @@ from blip2x.config.task import (
     CaptionConfig,
     ConvertConfig,
     DecodingConfig,
+    DoctorConfig,
     PipelineConfig,
     PredictConfig,
     PretrainLanguageConfig,
     PretrainStage1Config,
     PretrainStage2Config,
+    PretrainVisionConfig,
     TaskConfig,
     TrainingConfig,
+    ValidationConfig,
     VqaZeroshotConfig,
 )
 from blip2x.errors import UserError
@@ -62,16 +65,22 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
         raise UserError(f"config key {error.full_key}: {error.msg}") from error
     if isinstance(config.task, PipelineConfig) and config.task.overrides is None:
         config.task.overrides = list(overrides)
+    if isinstance(config.task, DoctorConfig) and config.task.words is None:
+        config.task.words = list(overrides)
     _check_kinds(config)
     _numbers("", config, NOT_NEGATIVE, "seed")
     _numbers("", config, AT_LEAST_1, "threads")
     _check_dataset(config.dataset)
     check_model(config.model)
     _check_optim(config.optim)
+    _numbers("precision", config.precision, POSITIVE, "loss_scale")
+    _numbers("precision", config.precision, AT_LEAST_1, "loss_scale_steps")
     _check_task(config.task)
     _check_lengths(config.task, config.model)
+    _check_layer_decay(config)
+    _check_resume(config)
     if isinstance(config.parallelism, HybridConfig):
-        _choices("parallelism.sharding_stage", [config.parallelism.sharding_stage], (0, 1, 2, 3))
+        _check_parallelism(config.parallelism)
     if isinstance(config.logger, WandbConfig):
         _choices("logger.mode", [config.logger.mode], ("online", "offline"))
     return config
@@ -87,6 +96,22 @@ def _auto(cfg: DictConfig) -> DictConfig:
     OmegaConf.set_readonly(cfg, False)
     cfg.model = auto_model(given, described, heads)
     return cfg
+
+
+def _check_resume(config: RunConfig) -> None:
+    if config.resume == "auto":
+        if config.run_name is None:
+            raise UserError("resume=auto goes on with the run of that name: give run_name, e.g. run_name=mine resume=auto")
+        if config.overwrite:
+            raise UserError("resume=auto keeps what the run has done, overwrite=true deletes it; choose one of them")
+    elif config.resume != "never":
+        if not isinstance(config.task, TrainingConfig):
+            raise UserError(
+                f"resume={config.resume}: task={config.task.kind} is no single training; resume=auto, with the run_name of a "
+                "run that was interrupted, works for all tasks"
+            )
+        if not Path(config.resume).is_dir():
+            raise UserError(f"resume={config.resume} is no folder; give a run folder or a checkpoint, or auto, or never")
 
 
 def _check_kinds(config: RunConfig) -> None:
@@ -146,8 +171,32 @@ def _check_optim(cfg: OptimConfig) -> None:
     _numbers("optim", cfg, POSITIVE, "lr", "eps", "clip_grad_norm")
     _numbers("optim", cfg, NOT_NEGATIVE, "warmup_start_lr", "warmup_steps", "eta_min", "weight_decay")
     _numbers("optim", cfg, SHARE, "beta1", "beta2")
+    _numbers("optim", cfg, ("above 0 and at most 1", lambda value: 0 < value <= 1), "layer_decay")
     if cfg.eta_min > cfg.lr:
         raise UserError(f"optim.eta_min={cfg.eta_min} is above optim.lr={cfg.lr}, so the rate would rise; lower optim.eta_min")
+
+
+def _check_parallelism(cfg: HybridConfig) -> None:
+    """Whether the degrees fit the number of processes is known when these have joined."""
+    _choices("parallelism.sharding_stage", [cfg.sharding_stage], (0, 1, 2, 3))
+    one_or_left: Rule = ("1 or more, or -1 for what the other degrees leave", lambda value: value == -1 or value >= 1)
+    _numbers("parallelism", cfg, one_or_left, "dp", "sharding", "tp")
+    if cfg.tp_vision and cfg.tp == 1:
+        raise UserError("parallelism.tp_vision=true, but parallelism.tp=1 shares with nobody; set parallelism.tp to 2 or more")
+
+
+def _check_layer_decay(config: RunConfig) -> None:
+    """Without a trained image encoder it would do nothing."""
+    task, vision = config.task, config.model.vision
+    if config.optim.layer_decay == 1 or not isinstance(task, TrainingConfig) or isinstance(task, PretrainVisionConfig):
+        return
+    if isinstance(task, CaptionConfig) and not task.train:
+        return
+    if vision.frozen or isinstance(task, PretrainLanguageConfig):
+        raise UserError(
+            f"optim.layer_decay={config.optim.layer_decay} is for a trained image encoder, which task={task.kind} does not "
+            f"train{' with model.vision.frozen=true' if vision.frozen else ''}; set optim.layer_decay=1"
+        )
 
 
 def _check_task(task: TaskConfig) -> None:
@@ -162,6 +211,13 @@ def _check_task(task: TaskConfig) -> None:
         _numbers("task", task, SHARE, "label_smoothing")
         if not task.itc_weight + task.itm_weight + task.lm_weight:
             raise UserError("task.itc_weight, task.itm_weight and task.lm_weight are all 0, so there is nothing to learn")
+        if task.cached_contrast and task.accumulate == 1:
+            raise UserError(
+                "task.cached_contrast=true does nothing with task.accumulate=1: it contrasts the micro-batches of a step with "
+                "each other; raise task.accumulate, or set task.cached_contrast=false"
+            )
+    if isinstance(task, (PretrainStage1Config, PretrainStage2Config)):
+        _check_validation(task.validation)
     if isinstance(task, CaptionConfig):
         _choices("task.metrics", task.metrics, CAPTION_METRICS)
     if isinstance(task, VqaZeroshotConfig) and "{}" not in task.prompt:
@@ -172,6 +228,22 @@ def _check_task(task: TaskConfig) -> None:
         _numbers("task", task, POSITIVE, "max_shard_gb")
     if isinstance(task, PipelineConfig):
         _check_pipeline(task)
+    if isinstance(task, DoctorConfig):
+        _numbers("task", task, AT_LEAST_1, "world_size")
+        if task.of is not None:
+            TASKS.check(task.of)
+        if task.of == "doctor":
+            raise UserError("task.of=doctor trains nothing; choose a task that does, e.g. task.of=pretrain_stage2")
+
+
+def _check_validation(cfg: ValidationConfig) -> None:
+    _numbers("task.validation", cfg, AT_LEAST_1, "max_images", "num_beams", "max_new_tokens")
+    _numbers("task.validation", cfg, NOT_NEGATIVE, "min_new_tokens")
+    if cfg.min_new_tokens > cfg.max_new_tokens:
+        raise UserError(
+            f"task.validation.min_new_tokens={cfg.min_new_tokens} is more than "
+            f"task.validation.max_new_tokens={cfg.max_new_tokens}"
+        )
 
 
 def _check_predict(task: PredictConfig) -> None:
@@ -194,8 +266,13 @@ def _check_training(task: TrainingConfig) -> None:
             "set one of task.max_steps and task.max_epochs and leave the other null, "
             f"got {task.max_steps} and {task.max_epochs}"
         )
-    counts = ("batch_size", "accumulate", "log_every", "eval_batch_size", "max_steps", "max_epochs", "save_every")
-    _numbers("task", task, AT_LEAST_1, *counts)
+    counts = ("batch_size", "accumulate", "log_every", "eval_batch_size", "max_steps", "max_epochs", "save_every", "eval_every")
+    _numbers("task", task, AT_LEAST_1, *counts, "keep_last")
+    _numbers("task", task, NOT_NEGATIVE, "keep_best")
+    if task.keep_best and task.best_metric is None:
+        raise UserError(
+            f"task.keep_best={task.keep_best} without task.best_metric: say by which metric; or set task.keep_best=0"
+        )
     if hasattr(task, "max_txt_len"):
         _numbers("task", task, ("at least 3 (a first token, a word, an end)", lambda value: value >= 3), "max_txt_len")
 
@@ -213,14 +290,16 @@ def _check_decoding(task: DecodingConfig) -> None:
 
 def _check_lengths(task: TaskConfig, model: ModelConfig) -> None:
     """The longest text must have positions; else a run would stop at the first long one, perhaps days later."""
-    if isinstance(task, PretrainStage1Config) and task.max_txt_len > model.qformer.max_positions:
-        raise UserError(
-            f"task.max_txt_len={task.max_txt_len} is more than model.qformer.max_positions={model.qformer.max_positions}"
-        )
-    if isinstance(task, PredictConfig) and task.stage == 1 and task.max_new_tokens > model.qformer.max_positions:
-        raise UserError(
-            f"task.max_new_tokens={task.max_new_tokens} is more than model.qformer.max_positions={model.qformer.max_positions}"
-        )
+    of_qformer = {}
+    if isinstance(task, PretrainStage1Config):
+        of_qformer = {"max_txt_len": task.max_txt_len}
+        if task.validation.captions:
+            of_qformer["validation.max_new_tokens"] = task.validation.max_new_tokens
+    if isinstance(task, PredictConfig) and task.stage == 1:
+        of_qformer = {"max_new_tokens": task.max_new_tokens}
+    for name, length in of_qformer.items():
+        if length > model.qformer.max_positions:
+            raise UserError(f"task.{name}={length} is more than model.qformer.max_positions={model.qformer.max_positions}")
     if not isinstance(model.language, OptConfig):  # T5 has no limit
         return
     lengths = {}
@@ -228,6 +307,8 @@ def _check_lengths(task: TaskConfig, model: ModelConfig) -> None:
         lengths["max_txt_len"] = task.max_txt_len
     if isinstance(task, DecodingConfig) and not (isinstance(task, PredictConfig) and task.stage == 1):
         lengths["max_new_tokens"] = task.max_new_tokens
+    if isinstance(task, PretrainStage2Config) and task.validation.captions:
+        lengths["validation.max_new_tokens"] = task.validation.max_new_tokens
     queries = 0 if isinstance(task, PretrainLanguageConfig) else model.qformer.num_queries
     for name, length in lengths.items():
         if queries + length > model.language.max_positions:

@@ -32,12 +32,14 @@ class SingleConfig(ParallelismConfig):
 @schema("parallelism", "hybrid")
 @dataclass
 class HybridConfig(ParallelismConfig):
-    """Data parallelism and sharding through paddle's fleet."""
+    """Data parallelism, sharding and tensor parallelism through paddle's fleet; the degrees' product is the number of ranks."""
 
     kind: str = "hybrid"
-    dp: int = MISSING  # data-parallel degree; -1: what the sharding leaves
-    sharding: int = MISSING  # ranks that share optimizer state (stage 1), gradients (2), parameters (3); -1: what dp leaves
+    dp: int = MISSING  # data-parallel degree; -1, for one of the three: what the others leave
+    sharding: int = MISSING  # ranks that share optimizer state (stage 1), gradients (2), parameters (3)
     sharding_stage: int = MISSING  # 0: no sharding
+    tp: int = MISSING  # ranks that share each matrix of the frozen language model
+    tp_vision: bool = MISSING  # and of the frozen image encoder
 
 
 @schema("optim", "adamw")
@@ -54,12 +56,15 @@ class OptimConfig:
     beta2: float = MISSING
     eps: float = MISSING
     clip_grad_norm: Optional[float] = MISSING  # global norm; null: no clipping
+    layer_decay: float = MISSING  # of a trained image encoder: a block's rate is this times the next one's; 1: all alike
 
 
 class PrecisionName(Enum):
     """Types of the arithmetic."""
 
     fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 @schema("precision", "precision")
@@ -68,6 +73,8 @@ class PrecisionConfig:
     """What number type the model computes in."""
 
     name: PrecisionName = MISSING
+    loss_scale: float = MISSING  # fp16: what the loss is multiplied by at the start, so that small gradients are not 0
+    loss_scale_steps: int = MISSING  # fp16: it is doubled after so many steps without an infinite gradient
 
 
 @dataclass
@@ -131,6 +138,7 @@ class RunConfig:
     seed: int = MISSING
     run_name: Optional[str] = MISSING  # null: task-model-dataset-time
     overwrite: bool = MISSING  # true: a run folder of the same name is replaced
+    resume: str = MISSING  # never | auto (go on with the run of this run_name) | a run folder or checkpoint to go on from
     device: Device = MISSING
     threads: Optional[int] = MISSING  # CPU threads per rank; null: the cores this process may use
 

@@ -18,6 +18,20 @@ class TaskConfig:
     kind: str = MISSING
 
 
+class OnNan(Enum):
+    """What becomes of an optimizer step whose loss or gradient is nan or infinite."""
+
+    stop = "stop"  # the run ends with step, loss part and samples
+    skip = "skip"  # the step is left out and counted; each step waits for its gradient's norm
+
+
+class Best(Enum):
+    """Which value of a metric is the best one."""
+
+    max = "max"
+    min = "min"
+
+
 @dataclass
 class TrainingConfig(TaskConfig):
     """A task that trains. One of max_steps and max_epochs is set, the other is null."""
@@ -27,8 +41,26 @@ class TrainingConfig(TaskConfig):
     max_steps: Optional[int] = MISSING  # optimizer steps
     max_epochs: Optional[int] = MISSING
     log_every: int = MISSING  # optimizer steps between lines in metrics.jsonl; a checkpoint has a line, too
-    save_every: Optional[int] = MISSING  # optimizer steps between checkpoints; null: only at the end
+    eval_every: Optional[int] = MISSING  # optimizer steps between validations; null: only at the end
     eval_batch_size: int = MISSING
+    on_nan: OnNan = MISSING
+    save_every: Optional[int] = MISSING  # optimizer steps between checkpoints; null: only at the end
+    keep_last: int = MISSING  # the newest checkpoints, the one at the end among them
+    keep_best: int = MISSING  # the best ones by best_metric, also when they are old
+    best_metric: Optional[str] = MISSING  # of the validation; null: none is better than another
+    best_is: Best = MISSING
+    save_in_background: bool = MISSING  # write checkpoints while the training goes on, from a copy in memory
+
+
+@dataclass
+class ValidationConfig:
+    """Captions written for held-out images while a model is trained."""
+
+    captions: bool = MISSING  # write and score them
+    max_images: Optional[int] = MISSING  # to caption, and in stage 1 to match: the first to be evaluated on; null: all
+    num_beams: int = MISSING
+    max_new_tokens: int = MISSING
+    min_new_tokens: int = MISSING
 
 
 @dataclass
@@ -77,6 +109,9 @@ class PretrainStage1Config(TrainingConfig):
     lm_weight: float = MISSING
     contrast_steps: int = MISSING  # optimizer steps with contrast alone, before matching and captioning join in
     label_smoothing: float = MISSING
+    gather_gradient: bool = MISSING  # contrast teaches both sides of a comparison, over all ranks; false: one, as in LAVIS
+    cached_contrast: bool = MISSING  # with task.accumulate: contrast and match among all of a step's micro-batches
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
 
 @schema("task", "pretrain_stage2")
@@ -88,6 +123,7 @@ class PretrainStage2Config(TrainingConfig):
     prompt: str = MISSING  # put before each caption and masked in the loss
     max_txt_len: int = MISSING
     prefix_split: bool = MISSING  # encoder-decoder models: a random first part of the caption goes to the encoder
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
 
 @schema("task", "caption")
@@ -170,6 +206,18 @@ class PipelineConfig(TaskConfig):
     kind: str = "pipeline"
     stages: List[StageConfig] = MISSING
     overrides: Optional[List[str]] = MISSING  # of all stages, as on the command line; null: those of this run's command
+
+
+@schema("task", "doctor")
+@dataclass
+class DoctorConfig(TaskConfig):
+    """Predict how much memory a training takes; nothing is trained, and no weights are needed."""
+
+    kind: str = "doctor"
+    of: Optional[str] = MISSING  # the task to look at; null: the one that the overrides choose, e.g. by an experiment
+    overrides: List[str] = MISSING  # of that task alone, as on the command line, e.g. "task.batch_size=16"
+    world_size: Optional[int] = MISSING  # ranks; null: as many as were started
+    words: Optional[List[str]] = MISSING  # the other overrides; null: those of this command line
 
 
 class Split(Enum):

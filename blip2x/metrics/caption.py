@@ -52,8 +52,7 @@ def caption_scores(
     _check(predictions, references)
     result = CaptionScores()
     try:
-        true = ptb_tokenize(references)
-        told = ptb_tokenize({image_id: [predictions[image_id]] for image_id in references})
+        true, told = _tokenize(references, predictions)
     except Exception as error:  # without tokens there is no metric; the captions themselves are still worth keeping
         result.failures.update(dict.fromkeys(names, _reason(error)))
         return result
@@ -67,6 +66,17 @@ def caption_scores(
             result.scores[metric] = float(score)
             result.per_image[metric] = {image_id: float(value) for image_id, value in zip(true, values, strict=True)}
     return result
+
+
+def score_names(names: Sequence[str]) -> set[str]:
+    """What `caption_scores` calls the values that it gives for the metrics `names`."""
+    return {f"BLEU-{n}" for n in range(1, 5) if "BLEU" in names} | {name for name in names if name != "BLEU"}
+
+
+def _tokenize(references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]) -> tuple[Words, Words]:
+    """The words of both, from one start of Java."""
+    both = ptb_tokenize({image_id: [predictions[image_id], *captions] for image_id, captions in references.items()})
+    return {i: words[1:] for i, words in both.items()}, {i: words[:1] for i, words in both.items()}
 
 
 def _bleu(true: Words, told: Words) -> dict[str, tuple[float, Sequence[float]]]:

@@ -1,6 +1,6 @@
-"""Recall of image-text retrieval, both directions.
+"""Recall of image-text retrieval, both directions, and the pairs that are hardest to tell apart.
 
-N images, M texts.
+N images, M texts, K pairs.
 """
 
 from __future__ import annotations
@@ -47,6 +47,37 @@ def chance_recall(image_id_N: Sequence[int], text_image_id_M: Sequence[int], k: 
     """Recall at k of random scores, the mean of both directions."""
     blank_NM = np.zeros((len(image_id_N), len(text_image_id_M)), dtype=np.float32)
     return float(np.mean(list(recall_at_k(blank_NM, image_id_N, text_image_id_M, [k]).values())))
+
+
+def hardest_pairs(similarity_NM: np.ndarray, captions: Sequence[Sequence[str]]) -> np.ndarray:
+    """Pairs to judge, int64 [K, 3]: image, text, and whether they match (1) or not (0).
+
+    They are each image with its first caption, with the most similar text that is none of its captions, and the image that is
+    most similar to its first caption and has no such caption, with that caption. A text that two images share is no negative of
+    either. What has no negative gives none, so K is at most 3 N.
+
+    Args:
+        similarity_NM: higher is more alike; may have further texts behind those of `captions`, which are left out.
+        captions: of each image; the texts are all of them, one image after the other.
+    """
+    texts = [text for own in captions for text in own]
+    if not texts:
+        return np.zeros((0, 3), np.int64)
+    images_with: dict[str, set[int]] = {}
+    for image, own in enumerate(captions):
+        for text in own:
+            images_with.setdefault(text, set()).add(image)
+    other_NM = similarity_NM[:, : len(texts)].copy()
+    for column, text in enumerate(texts):
+        other_NM[list(images_with[text]), column] = -np.inf
+    image_N = np.arange(len(captions))
+    first_N = np.cumsum([0, *(len(own) for own in captions)])[:-1]
+    text_N, other_image_N = other_NM.argmax(axis=1), other_NM[:, first_N].argmax(axis=0)
+    negatives = [
+        np.stack([image, text, np.zeros_like(image)], axis=1)[np.isfinite(other_NM[image, text])]
+        for image, text in ((image_N, text_N), (other_image_N, first_N))
+    ]
+    return np.concatenate([np.stack([image_N, first_N, np.ones_like(image_N)], axis=1), *negatives])
 
 
 def _recalls(scores: np.ndarray, same: np.ndarray, ks: Sequence[int]) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import paddle
 
 from blip2x.config.run import RunConfig
 from blip2x.data.samples import CaptionSample
@@ -13,11 +12,11 @@ from blip2x.data.source import Split
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.result import TaskResult
 from blip2x.generation.settings import GenerationSettings
-from blip2x.metrics.caption import CaptionScores, caption_scores
+from blip2x.metrics.caption import CaptionScores, score_names
 from blip2x.models.assemblies.stage2 import Stage2Model
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.registry import TASKS
-from blip2x.tasks.common.captioning import caption_loss, encoded_images, gather_rows, stage2_collate, write_texts
+from blip2x.tasks.common.captioning import HeldOutCaptions, score_captions, stage2_collate
 from blip2x.tasks.common.loading import train_transform
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.pictures import save_pictures
@@ -51,53 +50,51 @@ class Caption(Task):
         GenerationSettings.from_config(cfg.task)
         super().check(cfg, promised)
 
+    @classmethod
+    def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
+        """The losses, and the captions' scores but for METEOR, which takes long to start."""
+        return {"eval_loss", "blind_eval_loss", *score_names(_quick(cfg.task.metrics))} if cfg.task.train else None
+
     def run(self) -> TaskResult:
-        """Train where asked for, then evaluate."""
+        """Train where asked for, then evaluate; the last validation's captions are those of the trained model."""
         loader = ModelLoader.of_run(self.cfg, self.run_folder)
         model, tokenizer = loader.stage2(new_projection=False)
+        samples = self.read(self.source.captions, "eval")
+        settings, names = GenerationSettings.from_config(self.task), _quick(self.task.metrics)
+        held_out = HeldOutCaptions(
+            self.cfg, self.run_folder, model, tokenizer, samples, settings=settings, limit=None, names=names
+        )
         weights = {}
         if self.task.train:
-            self._train(loader, model, tokenizer)
+            self._train(loader, model, tokenizer, held_out)
             weights = {"model.weights": self.checkpoint_folder()}
-        return TaskResult(self._evaluate(model, tokenizer), weights)
+        if not held_out.rows:
+            held_out.caption()
+        blind = held_out.caption_blind() if self.task.blind_baseline else None
+        by_id = {sample.image_id: sample for sample in samples}
+        pairs = [(by_id[row["image_id"]], row) for row in held_out.rows]
+        return TaskResult(self.context.on_main(lambda: self._score(pairs, blind)), weights)
 
-    def _train(self, loader: ModelLoader, model: Stage2Model, tokenizer: TextTokenizer) -> None:
-        evaluation = self.read(self.source.captions, "eval")
+    def _train(self, loader: ModelLoader, model: Stage2Model, tokenizer: TextTokenizer, held_out: HeldOutCaptions) -> None:
         train(
             self.cfg,
             self.run_folder,
-            Stage2Objective(model),
+            Stage2Objective(model, self.context),
             model,
             self.read(self.source.captions, "train"),
             stage2_collate(self.task, tokenizer, train_transform(self.cfg)),
             tokenizers={"language": tokenizer},
             frozen_origin=loader.frozen_origin("vision", "language"),
-            evaluate=lambda: caption_loss(self.cfg, self.run_folder, model, tokenizer, evaluation),
+            evaluate=held_out.validate,
         )
-
-    @paddle.no_grad()
-    def _evaluate(self, model: Stage2Model, tokenizer: TextTokenizer) -> dict[str, float]:
-        settings = GenerationSettings.from_config(self.task)
-        samples = {sample.image_id: sample for sample in self.read(self.source.captions, "eval")}
-        rows = []
-        for ids, query_BQD in encoded_images(self.cfg, self.run_folder, model.encode, list(samples.values()), "caption"):
-            written = write_texts(model, tokenizer, query_BQD, [self.task.prompt] * len(ids), settings)
-            rows += [
-                {"image_id": image_id, "caption": texts[0].text, "captions": [t.text for t in texts], "score": texts[0].score}
-                for image_id, texts in zip(ids, written, strict=True)
-            ]
-        rows = gather_rows(self.run_folder, rows, "image_id")
-        blind = (
-            write_texts(model, tokenizer, None, [self.task.prompt], settings)[0][0].text if self.task.blind_baseline else None
-        )
-        return self.context.on_main(lambda: self._score([(samples[row["image_id"]], row) for row in rows], blind))
 
     def _score(self, pairs: list[tuple[CaptionSample, dict[str, Any]]], blind: str | None) -> dict[str, float]:
         references = {sample.image_id: sample.captions for sample, _ in pairs}
-        scores = self._scores({sample.image_id: row["caption"] for sample, row in pairs}, references)
-        metrics = dict(scores.scores)
-        without = self._scores(dict.fromkeys(references, blind), references) if blind is not None else CaptionScores()
-        metrics |= {f"blind_{name}": value for name, value in without.scores.items()}
+        captions = {sample.image_id: row["caption"] for sample, row in pairs}
+        scores, without = score_captions(self.run_folder, captions, references, self.task.metrics), CaptionScores()
+        if blind is not None:
+            without = score_captions(self.run_folder, dict.fromkeys(references, blind), references, self.task.metrics)
+        metrics = {**scores.scores, **{f"blind_{name}": value for name, value in without.scores.items()}}
         metrics |= _group_means(pairs, scores, without)
         pictures = save_pictures(self.run_folder, [sample for sample, _ in pairs])
         self.run_folder.write_lines(
@@ -118,11 +115,9 @@ class Caption(Task):
         )
         return metrics
 
-    def _scores(self, predictions: dict[int, str], references: dict[int, tuple[str, ...]]) -> CaptionScores:
-        scores = caption_scores(predictions, references, self.task.metrics)
-        for name, reason in scores.failures.items():
-            self.console.print(f"warning: {name} could not be computed: {reason}", style="yellow", markup=False)
-        return scores
+
+def _quick(metrics: list[str]) -> list[str]:
+    return [name for name in metrics if name != "METEOR"]
 
 
 def _group_means(

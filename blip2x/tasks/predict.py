@@ -17,14 +17,14 @@ from blip2x.data.pictures import PathImage
 from blip2x.data.samples import Picture, PictureSample
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.batches import to_tensors
-from blip2x.engine.evaluate import track
 from blip2x.engine.result import TaskResult
 from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
 from blip2x.parallel.seeding import seed_everything
 from blip2x.registry import TASKS
-from blip2x.tasks.common.captioning import Text, gather_rows, write_captions, write_texts
-from blip2x.tasks.common.loading import eval_loader, eval_transform, report_skipped
+from blip2x.tasks.common.captioning import Text, write_captions, write_texts
+from blip2x.tasks.common.loading import Share, eval_transform
+from blip2x.tasks.common.merge import gather_rows
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.pictures import ThumbnailCollate, one_in, thumbnails, write_thumbnail
 from blip2x.tasks.common.task import Task
@@ -92,17 +92,16 @@ class Predict(Task):
         """The rows of predictions.jsonl, in the order of `names`, on every rank."""
         samples = [PictureSample(self._picture(name), number) for number, name in enumerate(names)]
         collate = ThumbnailCollate(eval_transform(self.cfg), every=one_in(len(samples)))
-        loader = eval_loader(self.cfg, self.run_folder, samples, collate)
-        seed_everything(self.cfg.seed, self.context.rank)
-        found: list[dict[str, Any]] = []
-        for batch in track(self.run_folder, loader, "predict", len(loader)):
+        share = Share(self.cfg, self.run_folder, samples, collate, "predict", may_be_empty=True)
+        seed_everything(self.cfg.seed, self.context.data_rank)  # ranks that share a matrix draw alike
+        rows: list[tuple[int, dict[str, Any]]] = []
+        for _, batch in share:
             copies = thumbnails(batch)
             written = write(to_tensors(batch)["image_BCHW"])
             for number, texts in zip(batch["image_id_B"].tolist(), written, strict=True):
                 self._show(names[number], texts)
-                found.append({"number": number, "texts": texts, "copy": copies.get(number)})
-        report_skipped(self.run_folder, loader.skipped)
-        merged = gather_rows(self.run_folder, found, "number")
+                rows.append((number, {"number": number, "texts": texts, "copy": copies.get(number)}))
+        merged = gather_rows(self.context, rows, share.found)
         return self.context.on_main(lambda: [self._row(names[row["number"]], **row) for row in merged])
 
     def _row(self, name: str, number: int, texts: list[Text], copy: bytes | None) -> dict[str, Any]:

@@ -32,6 +32,11 @@ class PretrainLanguage(Task):
         """A language model to go on from, where one is given."""
         return ["model.language.weights"]
 
+    @classmethod
+    def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
+        """None: a data set has no texts but those to train on."""
+        return None
+
     def run(self) -> TaskResult:
         """Train; the last training loss is the result."""
         language, tokenizer = ModelLoader.of_run(self.cfg, self.run_folder).language()
@@ -39,7 +44,7 @@ class PretrainLanguage(Task):
         result = train(
             self.cfg,
             self.run_folder,
-            LanguageObjective(language),
+            LanguageObjective(language, self.context),
             language,
             self.read(self.source.texts),
             collate(tokenizer, self.task.max_txt_len),

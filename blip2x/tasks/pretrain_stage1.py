@@ -12,14 +12,14 @@ from blip2x.objectives.stage1 import Stage1Objective
 from blip2x.registry import TASKS
 from blip2x.tasks.common.loading import train_transform
 from blip2x.tasks.common.models import ModelLoader
-from blip2x.tasks.common.retrieval import evaluate_retrieval
+from blip2x.tasks.common.retrieval import Stage1Validation
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.train import train
 
 
 @TASKS.register("pretrain_stage1")
 class PretrainStage1(Task):
-    """Train the three losses; score retrieval by contrast on the evaluation split."""
+    """Train the three losses; score contrast, matching and captions on the evaluation split."""
 
     makes: ClassVar[tuple[str, ...]] = ("model.weights",)
 
@@ -33,11 +33,17 @@ class PretrainStage1(Task):
         """The image encoder, and a BERT or an earlier stage 1 to start from."""
         return ["model.vision.weights", "model.weights" if cfg.model.weights else "model.qformer.weights"]
 
+    @classmethod
+    def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
+        """What a validation gives of all images together; a data set with groups of images has the recalls of each as well."""
+        return Stage1Validation.names(cfg.task)
+
     def run(self) -> TaskResult:
-        """Train; recall in both directions, beside what chance gets."""
+        """Train; recall in both directions, beside what chance gets, and the share of pairs that are told apart rightly."""
         loader = ModelLoader.of_run(self.cfg, self.run_folder)
         model, tokenizer = loader.stage1()
         evaluation = self.read(self.source.captions, "eval")
+        validation = Stage1Validation(self.cfg, self.run_folder, model, tokenizer, evaluation)
         result = train(
             self.cfg,
             self.run_folder,
@@ -47,7 +53,8 @@ class PretrainStage1(Task):
             Stage1Collate(train_transform(self.cfg), tokenizer, self.task.max_txt_len),
             tokenizers={"qformer": tokenizer},
             frozen_origin=loader.frozen_origin("vision"),
-            evaluate=lambda: evaluate_retrieval(self.cfg, self.run_folder, model, tokenizer, evaluation),
+            evaluate=validation,
         )
-        metrics = {name: value for name, value in result.metrics.items() if "recall" in name or name.endswith("chance")}
+        told = ("@1", "@5", "@10", "chance", "eval_itm_accuracy")
+        metrics = {name: value for name, value in result.metrics.items() if name.endswith(told)}
         return TaskResult(metrics, {"model.weights": self.checkpoint_folder()})

@@ -7,9 +7,10 @@ from typing import ClassVar
 from blip2x.config.run import RunConfig
 from blip2x.data.source import Split
 from blip2x.engine.result import TaskResult
+from blip2x.metrics.caption import score_names
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.registry import TASKS
-from blip2x.tasks.common.captioning import caption_loss, stage2_collate
+from blip2x.tasks.common.captioning import VALIDATION_METRICS, HeldOutCaptions, stage2_collate, validation_settings
 from blip2x.tasks.common.loading import train_transform
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.task import Task
@@ -38,21 +39,36 @@ class PretrainStage2(Task):
         """All three parts; the Q-Former's come from stage 1 or an earlier stage 2."""
         return ["model.vision.weights", "model.language.weights", "model.weights"]
 
+    @classmethod
+    def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
+        """The losses, and the captions' scores where they are written."""
+        scores = score_names(VALIDATION_METRICS) if cfg.task.validation.captions else ()
+        return {"eval_loss", "blind_eval_loss", *scores}
+
     def run(self) -> TaskResult:
         """Train; the loss per token on held-out images, beside that of the language model without the image."""
         loader = ModelLoader.of_run(self.cfg, self.run_folder)
         model, tokenizer = loader.stage2(new_projection=True)
-        evaluation = self.read(self.source.captions, "eval")
+        validation = self.task.validation
+        held_out = HeldOutCaptions(
+            self.cfg,
+            self.run_folder,
+            model,
+            tokenizer,
+            self.read(self.source.captions, "eval"),
+            settings=validation_settings(validation),
+            limit=validation.max_images,
+        )
         result = train(
             self.cfg,
             self.run_folder,
-            Stage2Objective(model),
+            Stage2Objective(model, self.context),
             model,
             self.read(self.source.captions, "train"),
             stage2_collate(self.task, tokenizer, train_transform(self.cfg)),
             tokenizers={"language": tokenizer},
             frozen_origin=loader.frozen_origin("vision", "language"),
-            evaluate=lambda: caption_loss(self.cfg, self.run_folder, model, tokenizer, evaluation),
+            evaluate=held_out.validate,
         )
         metrics = {name: result.metrics[name] for name in ("eval_loss", "blind_eval_loss")}
         return TaskResult(metrics, {"model.weights": self.checkpoint_folder()})

@@ -10,13 +10,12 @@ import paddle
 from blip2x.config.run import RunConfig
 from blip2x.data.collate import VisionCollate
 from blip2x.engine.batches import to_tensors
-from blip2x.engine.evaluate import track
 from blip2x.engine.result import TaskResult
 from blip2x.models.assemblies.patch_classifier import PatchClassifier
 from blip2x.objectives.vision import VisionObjective
 from blip2x.registry import TASKS, VISION_ENCODERS
 from blip2x.tasks.common.inputs import build_source
-from blip2x.tasks.common.loading import eval_loader, eval_transform, train_transform
+from blip2x.tasks.common.loading import Share, eval_transform, train_transform
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.train import train
 
@@ -35,6 +34,11 @@ class PretrainVision(Task):
         for split in ("train", "eval"):
             source.labels(split, patches_per_side=patches_per_side(cfg))
 
+    @classmethod
+    def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
+        """One accuracy per kind of label."""
+        return {f"eval_{name}_accuracy" for name in build_source(cfg).label_classes}
+
     def run(self) -> TaskResult:
         """Train; accuracies on the patches of the evaluation split that show something."""
         cfg = self.cfg
@@ -50,22 +54,23 @@ class PretrainVision(Task):
             frozen_origin={},
             evaluate=lambda: self._evaluate(model),
         )
-        metrics = {name: value for name, value in result.metrics.items() if name.endswith("accuracy")}
+        held_out = self.validation_metrics(cfg)
+        metrics = {name.removeprefix("eval_"): value for name, value in result.metrics.items() if name in held_out}
         return TaskResult(metrics, {"model.vision.weights": self.checkpoint_folder()})
 
     @paddle.no_grad()
     def _evaluate(self, model: PatchClassifier) -> dict[str, float]:
         samples = self.source.labels("eval", patches_per_side=patches_per_side(self.cfg))
-        loader = eval_loader(self.cfg, self.run_folder, samples, VisionCollate(eval_transform(self.cfg)))
+        share = Share(self.cfg, self.run_folder, samples, VisionCollate(eval_transform(self.cfg)), "evaluate")
         right = {name: [0, 0] for name in self.source.label_classes}  # right ones and all, of the patches with something
-        for batch in track(self.run_folder, loader, "evaluate", len(loader)):
+        for _, batch in share:
             for name, logits_BPC in model(to_tensors(batch)["image_BCHW"]).items():
                 label_BP = batch[f"label_{name}_BP"]
                 shown = label_BP > 0
                 right[name][0] += int((logits_BPC.argmax(axis=-1).numpy() == label_BP)[shown].sum())
                 right[name][1] += int(shown.sum())
         totals = np.sum([[right[name] for name in right] for right in self.context.gather_objects(right)], axis=0)
-        return {f"{name}_accuracy": hits / total for name, (hits, total) in zip(right, totals.tolist(), strict=True)}
+        return {f"eval_{name}_accuracy": hits / total for name, (hits, total) in zip(right, totals.tolist(), strict=True)}
 
 
 def patches_per_side(cfg: RunConfig) -> int:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import paddle
 
 from blip2x.config.run import RunConfig
 from blip2x.data.samples import QuestionSample
 from blip2x.data.source import Split
 from blip2x.data.tokenize import TextTokenizer
+from blip2x.engine.batches import to_tensors
 from blip2x.engine.result import TaskResult
 from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.vqa import answer_score, majority_answers, vqa_accuracy
 from blip2x.models.assemblies.stage2 import Stage2Model
 from blip2x.registry import TASKS
-from blip2x.tasks.common.captioning import encoded_images, gather_rows, write_texts
+from blip2x.tasks.common.captioning import write_texts
+from blip2x.tasks.common.loading import Share
+from blip2x.tasks.common.merge import gather_rows
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.pictures import save_pictures
 from blip2x.tasks.common.task import Task
@@ -64,22 +68,25 @@ class VqaZeroshot(Task):
     @paddle.no_grad()
     def _answer(self, model: Stage2Model, tokenizer: TextTokenizer, questions: list[QuestionSample]) -> list[dict[str, Any]]:
         settings, size = GenerationSettings.from_config(self.task), self.task.eval_batch_size
-        by_image: dict[int, list[QuestionSample]] = {}
-        for question in questions:
-            by_image.setdefault(question.image_id, []).append(question)
-        rows = []
-        for ids, query_BQD in encoded_images(self.cfg, self.run_folder, model.encode, questions, "answer"):
-            here = [(place, question) for place, image_id in enumerate(ids) for question in by_image[image_id]]
+        asked: dict[int, list[tuple[int, QuestionSample]]] = {}
+        for place, question in enumerate(questions):
+            asked.setdefault(question.image_id, []).append((place, question))
+        images = [of_image[0][1] for of_image in asked.values()]
+        share, rows = Share.of_images(self.cfg, self.run_folder, images, "answer"), []
+        for _, batch in share:
+            query_BQD = model.encode(to_tensors(batch)["image_BCHW"])
+            here = [(row, *pair) for row, image_id in enumerate(batch["image_id_B"].tolist()) for pair in asked[image_id]]
             for start in range(0, len(here), size):
                 chunk = here[start : start + size]
-                query_NQD = query_BQD.index_select(paddle.to_tensor([place for place, _ in chunk]))
-                prompts = [self._prompt(question) for _, question in chunk]
-                written = write_texts(model, tokenizer, query_NQD, prompts, settings)
+                query_NQD = query_BQD.index_select(paddle.to_tensor([row for row, _, _ in chunk]))
+                written = write_texts(model, tokenizer, query_NQD, [self._prompt(question) for *_, question in chunk], settings)
                 rows += [
-                    {"question_id": question.question_id, "prediction": texts[0].text, "score": texts[0].score}
-                    for (_, question), texts in zip(chunk, written, strict=True)
+                    (place, {"question_id": question.question_id, "prediction": texts[0].text, "score": texts[0].score})
+                    for (_, place, question), texts in zip(chunk, written, strict=True)
                 ]
-        return gather_rows(self.run_folder, rows, "question_id")
+        seen = {images[place].image_id for place in share.found}
+        answered = [place for place, question in enumerate(questions) if question.image_id in seen]
+        return gather_rows(self.context, rows, np.array(answered))
 
     @paddle.no_grad()
     def _answer_blind(

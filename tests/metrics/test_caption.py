@@ -8,7 +8,7 @@ import pytest
 
 from blip2x.errors import UserError
 from blip2x.metrics import caption
-from blip2x.metrics.caption import caption_scores
+from blip2x.metrics.caption import caption_scores, score_names
 
 REFERENCES = {
     10: ["A red three above a blue five.", "a blue five is below a red three"],
@@ -27,6 +27,7 @@ def result():
 def test_every_metric_is_there_for_the_set_and_for_each_image(result):
     expected = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE_L", "CIDEr"}
     assert set(result.scores) == set(result.per_image) == expected and not result.failures
+    assert score_names(QUICK) == expected and score_names(["CIDEr"]) == {"CIDEr"}
     assert all(list(values) == [10, 11, 12] for values in result.per_image.values())
 
 

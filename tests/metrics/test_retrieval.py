@@ -1,4 +1,4 @@
-"""Recall@k, ties and several captions per image included."""
+"""Recall@k, ties and several captions per image included; the hardest pairs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blip2x.errors import UserError
-from blip2x.metrics.retrieval import chance_recall, recall_at_k
+from blip2x.metrics.retrieval import chance_recall, hardest_pairs, recall_at_k
 
 
 def test_hand_worked_case_with_two_captions_per_image():
@@ -68,3 +68,23 @@ def test_what_cannot_be_scored_is_named():
         recall_at_k(np.ones((2, 2)), [1, 2], [1, 1])
     with pytest.raises(ValueError, match=r"shape \(2, 2\) for 3 images"):
         recall_at_k(np.ones((2, 2)), [1, 2, 3], [1, 1])
+
+
+def test_hardest_pairs_by_hand():
+    captions = [["a", "b"], ["c"], ["a", "d"]]  # the text "a" is of two images, in columns 0 and 3
+    similarity = np.array(
+        [
+            [0.9, 0.1, 0.3, 0.8, 0.2, 5.0],  # the last column is a text of an image that is not asked about
+            [0.4, 0.6, 0.1, 0.5, 0.0, 5.0],
+            [0.7, 0.2, 0.2, 0.9, 0.1, 5.0],
+        ]
+    )
+    # image, text, matches: own first captions; hardest other texts (never "a" of images 0 and 2); hardest other images
+    expected = [(0, 0, 1), (1, 2, 1), (2, 3, 1), (0, 2, 0), (1, 1, 0), (2, 1, 0), (1, 0, 0), (0, 2, 0), (1, 3, 0)]
+    assert hardest_pairs(similarity, captions).tolist() == [list(pair) for pair in expected]
+
+
+def test_what_has_no_other_image_or_text_gives_no_negative():
+    assert hardest_pairs(np.array([[0.5]]), [["a"]]).tolist() == [[0, 0, 1]]
+    assert hardest_pairs(np.ones((2, 2)), [["a"], ["a"]]).tolist() == [[0, 0, 1], [1, 1, 1]]
+    assert hardest_pairs(np.ones((0, 3)), []).shape == (0, 3)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import io
+import json
+import pickle
+import shlex
 import threading
+from collections.abc import Callable
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,8 @@ from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.models.freeze import freeze
 from blip2x.models.vision.eva_vit import EvaVit
 from blip2x.models.weights.describe import follow_source, settings_of
-from blip2x.parallel.context import Context
+from blip2x.parallel.context import Context, TensorGroup
+from blip2x.registry import TASKS
 from blip2x.tasks.common.launch import launch
 from blip2x.tasks.common.weights import normalisation
 
@@ -115,6 +120,57 @@ def server(pictures, monkeypatch):
 
 
 @pytest.fixture
+def over_ranks(tmp_path):
+    """`over_ranks(count, work, tensor=1)` -> what `work(run)` gives on each of `count` ranks, threads that take turns."""
+
+    def call(count: int, work: Callable[[Run], Any], tensor: int = 1) -> list[Any]:
+        turn, meeting, values = threading.Lock(), threading.Barrier(count, timeout=60), [None] * count
+        found: list[Any] = [None] * count
+        errors: list[BaseException | None] = [None] * count
+
+        class Rank(Context):
+            def _everyones(self, value):
+                values[self.rank] = pickle.loads(pickle.dumps(value))
+                turn.release()
+                try:
+                    meeting.wait()
+                    everyones = list(values)
+                    meeting.wait()
+                finally:
+                    turn.acquire()
+                return everyones
+
+            def gather_objects(self, value):
+                group = self.tensor.rank  # each of these ranks meets those with other samples
+                return self._everyones(value)[group :: self.tensor.size]
+
+            def broadcast_object(self, value):
+                return self._everyones(value)[0]
+
+        def one(rank: int) -> None:
+            with turn:
+                try:
+                    context = Rank(rank, count, tensor=TensorGroup(rank % tensor, tensor))
+                    console = Console(file=io.StringIO(), width=200, quiet=rank > 0)
+                    found[rank] = work(Run(tmp_path, tmp_path, "s", context, console, NoLogger()))
+                except BaseException as error:
+                    errors[rank] = error
+                    meeting.abort()
+
+        threads = [threading.Thread(target=one, args=(rank,)) for rank in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        failed = [error for error in errors if error and not isinstance(error, threading.BrokenBarrierError)]
+        if failed:
+            raise failed[0]
+        return found
+
+    return call
+
+
+@pytest.fixture
 def run_task(tmp_path):
     """`run_task(task, *overrides)` -> (metrics, run folder) of the task alone, on 64 scenes and 12 to evaluate on."""
 
@@ -126,6 +182,23 @@ def run_task(tmp_path):
         return launch(compose_config(command), command)[task], tmp_path / task
 
     return run
+
+
+@pytest.fixture
+def validations():
+    """`validations(folder)` -> the lines of metrics.jsonl that `evaluate` gave; they name what the task says they name."""
+
+    def read(folder: Path) -> list[dict[str, float]]:
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        found = [line for line in lines if "lr" not in line]
+        cfg = compose_config(shlex.split((folder / "command.txt").read_text()))
+        for line in found:
+            named = {name for name in line if "/" not in name} - {"stage", "step"}
+            assert named == TASKS.get(cfg.task.kind).validation_metrics(cfg)
+            assert not named & {name for other in lines if "lr" in other for name in other}
+        return found
+
+    return read
 
 
 @pytest.fixture

@@ -50,10 +50,14 @@ def test_several_captions_per_image_best_first_and_none_blind(run_task, stage2):
     assert {name.split("/")[-1] for name in metrics} == {"CIDEr"}
 
 
-def test_fine_tuning_trains_and_its_checkpoint_captions_alike(run_task, stage2, demo):
+def test_fine_tuning_trains_and_its_checkpoint_captions_alike(run_task, stage2, demo, encoded, validations):
     steps = ["task.max_steps=8", "task.max_epochs=null", "task.batch_size=8", "task.log_every=4", "task.max_txt_len=20"]
     only = ["task.metrics=[CIDEr]", "task.blind_baseline=false"]
-    metrics, folder = run_task("caption", stage2, *only, "task.train=true", *steps)
+    encoded.clear()
+    metrics, folder = run_task("caption", stage2, *only, "task.train=true", *steps, "task.eval_every=4")
+    assert sum(encoded) == 8 * 8 + 2 * 12  # no image is encoded again for the result
+    half, last = validations(folder)
+    assert (half["step"], last["step"]) == (4, 8) and last["CIDEr"] == metrics["CIDEr"]
     manifest = read_manifest(folder / "checkpoint")
     assert (manifest["kind"], manifest["step"]) == ("caption", 8)
     assert not any(name.startswith(("vision.", "language.")) for name in manifest["tensors"])

@@ -172,7 +172,7 @@ def test_unknown_weights_are_told_before_anything_is_made(start, tmp_path, key):
 
 def test_a_folder_that_exists_is_kept(start, tmp_path):
     (tmp_path / "outputs/r").mkdir(parents=True)
-    with pytest.raises(UserError, match="r exists already; choose another run_name, or replace it with overwrite=true"):
+    with pytest.raises(UserError, match=r"r exists already; choose another run_name, .*or replace it with overwrite=true"):
         start()
     assert not list((tmp_path / "outputs/r").iterdir())
 
@@ -187,7 +187,7 @@ def test_a_full_disk_is_told_before_anything_is_made(start, tmp_path, monkeypatc
 def test_a_disk_too_small_for_the_checkpoint_is_told_before_the_first_step(start, tmp_path, monkeypatch):
     monkeypatch.setattr("blip2x.engine.run.require_space", lambda folder: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(2**20))
-    with pytest.raises(UserError, match=r"checkpoint: 1 MiB free on its disk, 1[0-9] MiB are needed"):
+    with pytest.raises(UserError, match=r"checkpoint: 1 MiB free on its disk, [12][0-9] MiB are needed"):
         start()
     assert not (tmp_path / "outputs/r/metrics.jsonl").exists()
 

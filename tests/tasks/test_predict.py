@@ -20,7 +20,6 @@ from blip2x.engine.loggers.none import NoLogger
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.models.assemblies.stage2 import build_stage2
-from blip2x.parallel.context import Context
 from blip2x.tasks.common import pictures as kept
 from blip2x.tasks.common.launch import launch
 from blip2x.tasks.predict import Predict
@@ -230,38 +229,20 @@ def test_many_pictures_leave_few_copies(predict, pictures, monkeypatch):
     assert [row["image"] for row in predict(2, pictures)[1]] == ["images/0.png", None, "images/2.png"]
 
 
-class Rank(Context):
-    """One of two ranks, which run one after the other: `heard` is what the other one says in each collective."""
-
-    def prepare(self, heard):
-        object.__setattr__(self, "heard", heard)
-        object.__setattr__(self, "said", [])
-        return self
-
-    def on_main(self, action):
-        return action() if self.is_main else self.heard.pop(0)
-
-    def gather_objects(self, value):
-        self.said.append(value)
-        return [value, self.heard.pop(0)] if self.is_main else [value]
-
-
-def test_two_ranks_share_the_pictures_and_the_rows_come_in_order(predict, words, pictures, tmp_path):
+def test_two_ranks_share_the_pictures_and_the_rows_come_in_order(predict, words, pictures, tmp_path, over_ranks):
     alone = predict(2, pictures)[1]
     scores = sorted(row["scores"][0] for row in alone)
     assert min(high - low for low, high in pairwise(scores)) > 1e-3  # so that a mistaken row would show
     cfg = compose_config(words(2, pictures))
 
-    def run_rank(number, heard):
-        folder = tmp_path / f"rank{number}"
+    def work(run):
+        folder = tmp_path / f"rank{run.context.rank}"
         folder.mkdir()
-        context = Rank(rank=number, world_size=2).prepare(heard)
-        run = Run(folder, folder, "predict", context, Console(file=io.StringIO()), NoLogger())
-        return context.said, Predict(cfg, run).run().metrics, folder
+        own = Run(folder, folder, "predict", run.context, Console(file=io.StringIO()), NoLogger())
+        return Predict(cfg, own).run().metrics, folder
 
-    said, _, second = run_rank(1, heard=[[row["source"] for row in alone], []])
-    _, metrics, first = run_rank(0, heard=said)
-    assert metrics == {"images": 3, "skipped": 0} and not list(second.iterdir())
+    (metrics, first), (same, second) = over_ranks(2, work)
+    assert metrics == same == {"images": 3, "skipped": 0} and not list(second.iterdir())
     rows = [json.loads(line) for line in (first / "predictions.jsonl").read_text().splitlines()]
     for row, expected in zip(rows, alone, strict=True):
         assert row["scores"] == pytest.approx(expected.pop("scores"), abs=1e-5)  # other batches, other rounding

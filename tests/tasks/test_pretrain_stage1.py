@@ -23,9 +23,14 @@ def changed(models, part):
     return {name for name in before if name.startswith(part) and not np.array_equal(before[name], after[name])}
 
 
-def test_a_frozen_image_encoder_stays_and_all_else_learns(run_task, demo, models):
+def test_a_frozen_image_encoder_stays_and_all_else_learns(run_task, demo, models, validations):
     vision = demo("model=tiny_opt").checkpoint("pretrain_vision")
-    metrics, folder = run_task("pretrain_stage1", f"model.vision.weights={vision}", "task.contrast_steps=2")
+    more = ["task.contrast_steps=2", "task.eval_every=2"]
+    metrics, folder = run_task("pretrain_stage1", f"model.vision.weights={vision}", *more)
+    before, after = validations(folder)
+    assert (before["step"], after["step"]) == (2, 4) and 0 < after["eval_itm_accuracy"] < 1
+    assert before["eval_temperature"] != after["eval_temperature"] and before["i2t_recall@10"] != after["i2t_recall@10"]
+    assert metrics == {name: after[name] for name in metrics} and "eval_itm_accuracy" in metrics
     assert changed(models, "vision.") == set()
     rest = {name for name in models[-1] if not name.startswith("vision.")}
     assert changed(models, "") == rest

@@ -23,8 +23,10 @@ def weights(run):
 
 
 @pytest.mark.parametrize("model", ["tiny_opt", "tiny_t5"])
-def test_eye_and_reader_stay_bit_for_bit_and_all_else_learns(run_task, demo, models, model):
-    metrics, folder = run_task("pretrain_stage2", f"model={model}", *weights(demo(f"model={model}")))
+def test_eye_and_reader_stay_bit_for_bit_and_all_else_learns(run_task, demo, models, validations, model):
+    metrics, folder = run_task("pretrain_stage2", f"model={model}", *weights(demo(f"model={model}")), "task.eval_every=2")
+    before, after = validations(folder)
+    assert before["eval_loss"] > after["eval_loss"] and before["blind_eval_loss"] == after["blind_eval_loss"]
     before, after = models[-2:]
     learned = {name for name in before if not np.array_equal(before[name], after[name])}
     assert learned == {name for name in before if not name.startswith(("vision.", "language."))}

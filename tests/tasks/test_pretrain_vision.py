@@ -17,11 +17,12 @@ from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.loading import eval_transform
 
 
-def test_it_learns_and_its_accuracies_count_patches_that_show_something(run_task):
+def test_it_learns_and_its_accuracies_count_patches_that_show_something(run_task, validations):
     metrics, folder = run_task("pretrain_vision", "task.max_steps=30")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     found = [line["loss"] for line in lines if "loss" in line]
     assert found[-1] < 0.7 * found[0]
+    assert [line["step"] for line in validations(folder)] == [30]
 
     cfg = compose_config(["task=pretrain_vision", "dataset.train_scenes=64", "dataset.test_scenes=12"])
     source = build_source(cfg)

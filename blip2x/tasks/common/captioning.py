@@ -1,8 +1,8 @@
-"""What stage 2, captioning and answering share: collation, prompts, the loss on held-out images, and decoding."""
+"""What writing about images has in common: collation, prompts, decoding, and the validation by loss and captions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,20 +11,25 @@ import paddle
 from paddle import Tensor
 
 from blip2x.config.run import RunConfig
-from blip2x.config.task import CaptionConfig, PretrainStage2Config
-from blip2x.data.collate import Collate, ImageCollate, Stage2Collate, Stage2EncoderDecoderCollate, Transform
-from blip2x.data.samples import CaptionSample, QuestionSample
+from blip2x.config.task import CaptionConfig, PretrainStage2Config, ValidationConfig
+from blip2x.data.collate import Collate, Stage2Collate, Stage2EncoderDecoderCollate, Transform
+from blip2x.data.samples import CaptionSample
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.batches import to_tensors
-from blip2x.engine.evaluate import track
 from blip2x.engine.run import Run
 from blip2x.generation.decode import generate
 from blip2x.generation.settings import GenerationSettings
+from blip2x.metrics.caption import CaptionScores, caption_scores
 from blip2x.models.assemblies.stage1 import Stage1Model
 from blip2x.models.assemblies.stage2 import Stage2Model, join_prefix
 from blip2x.models.qformer.captioner import QFormerCaptioner
+from blip2x.models.qformer.qformer import Cache
 from blip2x.objectives.stage2 import Stage2Objective
-from blip2x.tasks.common.loading import eval_loader, eval_transform, finish_evaluation
+from blip2x.tasks.common.loading import Share, eval_transform
+from blip2x.tasks.common.merge import gather_rows
+
+VALIDATION_METRICS = ("ROUGE_L", "CIDEr")  # while a model is trained: what takes no time, each a single number
+_SHOWN = 3  # captions in the terminal per validation
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,13 @@ def write_captions(
 ) -> list[list[Text]]:
     """For each image the captions that the Q-Former of stage 1 writes alone, best first."""
     *_, cache = model.image_features(image_BCHW)
+    return captions_behind(model, tokenizer, cache, settings)
+
+
+def captions_behind(
+    model: Stage1Model, tokenizer: TextTokenizer, cache: Cache, settings: GenerationSettings
+) -> list[list[Text]]:
+    """As `write_captions`, for images whose queries are in `cache` already."""
     return _decode(QFormerCaptioner(model.qformer, dec_id=tokenizer.dec_id), cache, tokenizer, settings)
 
 
@@ -76,48 +88,143 @@ def _decode(decoder: Any, prefix: Any, tokenizer: TextTokenizer, settings: Gener
     return [texts[start : start + each] for start in range(0, len(texts), each)]
 
 
-@paddle.no_grad()
-def caption_loss(
-    cfg: RunConfig, run: Run, model: Stage2Model, tokenizer: TextTokenizer, samples: Sequence[CaptionSample]
+def validation_settings(cfg: ValidationConfig) -> GenerationSettings | None:
+    """How captions are written in a validation; None: none are."""
+    if not cfg.captions:
+        return None
+    return GenerationSettings(num_beams=cfg.num_beams, max_new_tokens=cfg.max_new_tokens, min_new_tokens=cfg.min_new_tokens)
+
+
+def first(limit: int | None, places: Sequence[int]) -> list[int]:
+    """Which rows of a batch, whose samples have these places, are of the first `limit` samples; None: all."""
+    return [row for row, place in enumerate(places) if limit is None or place < limit]
+
+
+def score_captions(
+    run: Run, captions: dict[int, str], references: dict[int, tuple[str, ...]], names: Sequence[str]
+) -> CaptionScores:
+    """As `caption_scores`; what cannot be computed is a warning."""
+    scores = caption_scores(captions, references, names)
+    for name, reason in scores.failures.items():
+        run.console.print(f"warning: {name} could not be computed: {reason}", style="yellow", markup=False)
+    return scores
+
+
+def validation_scores(
+    run: Run, samples: Sequence[CaptionSample], captions: Sequence[str], names: Sequence[str]
 ) -> dict[str, float]:
-    """Loss of the evaluation captions with the image, and without it (the language model alone); means over batches."""
-    loader = eval_loader(cfg, run, samples, stage2_collate(cfg.task, tokenizer, eval_transform(cfg)))
-    objective = Stage2Objective(model)
-    sums = np.zeros(3)
-    for batch in track(run, loader, "evaluate", len(loader)):
-        rows, tensors = len(batch["image_BCHW"]), to_tensors(batch)
-        seen, blind = objective(tensors)["loss"], objective.text_loss(None, tensors)
-        sums += [rows * float(seen), rows * float(blind), rows]
-    finish_evaluation(run, loader, int(sums[-1]))
-    seen, blind, count = np.sum(run.context.gather_objects(sums), axis=0).tolist()
-    return {"eval_loss": seen / count, "blind_eval_loss": blind / count}
+    """Scores of one caption per sample, the same on every rank; the first few captions go to the terminal.
 
-
-@paddle.no_grad()
-def encoded_images(
-    cfg: RunConfig,
-    run: Run,
-    encode: Callable[[Tensor], Any],
-    samples: Sequence[CaptionSample | QuestionSample],
-    description: str,
-) -> Iterator[tuple[list[int], Any]]:
-    """Go once over this rank's share of the images of `samples`, each encoded once: (image ids, what `encode` gives)."""
-    images = list({sample.image_id: sample for sample in samples}.values())
-    loader = eval_loader(cfg, run, images, ImageCollate(eval_transform(cfg)))
-    seen = 0
-    for batch in track(run, loader, description, len(loader)):
-        yield batch["image_id_B"].tolist(), encode(to_tensors(batch)["image_BCHW"])
-        seen += len(batch["image_id_B"])
-    finish_evaluation(run, loader, seen)
-
-
-def gather_rows(run: Run, rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
-    """All ranks' rows, each once, in the order of `key`.
-
-    Raises:
-        RuntimeError: a row came from two ranks.
+    All ranks must call it, with what `gather_rows` gave.
     """
-    merged = sorted((row for part in run.context.gather_objects(rows) for row in part), key=lambda row: row[key])
-    if len({row[key] for row in merged}) != len(merged):
-        raise RuntimeError(f"{len(merged)} rows came together from all ranks, some of them twice")
-    return merged
+
+    def score() -> dict[str, float]:
+        references = {place: sample.captions for place, sample in enumerate(samples)}
+        scores = score_captions(run, dict(enumerate(captions)), references, names).scores
+        said = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
+        run.console.print(f"{len(captions)} captions  {said}", markup=False, highlight=False)
+        for sample, caption in list(zip(samples, captions, strict=True))[:_SHOWN]:
+            run.console.print(f"  {sample.image.name}: {caption}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        return scores
+
+    return run.context.on_main(score)
+
+
+class HeldOutCaptions:
+    """Loss and captions of held-out images; each image is encoded once for both.
+
+    Attributes:
+        rows: of the last call, for each captioned image that could be read: image_id, caption, captions, score.
+
+    Args:
+        cfg: the whole config.
+        run: the task's run.
+        model: a model of stage 2, in evaluation mode when a method is called.
+        tokenizer: the language model's.
+        samples: one per image.
+        settings: how to decode; None: no captions.
+        limit: caption the first ones only; None: all.
+        names: of the captions' metrics.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        run: Run,
+        model: Stage2Model,
+        tokenizer: TextTokenizer,
+        samples: Sequence[CaptionSample],
+        *,
+        settings: GenerationSettings | None,
+        limit: int | None,
+        names: Sequence[str] = VALIDATION_METRICS,
+    ):
+        self._cfg, self._run, self._model, self._tokenizer, self._samples = cfg, run, model, tokenizer, samples
+        self._settings, self._limit, self._names = settings, limit, names
+        self._blind: float | None = None
+        self.rows: list[dict[str, Any]] = []
+
+    @paddle.no_grad()
+    def caption(self) -> None:
+        """Write captions alone, to `rows`. All ranks must call it."""
+        share, rows = Share.of_images(self._cfg, self._run, self._samples, "caption"), []
+        for places, batch in share:
+            rows += self._write(places, self._model.encode(to_tensors(batch)["image_BCHW"]))
+        self.rows = gather_rows(self._run.context, rows, share.found)
+
+    @paddle.no_grad()
+    def caption_blind(self) -> str:
+        """The one caption of the language model that sees no image."""
+        return write_texts(self._model, self._tokenizer, None, [self._cfg.task.prompt], self._settings)[0][0].text
+
+    @paddle.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Loss per token of one caption per image, with the image (eval_) and without (blind_eval_), and captions' scores.
+
+        The choice of a caption follows from the seed and the image's place: it is the same at each call. A frozen language
+        model's loss without images is so, too, and computed at the first one only. All ranks must call it.
+        """
+        cfg, run, model = self._cfg, self._run, self._model
+        objective = Stage2Objective(model)
+        target = "output_mask_BT" if model.language.is_encoder_decoder else "label_mask_BL"
+        sums, rows = np.zeros(3), []
+        share = Share(cfg, run, self._samples, stage2_collate(cfg.task, self._tokenizer, eval_transform(cfg)), "validate")
+        for places, batch in share:
+            tensors = to_tensors(batch)
+            query_BQD = model.encode(tensors["image_BCHW"])
+            blind = float(objective.text_loss(None, tensors)) if self._blind is None else 0.0
+            sums += int(batch[target].sum()) * np.array([float(objective.text_loss(query_BQD, tensors)), blind, 1.0])
+            chosen = first(self._limit, places)
+            if self._settings and chosen:
+                query_NQD = query_BQD.index_select(paddle.to_tensor(chosen))
+                rows += self._write([places[row] for row in chosen], query_NQD)
+        seen, blind, tokens = np.sum(run.context.gather_objects(sums), axis=0).tolist()
+        blind_loss = blind / tokens if self._blind is None else self._blind
+        if getattr(model.language, "is_frozen", False):
+            self._blind = blind_loss
+        metrics = {"eval_loss": seen / tokens, "blind_eval_loss": blind_loss}
+        return metrics | self._score(rows, share.found) if self._settings else metrics
+
+    def _write(self, places: Sequence[int], query_NQD: Tensor) -> list[tuple[int, dict[str, Any]]]:
+        prompts = [self._cfg.task.prompt] * len(places)
+        written = write_texts(self._model, self._tokenizer, query_NQD, prompts, self._settings)
+        return [
+            (
+                place,
+                {
+                    "image_id": self._samples[place].image_id,
+                    "caption": texts[0].text,
+                    "captions": [text.text for text in texts],
+                    "score": texts[0].score,
+                },
+            )
+            for place, texts in zip(places, written, strict=True)
+        ]
+
+    def _score(self, rows: list[tuple[int, dict[str, Any]]], found: np.ndarray) -> dict[str, float]:
+        captioned = found if self._limit is None else found[found < self._limit]
+        self.rows = gather_rows(self._run.context, rows, captioned)
+        if not self.rows:  # not one of the first images can be read
+            return {}
+        samples = [self._samples[place] for place in captioned]
+        return validation_scores(self._run, samples, [row["caption"] for row in self.rows], self._names)

@@ -1,16 +1,20 @@
-"""Loaders as tasks use them, and what becomes of images that were skipped."""
+"""Loaders as tasks use them, evaluation shared between ranks, and what becomes of images that were skipped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+
 from blip2x.config.run import RunConfig
-from blip2x.data.collate import Collate
+from blip2x.data.collate import Batch, Collate, ImageCollate
 from blip2x.data.loader import Loader, build_loader
 from blip2x.data.transforms import EvalTransform, TrainTransform
+from blip2x.engine.evaluate import track
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
+from blip2x.tasks.common.merge import require_all
 
 _SHOWN = 5
 
@@ -26,7 +30,7 @@ def eval_transform(cfg: RunConfig) -> EvalTransform:
 
 
 def train_loader(cfg: RunConfig, run: Run, samples: Sequence[Any], collate: Collate) -> Loader:
-    """Shuffled batches of ``task.batch_size``, equally many on each rank."""
+    """Shuffled batches of ``task.batch_size``, equally many on each data rank."""
     return build_loader(
         samples,
         collate,
@@ -35,14 +39,14 @@ def train_loader(cfg: RunConfig, run: Run, samples: Sequence[Any], collate: Coll
         seed=cfg.seed,
         num_workers=cfg.dataset.num_workers,
         on_bad_image=cfg.dataset.on_bad_image,
-        rank=run.context.rank,
-        world_size=run.context.world_size,
+        rank=run.context.data_rank,
+        world_size=run.context.data_size,
         drop_last=True,
     )
 
 
 def eval_loader(cfg: RunConfig, run: Run, samples: Sequence[Any], collate: Collate) -> Loader:
-    """Batches of ``task.eval_batch_size`` in order; each sample is on one rank."""
+    """Batches of ``task.eval_batch_size`` in order; each sample is on one data rank."""
     return build_loader(
         samples,
         collate,
@@ -51,22 +55,65 @@ def eval_loader(cfg: RunConfig, run: Run, samples: Sequence[Any], collate: Colla
         seed=cfg.seed,
         num_workers=cfg.dataset.num_workers,
         on_bad_image=cfg.dataset.on_bad_image,
-        rank=run.context.rank,
-        world_size=run.context.world_size,
+        rank=run.context.data_rank,
+        world_size=run.context.data_size,
     )
 
 
-def finish_evaluation(run: Run, loader: Loader, images: int) -> None:
-    """Report what was skipped behind an evaluation that saw `images` images on this rank.
+class Share:
+    """This rank's share of the samples to evaluate on, batch by batch.
 
-    Raises:
-        UserError: no rank saw any.
+    Attributes:
+        found: places of the samples that any rank could read, rising, once all batches have been given.
+
+    Args:
+        cfg: the whole config.
+        run: the task's run.
+        samples: all of them, the same on each rank.
+        collate: makes their batches.
+        description: of the progress bar.
+        may_be_empty: whether it is no mistake if not one sample can be read.
     """
-    report_skipped(run, loader.skipped)
-    if not sum(run.context.gather_objects(images)):
-        raise UserError(
-            f"not one of the images to evaluate on can be read, so there is nothing to score; see {run.folder}/skipped.txt"
-        )
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        run: Run,
+        samples: Sequence[Any],
+        collate: Collate,
+        description: str,
+        *,
+        may_be_empty: bool = False,
+    ):
+        self.found = np.array([], dtype=np.int64)
+        self._run, self._samples, self._description, self._may_be_empty = run, len(samples), description, may_be_empty
+        self._loader = eval_loader(cfg, run, samples, collate)
+
+    @classmethod
+    def of_images(cls, cfg: RunConfig, run: Run, samples: Sequence[Any], description: str) -> Share:
+        """The share of the pictures alone."""
+        return cls(cfg, run, samples, ImageCollate(eval_transform(cfg)), description)
+
+    def __iter__(self) -> Iterator[tuple[list[int], Batch]]:
+        """(Places among the samples, batch), one after the other; behind the last one it is seen whether none is missing.
+
+        Raises:
+            UserError: not one sample can be read, on any rank.
+            RuntimeError: a sample was on no rank, or on two.
+        """
+        places: list[int] = []
+        for batch in track(self._run, self._loader, self._description, len(self._loader)):
+            places += self._loader.samples
+            yield self._loader.samples, batch
+        report_skipped(self._run, self._loader.skipped)
+        parts = self._run.context.gather_objects((places, self._loader.left_out))
+        places_N = np.array([place for part, _ in parts for place in part], dtype=np.int64)
+        self.found = require_all(places_N, samples=self._samples, left_out=sum(left_out for _, left_out in parts))
+        if not len(self.found) and not self._may_be_empty:
+            raise UserError(
+                "not one of the images to evaluate on can be read, so there is nothing to score; "
+                f"see {self._run.folder}/skipped.txt"
+            )
 
 
 def report_skipped(run: Run, sentences: Sequence[str]) -> None:

@@ -1,78 +1,176 @@
-"""Scoring stage 1: which text belongs to which image, by the contrast's similarity.
+"""What stage 1 is worth on held-out images: retrieval by contrast, matching, and captions of the Q-Former alone.
 
-N images, M texts, Q queries, E width of the shared space.
+N images, M texts, Q queries, E width of the shared space, P patches, D width of the image encoder, K pairs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from blip2x.config.run import RunConfig
-from blip2x.data.collate import ImageCollate
+from blip2x.config.task import PretrainStage1Config
 from blip2x.data.samples import CaptionSample
 from blip2x.data.tokenize import TextTokenizer
+from blip2x.engine.amp import full_precision
 from blip2x.engine.batches import to_tensors
-from blip2x.engine.evaluate import track
 from blip2x.engine.run import Run
-from blip2x.metrics.retrieval import chance_recall, recall_at_k
+from blip2x.metrics.caption import score_names
+from blip2x.metrics.retrieval import chance_recall, hardest_pairs, recall_at_k
 from blip2x.models.assemblies.stage1 import Stage1Model
-from blip2x.tasks.common.loading import eval_loader, eval_transform, finish_evaluation
+from blip2x.models.qformer.qformer import Cache
+from blip2x.tasks.common.captioning import (
+    VALIDATION_METRICS,
+    captions_behind,
+    first,
+    validation_scores,
+    validation_settings,
+)
+from blip2x.tasks.common.loading import Share
+from blip2x.tasks.common.merge import gather_array, gather_rows
+
+_RECALLS = tuple(f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))
 
 
-@paddle.no_grad()
-def evaluate_retrieval(
-    cfg: RunConfig, run: Run, model: Stage1Model, tokenizer: TextTokenizer, samples: Sequence[CaptionSample]
-) -> dict[str, float]:
-    """Recall at 1, 5 and 10 from images to texts and back, and what chance gets; all of it also per group of images.
+@dataclass
+class _Images:
+    """What one pass over the images leaves on this rank."""
 
-    Each image and each text goes through the model once, on one rank. A group's images and texts are each other's only
-    candidates, so that it has its own chance.
+    places: list[int] = field(default_factory=list)
+    features: list[np.ndarray] = field(default_factory=list)  # [rows, Q, E] per batch
+    patches: dict[int, Tensor] = field(default_factory=dict)  # place -> [P, D], of the first images only
+    captions: list[tuple[int, str]] = field(default_factory=list)  # (place, text), of the first images only
+
+
+class Stage1Validation:
+    """Recall both ways, matching's accuracy on hard pairs, temperature, and scores of captions; nothing is drawn by lot.
+
+    Each image goes through the image encoder and its queries once for all of it. Of every image the queries' unit vectors are
+    kept (32 KB at full size). Matching looks at the patches again, together with a text that is known only when all images have
+    been compared: the patches of the first ``validation.max_images`` images stay on the device until then (1,000 of ViT-g: 1.5
+    GB in float32, divided among the ranks), and the rank that has an image judges the pairs that it is in. Captions are written
+    batch by batch, from the queries' keys and values, which are not kept.
+
+    Args:
+        cfg: the whole config.
+        run: the task's run.
+        model: in evaluation mode when this is called.
+        tokenizer: the Q-Former's.
+        samples: one per image.
     """
-    image_NQE = _image_features(cfg, run, model, samples)
-    samples = [sample for sample in samples if sample.image_id in image_NQE]
-    text_ME, owner_M = _text_features(cfg, run, model, tokenizer, samples)
-    similarity_NM = np.stack([(image_NQE[sample.image_id] @ text_ME.T).max(axis=0) for sample in samples])
-    image_id_N = np.array([sample.image_id for sample in samples])
-    results = {}
-    groups = {"": samples, **{f"{group}/": [s for s in samples if s.group == group] for group in _groups(samples)}}
-    for prefix, members in groups.items():
-        wanted = [sample.image_id for sample in members]
-        rows, columns = np.isin(image_id_N, wanted), np.isin(owner_M, wanted)
-        found = recall_at_k(similarity_NM[rows][:, columns], image_id_N[rows], owner_M[columns])
-        found["chance"] = chance_recall(image_id_N[rows], owner_M[columns])
-        results |= {f"{prefix}{name}": value for name, value in found.items()}
-    return results
+
+    def __init__(
+        self, cfg: RunConfig, run: Run, model: Stage1Model, tokenizer: TextTokenizer, samples: Sequence[CaptionSample]
+    ):
+        self._cfg, self._run, self._model, self._tokenizer, self._samples = cfg, run, model, tokenizer, samples
+        self._task: PretrainStage1Config = cfg.task
+        self._settings = validation_settings(cfg.task.validation) if cfg.task.lm_weight else None
+
+    @classmethod
+    def names(cls, task: PretrainStage1Config) -> set[str]:
+        """What it gives of all images together; there are no values of losses that are not trained."""
+        matching = {"eval_itm_accuracy"} if task.itm_weight else set()
+        scores = score_names(VALIDATION_METRICS) if task.validation.captions and task.lm_weight else set()
+        return {*_RECALLS, "chance", "eval_temperature", *matching, *scores}
+
+    @paddle.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """The values by name; recalls also per group of images, as "group/name". All ranks must call it."""
+        context, limit = self._run.context, self._task.validation.max_images
+        share = Share.of_images(self._cfg, self._run, self._samples, "validate")
+        images = self._look(share)
+        image_NQE = gather_array(context, images.places, images.features, share.found)
+        samples = [self._samples[place] for place in share.found]
+        texts = [(caption, row) for row, sample in enumerate(samples) for caption in sample.captions]
+        text_ME = self._text_features([text for text, _ in texts])
+        captioned = share.found if limit is None else share.found[share.found < limit]
+
+        def compare() -> tuple[dict[str, float], np.ndarray]:
+            similarity_NM = self._similarities(image_NQE, text_ME)
+            pairs_K3 = hardest_pairs(similarity_NM[: len(captioned)], [sample.captions for sample in samples[: len(captioned)]])
+            return _recalls(similarity_NM, samples, np.array([row for _, row in texts])), pairs_K3
+
+        # once, and the same everywhere: ranks that chose pairs by themselves could choose differently where scores are close
+        metrics, pairs_K3 = context.on_main(compare)
+        metrics["eval_temperature"] = float(self._model.temp)
+        if self._task.itm_weight and len(pairs_K3):
+            patches = {row: images.patches[place] for row, place in enumerate(captioned.tolist()) if place in images.patches}
+            metrics["eval_itm_accuracy"] = self._match(patches, [text for text, _ in texts], pairs_K3)
+        if self._settings and len(captioned):
+            captions = gather_rows(context, images.captions, captioned)
+            metrics |= validation_scores(self._run, samples[: len(captioned)], captions, VALIDATION_METRICS)
+        return metrics
+
+    def _look(self, share: Share) -> _Images:
+        found = _Images()
+        for places, batch in share:
+            patch_BPD, _, image_BQE, cache = self._model.image_features(to_tensors(batch)["image_BCHW"])
+            found.places += places
+            found.features.append(image_BQE.astype("float32").numpy())
+            chosen = first(self._task.validation.max_images, places)
+            if self._task.itm_weight:
+                found.patches |= {places[row]: patch_BPD[row] for row in chosen}
+            if self._settings and chosen:
+                written = captions_behind(self._model, self._tokenizer, _rows(cache, chosen), self._settings)
+                found.captions += [(places[row], texts[0].text) for row, texts in zip(chosen, written, strict=True)]
+        return found
+
+    def _text_features(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors [M, E], each text encoded by one rank."""
+        context, size = self._run.context, self._task.eval_batch_size
+        own = range(context.data_rank, len(texts), context.data_size)
+        blocks = []
+        for start in range(0, len(own), size):
+            text_BE = self._model.text_features(*self._tokens([texts[place] for place in own[start : start + size]]))
+            blocks.append(text_BE.astype("float32").numpy())
+        return gather_array(context, own, blocks, np.arange(len(texts)))
+
+    def _similarities(self, image_NQE: np.ndarray, text_ME: np.ndarray) -> np.ndarray:
+        """Scores [N, M] of all pairs, each by its best query, in float32; a batch of images at a time."""
+        size, text = self._task.eval_batch_size, paddle.to_tensor(text_ME)
+        blocks = [paddle.to_tensor(image_NQE[start : start + size]) for start in range(0, len(image_NQE), size)]
+        with full_precision():
+            return np.concatenate([paddle.matmul(block, text, transpose_y=True).max(axis=1).numpy() for block in blocks])
+
+    def _match(self, patches: dict[int, Tensor], texts: Sequence[str], pairs_K3: np.ndarray) -> float:
+        """Share of right decisions about the pairs (image, text, whether they match); `patches` are of this rank's images."""
+        own, size = pairs_K3[np.isin(pairs_K3[:, 0], list(patches))], self._task.eval_batch_size
+        right = 0
+        for start in range(0, len(own), size):
+            image_B, text_B, label_B = own[start : start + size].T
+            patch_BPD = paddle.stack([patches[row] for row in image_B])
+            logits_B2 = self._model.itm_logits(patch_BPD, *self._tokens([texts[row] for row in text_B]))
+            right += int((logits_B2.argmax(axis=1).numpy() == label_B).sum())
+        rights, counts = zip(*self._run.context.gather_objects((right, len(own))), strict=True)
+        if sum(counts) != len(pairs_K3):
+            raise RuntimeError(f"{sum(counts)} pairs were judged by all ranks together, not {len(pairs_K3)}")
+        return sum(rights) / len(pairs_K3)
+
+    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids_BL, mask_BL = self._tokenizer.encode(texts, max_length=self._task.max_txt_len)
+        return paddle.to_tensor(ids_BL), paddle.to_tensor(mask_BL)
 
 
-def _groups(samples: Sequence[CaptionSample]) -> list[str]:
+def _rows(cache: Cache, rows: list[int]) -> Cache:
+    index = paddle.to_tensor(rows)
+    return [tuple(paddle.index_select(tensor, index, axis=0) for tensor in pair) for pair in cache]
+
+
+def _recalls(similarity_NM: np.ndarray, samples: Sequence[CaptionSample], owner_M: np.ndarray) -> dict[str, float]:
+    """Recalls and what chance gets, of all and per group of images.
+
+    A group's images and texts are each other's only candidates, so that it has its own chance.
+    """
     groups = sorted({sample.group for sample in samples} - {""})
-    return groups if len(groups) > 1 else []
-
-
-def _image_features(cfg: RunConfig, run: Run, model: Stage1Model, samples: Sequence[CaptionSample]) -> dict[int, np.ndarray]:
-    loader = eval_loader(cfg, run, samples, ImageCollate(eval_transform(cfg)))
-    own: dict[int, np.ndarray] = {}
-    for batch in track(run, loader, "encode images", len(loader)):
-        _, _, image_BQE, _ = model.image_features(to_tensors(batch)["image_BCHW"])
-        own.update(zip(batch["image_id_B"].tolist(), image_BQE.astype("float32").numpy(), strict=True))
-    finish_evaluation(run, loader, len(own))
-    return {image_id: features for rank in run.context.gather_objects(own) for image_id, features in rank.items()}
-
-
-def _text_features(
-    cfg: RunConfig, run: Run, model: Stage1Model, tokenizer: TextTokenizer, samples: Sequence[CaptionSample]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Features [M, E] of all captions, and the image that each belongs to [M]."""
-    texts = [(caption, sample.image_id) for sample in samples for caption in sample.captions]
-    size, context = cfg.task.eval_batch_size, run.context
-    own = texts[context.rank :: context.world_size]
-    features = []
-    for start in range(0, len(own), size):
-        ids_BL, mask_BL = tokenizer.encode([text for text, _ in own[start : start + size]], max_length=cfg.task.max_txt_len)
-        text_BE = model.text_features(paddle.to_tensor(ids_BL), paddle.to_tensor(mask_BL))
-        features += list(text_BE.astype("float32").numpy())
-    parts = context.gather_objects((features, [image_id for _, image_id in own]))
-    return np.stack([row for rows, _ in parts for row in rows]), np.array([i for _, owners in parts for i in owners])
+    results = {}
+    for group in ("", *(groups if len(groups) > 1 else ())):
+        rows = np.array([row for row, sample in enumerate(samples) if group in ("", sample.group)])
+        columns = np.flatnonzero(np.isin(owner_M, rows))
+        found = recall_at_k(similarity_NM[np.ix_(rows, columns)], rows, owner_M[columns])
+        found["chance"] = chance_recall(rows, owner_M[columns])
+        results |= {f"{group}/{name}" if group else name: value for name, value in found.items()}
+    return results
