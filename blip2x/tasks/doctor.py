@@ -83,17 +83,7 @@ class Doctor:
         for name, cfg in self.trainings.items():
             layout = _layout(cfg, self.task)
             texts = texts_of(cfg)
-            classes = build_source(cfg).label_classes if cfg.task.kind == "pretrain_vision" else {}
-            model = model_of(cfg, layout, texts.vocab_sizes, classes)
-            found = predict(
-                cfg,
-                model,
-                layout,
-                length=texts.length,
-                output_length=texts.output_length,
-                vocab_sizes=texts.vocab_sizes,
-                classes=list(classes.values()),
-            )
+            found, _ = prediction_of(cfg, layout, texts)
             on_cpu = self.device == "cpu" and cfg.precision.name is PrecisionName.fp32  # the others need a GPU
             said = [*sentences(cfg, found, layout, texts), verdict(found, free, where, on_cpu=on_cpu)]
             _show(self.run_folder.console, f"{name}, {_ranks(layout)}: memory of one rank", found, said)
@@ -104,6 +94,20 @@ class Doctor:
         path = self.run_folder.path("memory.md")
         self.run_folder.context.on_main(lambda: path.write_text("\n".join(pages), encoding="utf-8") and None)
         return TaskResult(stages=results)
+
+
+def prediction_of(cfg: RunConfig, layout: Layout, texts: Texts) -> tuple[Prediction, nn.Layer]:
+    """What a step of `cfg` takes, and the model that it was worked out for, without memory."""
+    classes = label_classes(cfg)
+    model = model_of(cfg, layout, texts.vocab_sizes, classes)
+    lengths = {"length": texts.length, "output_length": texts.output_length}
+    found = predict(cfg, model, layout, **lengths, vocab_sizes=texts.vocab_sizes, classes=list(classes.values()))
+    return found, model
+
+
+def label_classes(cfg: RunConfig) -> dict[str, int]:
+    """Kinds of labels, where the training has any."""
+    return dict(build_source(cfg).label_classes) if cfg.task.kind == "pretrain_vision" else {}
 
 
 def trainings(task: DoctorConfig) -> dict[str, RunConfig]:

@@ -31,14 +31,13 @@ from blip2x.engine.fit import fit  # noqa: E402
 from blip2x.engine.loggers.none import NoLogger  # noqa: E402
 from blip2x.engine.memory import peak_memory_mib  # noqa: E402
 from blip2x.engine.run import Run  # noqa: E402
-from blip2x.models.memory.predict import Layout, Prediction, predict  # noqa: E402
+from blip2x.models.memory.predict import Layout, Prediction  # noqa: E402
 from blip2x.objectives.language import LanguageObjective  # noqa: E402
 from blip2x.objectives.stage1 import Stage1Objective  # noqa: E402
 from blip2x.objectives.stage2 import Stage2Objective  # noqa: E402
 from blip2x.objectives.vision import VisionObjective  # noqa: E402
 from blip2x.parallel.context import Context  # noqa: E402
-from blip2x.tasks.common.inputs import build_source  # noqa: E402
-from blip2x.tasks.doctor import Texts, model_of, texts_of, trainings  # noqa: E402
+from blip2x.tasks.doctor import Texts, label_classes, prediction_of, texts_of, trainings  # noqa: E402
 
 ALLOCATED = ("Allocated", 0)  # what tensors take, on the CPU
 
@@ -124,17 +123,8 @@ def step(cfg: RunConfig) -> tuple[Prediction, int]:
     gc.collect()
     before = allocated()
     layout, texts = Layout.of(cfg, 1), texts_of(cfg)
-    classes = dict(build_source(cfg).label_classes) if cfg.task.kind == "pretrain_vision" else {}
-    model = model_of(cfg, layout, texts.vocab_sizes, classes)
-    found = predict(
-        cfg,
-        model,
-        layout,
-        length=texts.length,
-        output_length=texts.output_length,
-        vocab_sizes=texts.vocab_sizes,
-        classes=list(classes.values()),
-    )
+    classes = label_classes(cfg)
+    found, model = prediction_of(cfg, layout, texts)
     fill(model)
     cfg.task.max_steps, cfg.task.max_epochs, cfg.task.eval_every, cfg.optim.warmup_steps = 2, None, None, 0
     if cfg.task.kind == "pretrain_stage1":

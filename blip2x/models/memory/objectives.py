@@ -5,6 +5,7 @@ B pairs of a micro-batch, K pairs that are compared, Q queries, P patches, D wid
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Objective:
+class Objective(ABC):
     """What the objectives share.
 
     Args:
@@ -66,17 +67,17 @@ class Objective:
         loss = call(self.forward, batch)
         self.t.backward(loss.node)
 
+    @abstractmethod
     def batch(self) -> dict[str, Ghost]:
         """A micro-batch."""
-        raise NotImplementedError
 
     def prepare(self, batches: list[dict[str, Ghost]]) -> list[dict[str, Ghost]]:
         """What comes before the first forward pass."""
         return batches
 
+    @abstractmethod
     def forward(self, batch: dict[str, Ghost]) -> Ghost:
         """The loss."""
-        raise NotImplementedError
 
     def images(self) -> Ghost:
         """[B, 3, S, S]."""
