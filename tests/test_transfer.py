@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from blip2x import transfer
 from blip2x.errors import UserError
-from blip2x.transfer import NotServedError, download, locked, read_origin
+from blip2x.transfer import download as transfer
+from blip2x.transfer.download import NotServedError, download, locked, read_origin
 from tests.web_server import PIECE, WebFile, serve
 
 CONTENT = random.Random(0).randbytes(5 * PIECE + 100)
@@ -49,7 +49,8 @@ def names(folder):
 def start(web, path):
     """A process of its own that fetches the file."""
     code = (
-        "import sys; from pathlib import Path; from blip2x.transfer import download; download(sys.argv[1], Path(sys.argv[2]))"
+        "import sys; from pathlib import Path; from blip2x.transfer.download import download; "
+        "download(sys.argv[1], Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, f"{web.url}/file.bin", str(path)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -395,14 +396,14 @@ def test_many_threads_fetch_once(web, path):
 
 
 def test_lines_tell_the_rate_now_and_then(web, path, said, monkeypatch):
-    monkeypatch.setattr(transfer, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("blip2x.transfer.progress.SECONDS_BETWEEN_LINES", 0.0)
     web.files["/file.bin"] = WebFile(CONTENT)
     fetch(web, path, say=said.append)
     assert any(line.startswith("file.bin: 131.1 kB of 327.8 kB, ") and line.endswith("/s") for line in said)
 
 
 def test_a_terminal_gets_a_bar(web, path, capsys, monkeypatch):
-    monkeypatch.setattr(transfer.sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "120")
     web.files["/file.bin"] = WebFile(CONTENT, cuts=[PIECE])
     fetch(web, path)

@@ -54,7 +54,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
     """The server; attempts to fetch something from it follow each other without a wait."""
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
-    monkeypatch.setattr("blip2x.transfer.WAITS", (0,) * 5)
+    monkeypatch.setattr("blip2x.transfer.download.WAITS", (0,) * 5)
     web = WebServer()
 
     class Handler(BaseHTTPRequestHandler):

@@ -54,56 +54,6 @@ class FitResult:
     metrics: dict[str, float]  # of the last line in metrics.jsonl, `evaluate`'s results among them
 
 
-def fit(
-    objective: nn.Layer,
-    loader: Loader,
-    cfg: TrainingConfig,
-    optim: OptimConfig,
-    context: Context,
-    run: Run,
-    *,
-    stage: str,
-    precision: PrecisionConfig,
-    evaluate: Callable[[], dict[str, float]] | None = None,
-    checkpoints: Checkpoints | None = None,
-    state: TrainingState | None = None,
-) -> FitResult:
-    """Train what `objective` does not freeze, in place; it is in eval mode afterwards.
-
-    Args:
-        objective: batch of tensors -> {"loss": scalar to minimise, other parts to report}; `set_step(step)`, where it has
-            one, is called before each optimizer step, then `prepare(batches)` with the step's micro-batches. `gradients_vary`,
-            where it has one: whether at some steps it leaves parameters without a gradient that get one at others.
-        loader: micro-batches of this rank; all ranks have equally many.
-        cfg: how long, how big, how often.
-        optim: optimizer and schedule.
-        context: the other ranks.
-        run: where metrics and progress go.
-        stage: name of this training in metrics.jsonl.
-        precision: whether the loss is scaled; autocast is the caller's.
-        evaluate: called on every rank every `cfg.eval_every` steps and after the last one; its values are logged.
-        checkpoints: written every `cfg.save_every` steps and after the last one, and when the process is asked to stop.
-        state: where to go on; the objective has that checkpoint's weights already.
-
-    Raises:
-        UserError: there are too little data, or a loss or gradient is not finite; it names step and part.
-        Interrupted: the process was asked to stop; the state is saved.
-    """
-    loss_scale = LossScale(precision)
-    training = _Training(objective, loader, cfg, optim, context, run, stage, loss_scale, evaluate, checkpoints)
-    started = time.monotonic()
-    with StopSignals() as stop, ProgressBar(run.console, stage, training.total, start=state.step if state else 0) as bar:
-        try:
-            training.start(state)
-            while training.step < training.total:
-                training.advance(bar)
-                training.after_step(stop)
-        finally:
-            training.close()
-    set_eval_mode(objective)
-    return FitResult(training.total, time.monotonic() - started, training.metrics)
-
-
 def count_steps(cfg: TrainingConfig, batches_per_epoch: int) -> int:
     """Optimizer steps of a whole training, at least 1.
 
@@ -121,8 +71,26 @@ def count_steps(cfg: TrainingConfig, batches_per_epoch: int) -> int:
     return steps
 
 
-class _Training:
-    """One training under way; `step` optimizer steps are done."""
+class Training:
+    """Trains what `objective` does not freeze, in place; `step` optimizer steps are done.
+
+    Args:
+        objective: batch of tensors -> {"loss": scalar to minimise, other parts to report}; `set_step(step)`, where it has
+            one, is called before each optimizer step, then `prepare(batches)` with the step's micro-batches. `gradients_vary`,
+            where it has one: whether at some steps it leaves parameters without a gradient that get one at others.
+        loader: micro-batches of this rank; all ranks have equally many.
+        cfg: how long, how big, how often.
+        optim: optimizer and schedule.
+        context: the other ranks.
+        run: where metrics and progress go.
+        stage: name of this training in metrics.jsonl.
+        precision: whether the loss is scaled; autocast is the caller's.
+        evaluate: called on every rank every `cfg.eval_every` steps and after the last one; its values are logged.
+        checkpoints: written every `cfg.save_every` steps and after the last one, and when the process is asked to stop.
+
+    Raises:
+        UserError: there are too little data for one step.
+    """
 
     def __init__(
         self,
@@ -132,13 +100,14 @@ class _Training:
         optim: OptimConfig,
         context: Context,
         run: Run,
+        *,
         stage: str,
-        loss_scale: LossScale,
-        evaluate: Callable[[], dict[str, float]] | None,
-        checkpoints: Checkpoints | None,
+        precision: PrecisionConfig,
+        evaluate: Callable[[], dict[str, float]] | None = None,
+        checkpoints: Checkpoints | None = None,
     ):
-        self._objective, self._cfg, self._context, self._run, self._stage = objective, cfg, context, run, stage
-        self._loss_scale, self._evaluate, self._checkpoints = loss_scale, evaluate, checkpoints
+        self.objective, self._cfg, self._context, self._run, self._stage = objective, cfg, context, run, stage
+        self._loss_scale, self._evaluate, self._checkpoints = LossScale(precision), evaluate, checkpoints
         self.total = count_steps(cfg, len(loader))
         if optim.warmup_steps >= self.total:
             note = f"note: {stage} ends after {self.total} steps, within the warm-up of {optim.warmup_steps}"
@@ -157,9 +126,28 @@ class _Training:
         self._started = self._last_line = time.monotonic()
         self._samples = 0  # since the last line
 
-    def start(self, state: TrainingState | None) -> None:
-        """Go on from `state`; None: begin."""
-        set_train_mode(self._objective)
+    def fit(self, state: TrainingState | None = None) -> FitResult:
+        """Make all steps, or those after `state`, whose weights the objective has already; it is in eval mode afterwards.
+
+        Raises:
+            UserError: a loss or gradient is not finite; it names step and part.
+            Interrupted: the process was asked to stop; the state is saved.
+        """
+        started = time.monotonic()
+        first = state.step if state else 0
+        with StopSignals() as stop, ProgressBar(self._run.console, self._stage, self.total, start=first) as bar:
+            try:
+                self._start(state)
+                while self.step < self.total:
+                    self._advance(bar)
+                    self._after_step(stop)
+            finally:
+                self._stream.close()  # and with it the loader's worker processes
+        set_eval_mode(self.objective)
+        return FitResult(self.total, time.monotonic() - started, self.metrics)
+
+    def _start(self, state: TrainingState | None) -> None:
+        set_train_mode(self.objective)
         if state is None:
             return
         self._context.set_optimizer_state(self._wrapped, self._optimizer, self._parameters, state.optimizer)
@@ -184,11 +172,11 @@ class _Training:
             known = self._context.broadcast_object(validations(self._run.folder).get(str(self.step)))
             self.metrics |= known if known is not None else self._validate()
 
-    def advance(self, bar: ProgressBar) -> None:
+    def _advance(self, bar: ProgressBar) -> None:
         """Make one optimizer step."""
         step = self.step + 1
-        if hasattr(self._objective, "set_step"):
-            self._objective.set_step(self.step)
+        if hasattr(self.objective, "set_step"):
+            self.objective.set_step(self.step)
         parts, seen = self._backward(step)
         self._samples += seen
         self.step = step
@@ -217,7 +205,7 @@ class _Training:
             self._write_line({"lr": lr, **means, **({"grad_norm": norm} if norm is not None else {})})
         bar.advance(seen * self._context.data_size, _text(self.metrics) if due else None)
 
-    def after_step(self, stop: StopSignals) -> None:
+    def _after_step(self, stop: StopSignals) -> None:
         """Save and validate where that is due.
 
         Raises:
@@ -238,10 +226,6 @@ class _Training:
             self.metrics = {**self.metrics, **self._validate()}
         self._last_line += time.monotonic() - paused  # saving is not training: leave it out of the rate
 
-    def close(self) -> None:
-        """End the loader's worker processes."""
-        self._stream.close()
-
     def _due(self, every: int | None) -> bool:
         return self.step == self.total or (every is not None and self.step % every == 0)
 
@@ -261,8 +245,8 @@ class _Training:
             batches.append(to_tensors(next(self._stream)))
             places.append(self._stream.samples)
         self._places[step] = places
-        if hasattr(self._objective, "prepare"):
-            batches = self._objective.prepare(batches)
+        if hasattr(self.objective, "prepare"):
+            batches = self.objective.prepare(batches)
         collected, seen = [], 0
         while batches:
             batch = batches.pop(0)  # no longer held here while the next one is computed
@@ -342,10 +326,10 @@ class _Training:
         self._context.on_main(lambda: self._checkpoints.save(state, final=final))
 
     def _validate(self) -> dict[str, float]:
-        set_eval_mode(self._objective)
+        set_eval_mode(self.objective)
         with unchanged_random_state(), paddle.no_grad():
             results = self._evaluate()
-        set_train_mode(self._objective)
+        set_train_mode(self.objective)
         self._run.log_metrics(self._stage, self.step, results)
         if self._checkpoints:
             self._context.on_main(lambda: self._checkpoints.validated(self.step, results))

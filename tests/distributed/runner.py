@@ -15,17 +15,17 @@ import runpy
 import signal
 
 from blip2x.engine import losses
+from blip2x.engine.fit import Training
 from blip2x.parallel import leave
-from blip2x.tasks.common import train as training
 
 weights = []
-fit = training.fit
+fit = Training.fit
 record = losses.LossRecord
 
 
-def watched(objective, *arguments, **named):
-    result = fit(objective, *arguments, **named)
-    values = [parameter.numpy().tobytes() for parameter in objective.parameters()]
+def watched(training, state):
+    result = fit(training, state)
+    values = [parameter.numpy().tobytes() for parameter in training.objective.parameters()]
     weights.append(hashlib.sha256(b"".join(values)).hexdigest())
     return result
 
@@ -45,7 +45,7 @@ def stopped(where, step):
 
 
 def main(folder):
-    training.fit = watched
+    Training.fit = watched
     leave.leaving_quietly = nullcontext  # as the exit code is to be written down first
     if "STOP_RANK" in os.environ:
         stopped(os.environ["STOP_RANK"], int(os.environ["STOP_STEP"]))

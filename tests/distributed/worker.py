@@ -29,7 +29,7 @@ from blip2x.config.run import (
     RunConfig,
 )
 from blip2x.config.task import Best, OnNan, PretrainVisionConfig
-from blip2x.engine.fit import fit
+from blip2x.engine.fit import Training
 from blip2x.engine.run import Run
 from blip2x.models.freeze import freeze
 from blip2x.optim.build import build_optimizer
@@ -175,7 +175,8 @@ def by_fit(folder, *, layout, loss, accumulate):
     run = Run.create(cfg, context, sys.argv)
     objective = start(context, loss)
     batches = Batches(context, accumulate)
-    result = fit(objective, batches, task, cfg.optim, context, run, stage="train", precision=cfg.precision)
+    training = Training(objective, batches, task, cfg.optim, context, run, stage="train", precision=cfg.precision)
+    result = training.fit()
     lines = len((run.folder / "metrics.jsonl").read_text().splitlines()) if context.is_main else None
     return {"weights": numbers(trained(objective)), "metrics": result.metrics, "folder": str(run.folder), "lines": lines}
 

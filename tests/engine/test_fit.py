@@ -11,7 +11,7 @@ from paddle import nn
 
 from blip2x.config.run import OptimConfig, PrecisionConfig, PrecisionName
 from blip2x.config.task import Best, OnNan, PretrainVisionConfig
-from blip2x.engine.fit import count_steps, fit
+from blip2x.engine.fit import Training, count_steps
 from blip2x.errors import UserError
 from blip2x.models.freeze import freeze
 from blip2x.optim.schedule import learning_rate
@@ -108,11 +108,11 @@ def weights(layer) -> dict[str, np.ndarray]:
     return {name: tensor.numpy().copy() for name, tensor in layer.state_dict().items()}
 
 
-def train(run, objective=None, batches=None, *, context=None, cfg=None, optimizer=None, precision=FP32, **rest):
+def train(run, objective=None, batches=None, *, context=None, cfg=None, optimizer=None, precision=FP32, state=None, **rest):
     objective = objective or Objective()
     batches, context = batches or Batches(), context or Context()
     rest |= {"stage": "s", "precision": precision}
-    return objective, fit(objective, batches, cfg or task(), optimizer or optim(), context, run, **rest)
+    return objective, Training(objective, batches, cfg or task(), optimizer or optim(), context, run, **rest).fit(state)
 
 
 def lines(run) -> list[dict]:

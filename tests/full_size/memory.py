@@ -27,7 +27,7 @@ from rich.console import Console  # noqa: E402
 
 from blip2x.config.compose import compose_config  # noqa: E402
 from blip2x.config.run import RunConfig  # noqa: E402
-from blip2x.engine.fit import fit  # noqa: E402
+from blip2x.engine.fit import Training  # noqa: E402
 from blip2x.engine.loggers.none import NoLogger  # noqa: E402
 from blip2x.engine.memory import peak_memory_mib  # noqa: E402
 from blip2x.engine.run import Run  # noqa: E402
@@ -133,7 +133,7 @@ def step(cfg: RunConfig) -> tuple[Prediction, int]:
         run = Run(Path(folder), Path(folder), cfg.task.kind, Context(), Console(file=io.StringIO()), NoLogger())
         loader = TwoSteps(cfg, texts, classes)
         objective = objective_of(cfg, model)
-        fit(objective, loader, cfg.task, cfg.optim, Context(), run, stage="step", precision=cfg.precision)
+        Training(objective, loader, cfg.task, cfg.optim, Context(), run, stage="step", precision=cfg.precision).fit()
     return found, most_allocated() - before
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from blip2x.config.model import ModelConfig, OptConfig
 from blip2x.config.task import PretrainStage1Config
 from blip2x.models.memory.ghosts import Ghost, Tracer, call
-from blip2x.models.memory.passes import KeysValues, OptPass, QFormerPass, T5Pass, VisionPass
+from blip2x.models.memory.passes import KeysValues, LanguagePass, OptPass, QFormerPass, T5Pass, VisionPass
 
 ID = 8  # bytes of a token's number
 
@@ -103,7 +103,7 @@ class Objective(ABC):
         """The Q-Former."""
         return QFormerPass(self.t, self.cfg.qformer, self.vocab_sizes["qformer"] if reads_texts else None)
 
-    def language(self) -> OptPass | T5Pass:
+    def language(self) -> LanguagePass:
         """The language model."""
         passes = OptPass if isinstance(self.cfg.language, OptConfig) else T5Pass
         words, ranks = self.vocab_sizes["language"], self.extent.language_ranks
@@ -163,7 +163,7 @@ class Language(Objective):
             language = self.language()
             return self.read(language, language.embed(self.extent.rows, self.extent.length), start=0)
 
-    def read(self, language: OptPass | T5Pass, embeds: Ghost, *, start: int) -> Ghost:
+    def read(self, language: LanguagePass, embeds: Ghost, *, start: int) -> Ghost:
         """The loss of the texts behind the first `start` embeddings."""
         t, extent = self.t, self.extent
         if isinstance(language, T5Pass):
@@ -189,7 +189,7 @@ class Stage2(Language):
             language = self.language()
             return self.read(language, self._join(query, language), start=self.cfg.qformer.num_queries)
 
-    def _join(self, query: Ghost, language: OptPass | T5Pass) -> Ghost:
+    def _join(self, query: Ghost, language: LanguagePass) -> Ghost:
         t, extent = self.t, self.extent
         text = t.cast(language.embed(extent.rows, extent.length), query.size)
         shape = (extent.rows, query.shape[1] + extent.length, query.shape[2])

@@ -211,11 +211,11 @@ class QFormerPass:
 
 
 @dataclass(frozen=True)
-class OptPass:
-    """blip2x.models.language.opt. `size`: bytes of a number of the language model; `ranks` share its matrices."""
+class LanguagePass:
+    """What OPT and T5 have in common. `size`: bytes of a number of the language model; `ranks` share its matrices."""
 
     t: Tracer
-    cfg: OptConfig
+    cfg: OptConfig | T5Config
     vocab_size: int
     size: int
     ranks: int = 1
@@ -225,10 +225,19 @@ class OptPass:
         """Whether it learns, and does not only hand gradients through."""
         return not self.cfg.frozen
 
+    @property
+    def dropout(self) -> float:
+        """Frozen, it is in evaluation mode."""
+        return self.cfg.dropout if self.trained else 0.0
+
     def embed(self, rows: int, length: int) -> Ghost:
         """[B, L, D]."""
         shape = (rows, length, self.cfg.width)
         return self.t.embed("language.words", shape, self.vocab_size, trained=self.trained, size=self.size)
+
+
+class OptPass(LanguagePass):
+    """blip2x.models.language.opt."""
 
     def __call__(self, embeds: Ghost) -> Ghost:
         """Logits [B, L, V]."""
@@ -244,11 +253,6 @@ class OptPass:
         words = t.leaf("language.words") if self.trained else None
         head = Ghost((self.vocab_size, cfg.width), self.size, hidden.memory, words)  # its memory is the model's
         return t.matmul(hidden, head, (rows, length, self.vocab_size))
-
-    @property
-    def dropout(self) -> float:
-        """Frozen, it is in evaluation mode."""
-        return self.cfg.dropout if self.trained else 0.0
 
     def _block(self, index: int, hidden: Ghost, bias: Ghost) -> Ghost:
         t, cfg, trained, name = self.t, self.cfg, self.trained, f"language.{index}"
@@ -280,30 +284,8 @@ class OptPass:
         return out, weights
 
 
-@dataclass(frozen=True)
-class T5Pass:
-    """blip2x.models.language.t5; the fields as of `OptPass`."""
-
-    t: Tracer
-    cfg: T5Config
-    vocab_size: int
-    size: int
-    ranks: int = 1
-
-    @property
-    def trained(self) -> bool:
-        """Whether it learns, and does not only hand gradients through."""
-        return not self.cfg.frozen
-
-    @property
-    def dropout(self) -> float:
-        """Frozen, it is in evaluation mode."""
-        return self.cfg.dropout if self.trained else 0.0
-
-    def embed(self, rows: int, length: int) -> Ghost:
-        """[B, L, D]."""
-        shape = (rows, length, self.cfg.width)
-        return self.t.embed("language.shared", shape, self.vocab_size, trained=self.trained, size=self.size)
+class T5Pass(LanguagePass):
+    """blip2x.models.language.t5."""
 
     def __call__(self, embeds: Ghost, length: int) -> Ghost:
         """Logits [B, T, V] of `length` tokens."""

@@ -15,7 +15,7 @@ from blip2x.data.collate import Collate
 from blip2x.engine.amp import dtype_map
 from blip2x.engine.checkpoint import Saveable, prepare_checkpoint, require_checkpoint_space
 from blip2x.engine.checkpoints import FINAL, Checkpoints, newest_checkpoint, validations
-from blip2x.engine.fit import FitResult, fit
+from blip2x.engine.fit import FitResult, Training
 from blip2x.engine.resume import AUTO, NEVER
 from blip2x.engine.run import Run
 from blip2x.engine.training_state import TrainingState
@@ -84,7 +84,7 @@ def train(
     seed_everything(cfg.seed, run.context.data_rank)
     checkpoints = Checkpoints(run, cfg.task, prepare)
     try:
-        result = fit(
+        training = Training(
             objective,
             loader,
             cfg.task,
@@ -95,8 +95,8 @@ def train(
             precision=cfg.precision,
             evaluate=evaluate,
             checkpoints=checkpoints,
-            state=state,
         )
+        result = training.fit(state)
     except UserError:
         write_skipped(run, loader.skipped)
         raise

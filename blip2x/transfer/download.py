@@ -14,24 +14,21 @@ import json
 import os
 import re
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip2x.errors import UserError
+from blip2x.transfer.progress import Say, TransferProgress, byte_count, say_on_stderr
 
 if TYPE_CHECKING:
     from requests import Response
 
-Say = Callable[[str], None]
-
 WAITS = (1, 2, 4, 8, 16)  # seconds before another attempt, after one, two, ... that failed in a row
 ENOUGH = 8 * 2**20  # an attempt that brought as many bytes has not failed: a long download may break off many times
-SECONDS_BETWEEN_LINES = 30.0  # where standard error is not a terminal
 _TIMEOUT = (20, 60)  # seconds to connect, and between two pieces of the answer
 _CHUNK = 1 << 16
 
@@ -86,7 +83,7 @@ def download(url: str, path: Path, *, sha256: str | None = None, size: int | Non
         if _is_there(path, sha256, size):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _Progress(path.name, say) as progress, locked(path, progress.say):
+        with TransferProgress(path.name, say) as progress, locked(path, progress.say):
             if not _is_there(path, sha256, size):  # another process may have fetched it meanwhile
                 _Transfer(url, path, sha256, size, progress).run()
     except requests.RequestException as error:
@@ -117,7 +114,7 @@ def locked(path: Path, say: Say | None = None) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if not waited:
-                (say or _say_on_stderr)(f"{path.name}: another process is fetching it; waiting")
+                (say or say_on_stderr)(f"{path.name}: another process is fetching it; waiting")
             waited = True
             fcntl.flock(file, fcntl.LOCK_EX)
         try:
@@ -136,7 +133,7 @@ def locked(path: Path, say: Say | None = None) -> Iterator[None]:
 class _Transfer:
     """One file on its way."""
 
-    def __init__(self, url: str, path: Path, sha256: str | None, size: int | None, progress: _Progress):
+    def __init__(self, url: str, path: Path, sha256: str | None, size: int | None, progress: TransferProgress):
         self.url, self.path, self.sha256, self.progress = url, path, sha256 and sha256.lower(), progress
         self.size = size
         self.partial, self.state = _beside(path, "partial"), _beside(path, "partial.json")
@@ -336,61 +333,6 @@ class _Transfer:
         return f"{self.have:,} bytes" if self.expected is None else f"{self.have:,} of {self.expected:,} bytes"
 
 
-class _Progress:
-    """Bytes that have come: a bar on a terminal, else a line at the start, at the end, and now and then."""
-
-    def __init__(self, name: str, say: Say | None):
-        self._name = name
-        self._say = say or _say_on_stderr
-        self._bar: Any = None
-        self._first = self._done = 0
-        self._started = self._last_line = time.monotonic()
-        if say is None and sys.stderr.isatty():
-            self._bar = _bar()
-            self._task = self._bar.add_task(name, total=None, visible=False)
-
-    def __enter__(self) -> _Progress:
-        if self._bar:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._bar:
-            self._bar.stop()
-
-    def say(self, line: str) -> None:
-        """A line, above the bar where there is one."""
-        if self._bar:
-            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
-        else:
-            self._say(line)
-
-    def begin(self, url: str, have: int, total: int | None) -> None:
-        """`have` bytes are there before anything is fetched in this attempt."""
-        self._first = have
-        self._started = self._last_line = time.monotonic()
-        if self._bar:
-            self._bar.reset(self._task, total=total, completed=have, visible=True)
-        else:
-            what = "" if total is None else f" ({_text(total)})"
-            self.say(f"{self._name}: {'continuing at ' + _text(have) if have else 'fetching'}{what} from {url}")
-
-    def at(self, have: int, total: int | None) -> None:
-        """`have` bytes are there."""
-        if self._bar:
-            self._bar.update(self._task, completed=have)
-        elif (now := time.monotonic()) - self._last_line >= SECONDS_BETWEEN_LINES:
-            self._last_line = now
-            rate = (have - self._first) / (now - self._started)
-            left = "" if total is None or not rate else f" of {_text(total)}, {(total - have) / rate:.0f} s left"
-            self.say(f"{self._name}: {_text(have)}{left}, {_text(rate)}/s")
-
-    def end(self, size: int) -> None:
-        """All has come and is in its place."""
-        if not self._bar:
-            self.say(f"{self._name}: {_text(size)}, complete")
-
-
 def move(source: Path, target: Path) -> None:
     """Rename within a folder, so that it outlasts a power failure."""
     source.rename(target)
@@ -399,20 +341,6 @@ def move(source: Path, target: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _say_on_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _bar() -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    name = TextColumn("{task.description}", markup=False)
-    return Progress(
-        name, BarColumn(24), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True)
-    )
 
 
 def _is_there(path: Path, sha256: str | None, size: int | None) -> bool:
@@ -433,7 +361,8 @@ def _require_space(path: Path, needed: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise UserError(
-            f"{path}: {_text(needed)} are still to come, but its disk has {_text(free)} free; make room or take another disk"
+            f"{path}: {byte_count(needed)} are still to come, but its disk has {byte_count(free)} free; make room or take "
+            "another disk"
         )
 
 
@@ -458,20 +387,13 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdecimal() else None
 
 
-def _text(size: float) -> str:
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size:.0f} bytes"
-
-
 def _beside(path: Path, what: str) -> Path:
     return path.with_name(f".{path.name}.{what}")
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.readbyte_count(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -479,5 +401,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     draft = path.with_name(f"{path.name}.new")
-    draft.write_text(json.dumps(content), encoding="utf-8")
+    draft.writebyte_count(json.dumps(content), encoding="utf-8")
     draft.replace(path)

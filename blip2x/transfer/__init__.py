@@ -1,0 +1,1 @@
+"""Large files from the web, and what people see of them on their way."""
