@@ -27,9 +27,10 @@ def losses(run):
     return [row for row in rows(run / "metrics.jsonl") if "loss" in row]
 
 
-def words(demo, ranks, parallelism, *stages):
+def words(demo, ranks, parallelism, *stages, micro_batches=1):
     """The program's words: stage 1 from the demo's image encoder, and what else there is from its stage 2."""
-    steps = [f"batch_size={BATCH // ranks}", f"max_steps={STEPS}", "max_epochs=null", "log_every=1", "eval_batch_size=5"]
+    steps = [f"batch_size={BATCH // ranks // micro_batches}", f"accumulate={micro_batches}", f"max_steps={STEPS}"]
+    steps += ["max_epochs=null", "log_every=1", "eval_batch_size=5", f"cached_contrast={str(micro_batches > 1).lower()}"]
     stage1 = ",".join(f"'task.{step}'" for step in [*steps, f"contrast_steps={CONTRAST}"])
     later = f"'model.weights={demo.checkpoint('pretrain_stage2')}','task.eval_batch_size=5'"
     listed = [f"{{task: pretrain_stage1, overrides: [{stage1}]}}", *(f"{{task: {s}, overrides: [{later}]}}" for s in stages)]
@@ -61,9 +62,8 @@ def test_two_ranks_train_stage_1_to_the_same_weights(runs):
     assert found == [{"itc"}] * CONTRAST + [{"itc", "itm", "lm"}] * (STEPS - CONTRAST)
 
 
-def test_contrast_is_over_the_pairs_of_all_ranks(runs):
-    """Two ranks of 4 pairs see the 8 pairs of one process; matching draws its negatives by each rank's own lot."""
-    one, two = (losses(runs[ranks]) for ranks in (1, 2))
+def same_contrast(one, two):
+    """Whether two ranks see the pairs of one process's batch; matching draws its negatives by each rank's own lot."""
     for row, other in zip(one[: CONTRAST + 1], two[: CONTRAST + 1], strict=True):
         assert other["itc"] == pytest.approx(row["itc"], abs=1e-4)
         assert other["temperature"] == pytest.approx(row["temperature"], abs=1e-6)
@@ -71,6 +71,17 @@ def test_contrast_is_over_the_pairs_of_all_ranks(runs):
         assert other["grad_norm"] == pytest.approx(row["grad_norm"], rel=1e-3)
     # a mean per token of all ranks, though the captions of one are longer
     assert two[CONTRAST]["lm"] == pytest.approx(one[CONTRAST]["lm"], rel=1e-4)
+
+
+def test_contrast_is_over_the_pairs_of_all_ranks(runs):
+    """4 pairs on each."""
+    same_contrast(losses(runs[1]), losses(runs[2]))
+
+
+def test_cached_contrast_is_over_the_pairs_of_all_ranks_and_micro_batches(runs, start, demo, tmp_path):
+    """2 pairs on each rank, twice before the step."""
+    run = program(start, tmp_path, words(demo("model=tiny_opt"), 2, "dp", micro_batches=2))
+    same_contrast(losses(runs[1]), losses(run))
 
 
 def test_sharded_optimizers_train_as_dp_does(runs, start, demo, tmp_path):
