@@ -9,7 +9,7 @@ class UserError(ValueError):
     """
 
 
-class Interrupted(Exception):  # not an error: the run did what it was told
+class Interrupted(BaseException):  # no error, and not to be caught as one: the run does what it was told
     """The run was asked to stop, and has saved what it takes to go on.
 
     ``runners/run.py`` prints the message and exits with `EXIT_CODE`, on which schedulers can be told to start it again.

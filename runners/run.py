@@ -31,9 +31,10 @@ def main(cfg: DictConfig) -> None:
         claim_run_name(config.run_name)
         join_slurm(os.environ, len(os.sched_getaffinity(0)))
         prepare_process(config.threads)
+        from blip2x.engine.stop import stopping_at_once
         from blip2x.tasks.common.launch import launch  # imports paddle: not before, so that --help and --cfg are quick
 
-        with naming_lost_ranks():
+        with stopping_at_once(), naming_lost_ranks():
             launch(config, job_command(sys.argv))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -42,7 +43,7 @@ def main(cfg: DictConfig) -> None:
             raise SystemExit(2) from None
         failed.append(job_name())
     except Interrupted as stop:  # a sweep stops, too
-        print(f"interrupted: {stop}; the same command with resume=auto goes on", file=sys.stderr)
+        print(f"interrupted: {stop}", file=sys.stderr)
         raise SystemExit(Interrupted.EXIT_CODE) from None
 
 

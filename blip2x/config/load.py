@@ -30,6 +30,7 @@ from blip2x.config.task import (
     TrainingConfig,
     ValidationConfig,
     VqaZeroshotConfig,
+    trains,
 )
 from blip2x.errors import UserError
 from blip2x.registry import DATASETS, LANGUAGE_MODELS, LOGGERS, STRATEGIES, TASKS, VISION_ENCODERS, WEIGHT_READERS
@@ -188,9 +189,7 @@ def _check_parallelism(cfg: HybridConfig) -> None:
 def _check_layer_decay(config: RunConfig) -> None:
     """Without a trained image encoder it would do nothing."""
     task, vision = config.task, config.model.vision
-    if config.optim.layer_decay == 1 or not isinstance(task, TrainingConfig) or isinstance(task, PretrainVisionConfig):
-        return
-    if isinstance(task, CaptionConfig) and not task.train:
+    if config.optim.layer_decay == 1 or not trains(task) or isinstance(task, PretrainVisionConfig):
         return
     if vision.frozen or isinstance(task, PretrainLanguageConfig):
         raise UserError(

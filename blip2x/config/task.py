@@ -139,6 +139,11 @@ class CaptionConfig(TrainingConfig, DecodingConfig):
     blind_baseline: bool = MISSING  # also score captions of the language model that sees no image
 
 
+def trains(task: TaskConfig) -> bool:
+    """Whether it changes weights: of those with a training's settings, all but captions that are only written."""
+    return isinstance(task, TrainingConfig) and (not isinstance(task, CaptionConfig) or task.train)
+
+
 @schema("task", "vqa_zeroshot")
 @dataclass
 class VqaZeroshotConfig(DecodingConfig):

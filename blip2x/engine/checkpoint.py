@@ -45,7 +45,12 @@ def require_checkpoint_space(folder: str | Path, layer: nn.Layer, *, optimizer: 
     require_space(Path(folder), weights * (3 if optimizer else 1) + _BESIDE_TENSORS)
 
 
-def save_checkpoint(
+def save_checkpoint(folder: str | Path, layer: nn.Layer, **about: Any) -> Path:
+    """Write what `prepare_checkpoint` prepares at once."""
+    return prepare_checkpoint(folder, layer, **about)()
+
+
+def prepare_checkpoint(
     folder: str | Path,
     layer: nn.Layer,
     *,
@@ -55,8 +60,9 @@ def save_checkpoint(
     tokenizers: dict[str, Saveable] | None = None,
     frozen_origin: dict[str, str] | None = None,
     state: TrainingState | None = None,
-) -> Path:
-    """Write the trained parameters and buffers of `layer`; a checkpoint of that name is replaced once the new one is whole.
+    copy: bool = False,
+) -> Callable[[], Path]:
+    """What writes the trained parameters and buffers of `layer`; an older checkpoint is replaced once the new one is whole.
 
     Args:
         folder: the checkpoint's folder.
@@ -67,37 +73,11 @@ def save_checkpoint(
         tokenizers: by part; each goes to ``tokenizers/<part>``.
         frozen_origin: part ("vision") -> where its frozen weights can be loaded from.
         state: for a training that may go on from here.
+        copy: the layer may change before it is written, what is written is what it is now.
 
     Raises:
         UserError: a frozen tensor has no origin, so that its weights would be lost, or the disk is full.
     """
-    write = prepare_checkpoint(
-        folder,
-        layer,
-        kind=kind,
-        step=step,
-        extra=extra,
-        tokenizers=tokenizers,
-        frozen_origin=frozen_origin,
-        state=state,
-        copy=False,
-    )
-    return write()
-
-
-def prepare_checkpoint(
-    folder: str | Path,
-    layer: nn.Layer,
-    *,
-    kind: str,
-    step: int,
-    extra: dict[str, Any] | None,
-    tokenizers: dict[str, Saveable] | None,
-    frozen_origin: dict[str, str] | None,
-    state: TrainingState | None,
-    copy: bool,
-) -> Callable[[], Path]:
-    """What `save_checkpoint` does, to be called later: with `copy`, when the layer may have changed already."""
     folder = Path(folder)
     frozen_origin = frozen_origin or {}
     kept, frozen = split_state(layer)
@@ -140,7 +120,7 @@ def write_checkpoint(
     frozen: dict[str, Any],
     state: TrainingState | None = None,
 ) -> Path:
-    """Write `tensors` one by one; the other arguments as of `save_checkpoint`, `frozen` the names that are left out."""
+    """Write `tensors` one by one; the other arguments as of `prepare_checkpoint`, `frozen` the names that are left out."""
     with whole_folder(folder) as new:
         write_safetensors(new / MODEL_FILE, tensors)
         for part, tokenizer in tokenizers.items():

@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,6 +44,7 @@ class Checkpoints:
         self._cfg = cfg
         self._prepare = prepare
         self._folder = run.folder / ON_THE_WAY
+        self._step = 0  # of the newest
         self._writing: threading.Thread | None = None
         self._trouble: Exception | None = None
 
@@ -54,8 +55,16 @@ class Checkpoints:
             UserError: the final one cannot be written.
         """
         self.wait()
+        self._step = state.step
         if final:
-            self._prepare(self._run.path(FINAL), state, copy=False)()
+            path = self._run.path(FINAL)
+            try:
+                self._prepare(path, state, copy=False)()
+            except OSError as error:
+                raise UserError(
+                    f"the finished training cannot be saved in {path}: {error}; mend that, and resume=auto goes on from the "
+                    "checkpoint before"
+                ) from error
             self._prune(newest=self._cfg.keep_last - 1)
             return
         folder = self._run.path(ON_THE_WAY, f"step-{state.step:08d}")
@@ -82,17 +91,24 @@ class Checkpoints:
 
     def validated(self, step: int, metrics: dict[str, float]) -> None:
         """Remember the metrics of step `step`, by which the best checkpoints are kept."""
-        self._run.write_json({**validations(self._run.folder), str(step): metrics}, ON_THE_WAY, _VALIDATION)
+        try:
+            self._run.write_json({**validations(self._run.folder), str(step): metrics}, ON_THE_WAY, _VALIDATION)
+        except OSError as error:
+            self._say(f"the validation of step {step} could not be written down, so it is not among the best: {error}")
 
-    def best(self) -> list[Path]:
-        """The kept checkpoints that have the metric, the best one first."""
+    def best(self) -> Path | None:
+        """The kept checkpoint, the final one among them, whose validation was the best; None: no metric was asked for."""
+        there = {folder: _step(folder) for folder in _on_the_way(self._run.folder)}
+        if (self._run.folder / FINAL).exists():
+            there[self._run.folder / FINAL] = read_manifest(self._run.folder / FINAL)["step"]
+        return next(iter(self._by_metric(there)), None)
+
+    def _by_metric(self, steps: Mapping[Path, int]) -> list[Path]:
+        """Those that have the metric, the best one first."""
         metric, found = self._cfg.best_metric, validations(self._run.folder)
-        scores = {}
-        for folder in _on_the_way(self._run.folder):
-            value = found.get(str(_step(folder)), {}).get(metric)
-            if value is not None and math.isfinite(value):
-                scores[folder] = value
-        return sorted(scores, key=scores.__getitem__, reverse=self._cfg.best_is is Best.max)
+        scores = {folder: found.get(str(step), {}).get(metric) for folder, step in steps.items()}
+        scored = [folder for folder, value in scores.items() if value is not None and math.isfinite(value)]
+        return sorted(scored, key=scores.__getitem__, reverse=self._cfg.best_is is Best.max)
 
     def _write(self, write: Callable[[], Any]) -> None:
         try:
@@ -103,13 +119,18 @@ class Checkpoints:
     def _warn(self, error: Exception) -> None:
         if not isinstance(error, (OSError, UserError)):
             raise error
-        text = f"warning: the checkpoint could not be saved, the training goes on and the former one is kept: {error}"
-        self._run.console.print(text, style="yellow", markup=False)
+        self._say(f"the checkpoint could not be saved, the training goes on and the former one is kept: {error}")
+
+    def _say(self, warning: str) -> None:
+        self._run.console.print(f"warning: {warning}", style="yellow", markup=False)
 
     def _prune(self, *, newest: int) -> None:
-        there = _on_the_way(self._run.folder)
-        kept = {*there[max(0, len(there) - newest) :], *self.best()[: self._cfg.keep_best]}
-        for folder in there:
+        all_there = _on_the_way(self._run.folder)
+        # later ones were passed over as damaged when the run was gone on with: they must not take a whole one's place
+        there = [folder for folder in all_there if _step(folder) <= self._step]
+        best = self._by_metric({folder: _step(folder) for folder in there})
+        kept = {*there[max(0, len(there) - newest) :], *best[: self._cfg.keep_best]}
+        for folder in all_there:
             if folder not in kept:
                 gone = folder.with_name(f".{folder.name}.old")  # half of it must not look like a whole one
                 shutil.rmtree(gone, ignore_errors=True)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import paddle
@@ -30,6 +29,7 @@ from blip2x.optim.build import build_optimizer
 from blip2x.parallel.context import Context
 
 _MOST_SKIPPED_IN_A_ROW = 100
+_STEPS_FILE = "steps.json"  # in a training stage's folder: how many, and of which samples
 
 
 class Loader(Protocol):
@@ -43,15 +43,6 @@ class Loader(Protocol):
     def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
     def __len__(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """What a training came to."""
-
-    steps: int
-    seconds: float
-    metrics: dict[str, float]  # of the last line in metrics.jsonl, `evaluate`'s results among them
 
 
 def count_steps(cfg: TrainingConfig, batches_per_epoch: int) -> int:
@@ -77,7 +68,8 @@ class Training:
     Args:
         objective: batch of tensors -> {"loss": scalar to minimise, other parts to report}; `set_step(step)`, where it has
             one, is called before each optimizer step, then `prepare(batches)` with the step's micro-batches. `gradients_vary`,
-            where it has one: whether at some steps it leaves parameters without a gradient that get one at others.
+            where it has one: whether at some steps it leaves parameters without a gradient that get one at others;
+            `mixes_samples`: whether it matters which samples share a micro-batch.
         loader: micro-batches of this rank; all ranks have equally many.
         cfg: how long, how big, how often.
         optim: optimizer and schedule.
@@ -87,9 +79,11 @@ class Training:
         precision: whether the loss is scaled; autocast is the caller's.
         evaluate: called on every rank every `cfg.eval_every` steps and after the last one; its values are logged.
         checkpoints: written every `cfg.save_every` steps and after the last one, and when the process is asked to stop.
+        state: where to go on; the objective has that checkpoint's weights already.
 
     Raises:
-        UserError: there are too little data for one step.
+        UserError: there are too little data for one step, nothing is left to do, or the run that is gone on with had other
+            samples in a step.
     """
 
     def __init__(
@@ -105,10 +99,12 @@ class Training:
         precision: PrecisionConfig,
         evaluate: Callable[[], dict[str, float]] | None = None,
         checkpoints: Checkpoints | None = None,
+        state: TrainingState | None = None,
     ):
         self.objective, self._cfg, self._context, self._run, self._stage = objective, cfg, context, run, stage
         self._loss_scale, self._evaluate, self._checkpoints = LossScale(precision), evaluate, checkpoints
-        self.total = count_steps(cfg, len(loader))
+        self._state, self._samples_per_batch = state, cfg.batch_size * context.data_size
+        self.total = self._count_steps(len(loader))
         if optim.warmup_steps >= self.total:
             note = f"note: {stage} ends after {self.total} steps, within the warm-up of {optim.warmup_steps}"
             run.console.print(note, markup=False)
@@ -118,38 +114,72 @@ class Training:
         self._wrapped, self._optimizer = context.wrap(objective, optimizer)
         self._record = LossRecord(stage, context)
         self._stream = _Stream(loader)
-        self._samples_per_batch = cfg.batch_size * context.data_size
         self._places: dict[int, list[list[int]]] = {}  # steps not checked yet -> the samples of each micro-batch
         self._skipped = self._skipped_in_a_row = 0
         self.step = 0
         self.metrics: dict[str, float] = {}
+        self._stopping = False
         self._started = self._last_line = time.monotonic()
         self._samples = 0  # since the last line
 
-    def fit(self, state: TrainingState | None = None) -> FitResult:
-        """Make all steps, or those after `state`, whose weights the objective has already; it is in eval mode afterwards.
+    def fit(self) -> dict[str, float]:
+        """Make all steps, or those that are left; the objective is in eval mode afterwards.
+
+        Returns:
+            What the last line in metrics.jsonl says, and the last validation.
 
         Raises:
             UserError: a loss or gradient is not finite; it names step and part.
             Interrupted: the process was asked to stop; the state is saved.
         """
-        started = time.monotonic()
-        first = state.step if state else 0
+        first = self._state.step if self._state else 0
         with StopSignals() as stop, ProgressBar(self._run.console, self._stage, self.total, start=first) as bar:
             try:
-                self._start(state)
+                self._start()
                 while self.step < self.total:
-                    self._advance(bar)
+                    self._advance(bar, stop)
                     self._after_step(stop)
+                if self._context.any(stop.received is not None):  # since the last step
+                    raise self._interrupted(stop)
             finally:
                 self._stream.close()  # and with it the loader's worker processes
+                if self._checkpoints and self._context.is_main:
+                    self._checkpoints.wait()
         set_eval_mode(self.objective)
-        return FitResult(self.total, time.monotonic() - started, self.metrics)
+        return self.metrics
 
-    def _start(self, state: TrainingState | None) -> None:
+    def _count_steps(self, batches_per_epoch: int) -> int:
+        now = {
+            "total": count_steps(self._cfg, batches_per_epoch),
+            "samples_per_batch": self._samples_per_batch,
+            "samples_per_step": self._samples_per_batch * self._cfg.accumulate,
+        }
+        before = (self._context.broadcast_object(self._run.read_json(_STEPS_FILE)) if self._run.goes_on else None) or now
+        names = ["samples_per_step", *(["samples_per_batch"] if getattr(self.objective, "mixes_samples", False) else [])]
+        for name in names:
+            if now[name] != before[name]:
+                what = "step" if name == "samples_per_step" else "micro-batch, among which pairs are compared,"
+                factors = "task.batch_size x task.accumulate" if what == "step" else "task.batch_size"
+                raise UserError(
+                    f"{self._stage}: a {what} of this run has {before[name]} samples ({factors} x ranks with samples of their "
+                    f"own), now it would have {now[name]}; choose numbers that make it {before[name]} again"
+                )
+        total = before["total"]  # with another number of ranks an epoch may end some samples earlier
+        state = self._state
+        if state and (state.step > total or (state.step == total and not self._run.goes_on)):
+            raise UserError(
+                f"{self._stage}: the state to go on from is at step {state.step}, and this training ends after {total} steps; "
+                "raise task.max_steps or task.max_epochs"
+            )
+        self._run.write_json(before, _STEPS_FILE)
+        return total
+
+    def _start(self) -> None:
         set_train_mode(self.objective)
+        state = self._state
         if state is None:
             return
+        self._started -= state.seconds
         self._context.set_optimizer_state(self._wrapped, self._optimizer, self._parameters, state.optimizer)
         self._loss_scale.set_state(state.loss_scale)
         self._schedule.step(state.step)
@@ -172,8 +202,7 @@ class Training:
             known = self._context.broadcast_object(validations(self._run.folder).get(str(self.step)))
             self.metrics |= known if known is not None else self._validate()
 
-    def _advance(self, bar: ProgressBar) -> None:
-        """Make one optimizer step."""
+    def _advance(self, bar: ProgressBar, stop: StopSignals) -> None:
         step = self.step + 1
         if hasattr(self.objective, "set_step"):
             self.objective.set_step(self.step)
@@ -181,19 +210,24 @@ class Training:
         self._samples += seen
         self.step = step
         due = self._due(self._cfg.log_every) or self._saves() or self._validates()
+        self._stopping = self._context.any(stop.received is not None)
+        checked = due or self._stopping  # no weights that are nan may replace a good checkpoint
         self._unscale()
-        bad = self._is_bad(parts)
-        norm = None
+        norm = self._grad_norm() if checked or self._skips or self._loss_scale.is_on else None
+        bad = self._is_bad(parts, norm)
         try:
             if not bad:
                 self._record.add(step, parts)
             if due:
-                means = self._record.read()  # looks for nan: none may replace a good checkpoint
-                norm = None if bad else self._checked_norm()
+                means = self._record.read()
+            elif checked:
+                self._record.check()
+            if checked and not bad and norm is not None and not math.isfinite(norm):
+                raise NotFiniteError(self._stage, "the gradient's norm", norm, step)
         except NotFiniteError as error:
             self._keep_places(error.step, error.what, error.value)
             raise
-        if due:
+        if checked:
             self._places.clear()
         lr = self._schedule.get_lr()
         with full_precision():
@@ -202,29 +236,26 @@ class Training:
             self._optimizer.clear_grad()
         self._schedule.step()
         if due:
-            self._write_line({"lr": lr, **means, **({"grad_norm": norm} if norm is not None else {})})
+            self._write_line({"lr": lr, **means, **({} if bad or norm is None else {"grad_norm": norm})})
         bar.advance(seen * self._context.data_size, _text(self.metrics) if due else None)
 
     def _after_step(self, stop: StopSignals) -> None:
-        """Save and validate where that is due.
-
-        Raises:
-            Interrupted: a signal asked for it; the state is saved.
-        """
         paused = time.monotonic()
-        saves, stopping = self._saves(), self._context.any(stop.received is not None)
-        if saves or (stopping and self._checkpoints):
-            if not saves:
-                self._record.check()  # nothing that is nan is saved
+        if self._saves() or (self._stopping and self._checkpoints):
             self._save(final=self.step == self.total)
-        if stopping:
-            if self._checkpoints:
-                self._context.on_main(self._checkpoints.wait)
-            saved = f"saved at step {self.step} of {self.total}" if self._checkpoints else "nothing is saved"
-            raise Interrupted(f"{self._stage}: {stop.received or 'another rank was asked to stop'}; {saved}")
+        if self._stopping:
+            raise self._interrupted(stop)
         if self._validates():
             self.metrics = {**self.metrics, **self._validate()}
         self._last_line += time.monotonic() - paused  # saving is not training: leave it out of the rate
+
+    def _interrupted(self, stop: StopSignals) -> Interrupted:
+        saved = f"saved at step {self.step} of {self.total}" if self._checkpoints else "nothing is saved"
+        return Interrupted(f"{self._stage}: {stop.received or 'another rank was asked to stop'}; {saved}")
+
+    @property
+    def _skips(self) -> bool:
+        return self._cfg.on_nan is OnNan.skip
 
     def _due(self, every: int | None) -> bool:
         return self.step == self.total or (every is not None and self.step % every == 0)
@@ -265,20 +296,22 @@ class Training:
                 if parameter.grad is not None:
                     parameter.grad.scale_(1 / self._loss_scale.value)
 
-    def _is_bad(self, parts: list[dict[str, Tensor]]) -> bool:
+    def _grad_norm(self) -> float | None:
+        norm = self._context.grad_norm(list(self._parameters.values()))
+        return None if norm is None else float(norm)
+
+    def _is_bad(self, parts: list[dict[str, Tensor]], norm: float | None) -> bool:
         """Whether this step has to be left out, on all ranks alike."""
-        skips = self._cfg.on_nan is OnNan.skip
-        if not (skips or self._loss_scale.is_on):
+        if not (self._skips or self._loss_scale.is_on):
             return False
         finite_loss = all(math.isfinite(float(part["loss"])) for part in parts)
-        norm = self._context.grad_norm(list(self._parameters.values()))
-        finite = (finite_loss or not skips) and (norm is None or math.isfinite(float(norm)))
+        finite = (finite_loss or not self._skips) and (norm is None or math.isfinite(norm))
         bad = self._context.any(not finite)
         overflow = self._loss_scale.is_on and not self._context.any(not finite_loss)  # what loss scaling is there for
         self._loss_scale.update(not bad)
         self._skipped_in_a_row = self._skipped_in_a_row + 1 if bad else 0
         if bad and not overflow:
-            if not skips:
+            if not self._skips:
                 return False  # the loss itself: found where losses are read
             self._skipped += 1
             self._keep_places(self.step, "the loss or its gradient", float("nan"))
@@ -289,18 +322,15 @@ class Training:
             )
         return bad
 
-    def _checked_norm(self) -> float | None:
-        norm = self._context.grad_norm(list(self._parameters.values()))
-        if norm is None:
-            return None
-        if not math.isfinite(float(norm)):
-            raise NotFiniteError(self._stage, "the gradient's norm", float(norm), self.step)
-        return float(norm)
-
     def _keep_places(self, step: int, what: str, value: float) -> None:
-        """Write down which samples a bad step had, by their places in the training data; all ranks come here together."""
-        places = self._context.gather_objects(self._places.get(step, []))
-        record = {"stage": self._stage, "step": step, "what": what, "value": str(value), "samples_by_rank": places}
+        """Write down which samples a bad step had, by their places in the training data; all ranks come here together.
+
+        A loss is bad, too, where the step before it had an infinite gradient that nobody looked at, so that one's are named.
+        """
+        found = self._context.gather_objects([self._places.get(number, []) for number in (step, step - 1)])
+        places, before = ([rank[number] for rank in found] for number in (0, 1))
+        record = {"stage": self._stage, "step": step, "what": what, "value": str(value)}
+        record |= {"samples_by_rank": places, "samples_of_the_step_before_by_rank": before}
         path = self._run.write_json(record, "bad_steps", f"step-{step:08d}.json")
         self._run.console.print(f"the samples of step {step} are in {path}", style="yellow", markup=False)
 
@@ -322,10 +352,12 @@ class Training:
         ranks = self._context.gather_objects({"random": random_state(), "losses": self._record.pending()})
         position = Position(self._stream.epoch, self._stream.batch * self._samples_per_batch)
         scale = self._loss_scale.state()
-        state = TrainingState(self.step, position, self._skipped, scale, self.metrics, ranks, optimizer)
+        seconds = time.monotonic() - self._started
+        state = TrainingState(self.step, position, seconds, self._skipped, scale, self.metrics, ranks, optimizer)
         self._context.on_main(lambda: self._checkpoints.save(state, final=final))
 
     def _validate(self) -> dict[str, float]:
+        self._context.gather_parameters(self._wrapped)
         set_eval_mode(self.objective)
         with unchanged_random_state(), paddle.no_grad():
             results = self._evaluate()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import shutil
 from pathlib import Path
 
@@ -28,6 +30,19 @@ def write_whole(path: Path, text: str) -> None:
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(text, encoding="utf-8")
     partial.replace(path)
+
+
+def append_whole(path: Path, text: str) -> None:
+    """Append to a file, which is opened each time, so that a crash loses nothing; all of `text` or, on an error, nothing."""
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        content = text.encode()
+        try:
+            if file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            file.truncate(before)
+            raise
 
 
 def claim_folder(parent: Path, name: str | None, *, auto_name: str, overwrite: bool) -> Path:

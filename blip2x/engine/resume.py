@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -14,7 +14,8 @@ from blip2x.errors import UserError
 
 AUTO, NEVER = "auto", "never"
 
-# What may be another than in the run that is gone on with: it changes where and how fast, not what comes out
+# What may be another than in the run that is gone on with: it changes where, how fast, and what is kept. Samples per step and
+# micro-batch, and so ranks, are looked at where a training goes on (engine/fit.py).
 _FREE_GROUPS = ("parallelism", "logger", "paths")
 _FREE_KEYS = ("resume", "overwrite", "run_name", "device", "threads", "dataset.num_workers")
 _FREE_TASK_KEYS = (
@@ -24,6 +25,8 @@ _FREE_TASK_KEYS = (
     "keep_last",
     "keep_best",
     "save_in_background",
+    "batch_size",
+    "accumulate",
     "eval_batch_size",
     "on_nan",
 )
@@ -62,15 +65,35 @@ def may_go_on(folder: Path, config: DictConfig) -> bool:
     return True
 
 
+def began_from(folder: Path) -> str:
+    """The `resume` with which the run of `folder` was begun."""
+    return str(OmegaConf.load(folder / "config.yaml").resume)
+
+
 def differences(before: DictConfig, now: DictConfig) -> list[str]:
-    """What changes results, as "key was x, is y"."""
-    old, new = (_flat(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)) for cfg in (before, now))
+    """What changes results, as "key was x, is y"; files below a folder of `paths` are known by their names below it."""
+    old, new = (_flat(_portable(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))) for cfg in (before, now))
     absent = "not there"
     return [
         f"{key} was {old.get(key, absent)}, is {new.get(key, absent)}"
         for key in sorted(old.keys() | new.keys())
         if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
     ]
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    paths = {name: value for name, value in config.get("paths", {}).items() if isinstance(value, str)}
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: changed(inner) for key, inner in value.items()}
+        if isinstance(value, str):
+            for name, folder in paths.items():
+                if PurePath(folder).parts and PurePath(value).is_relative_to(folder):  # below "." is everything
+                    return f"paths.{name}/{PurePath(value).relative_to(folder)}"
+        return value
+
+    return changed(config)
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from blip2x.config.run import RunConfig
-from blip2x.engine.folders import claim_folder, require_space, write_whole
+from blip2x.engine.folders import append_whole, claim_folder, require_space, write_whole
 from blip2x.engine.resume import AUTO, may_go_on
 from blip2x.engine.versions import versions
 from blip2x.errors import UserError
@@ -99,6 +99,11 @@ class Run:
         self.context.on_main(make)
         return Run(self.folder / stage, self.root, stage, self.context, self.console, self._logger, goes_on=self.goes_on)
 
+    @property
+    def starts(self) -> int:
+        """How many commands have worked on the whole run; on rank 0."""
+        return len((self.root / "command.txt").read_text(encoding="utf-8").splitlines())
+
     def path(self, *parts: str) -> Path:
         """A path inside this run's folder; the folders above it are made."""
         path = self.folder.joinpath(*parts)
@@ -110,9 +115,11 @@ class Run:
         """Append one line {"stage", "step", ...metrics} to metrics.jsonl and tell the logger."""
         if not self.context.is_main:
             return
-        line = json.dumps({"stage": stage, "step": step, **metrics})
-        with (self.root / METRICS_FILE).open("a", encoding="utf-8") as file:  # opened each time: a crash loses nothing
-            file.write(line + "\n")
+        line = json.dumps({"stage": stage, "step": step, **metrics}) + "\n"
+        try:
+            append_whole(self.root / METRICS_FILE, line)
+        except OSError as error:  # no reason to lose the run
+            self.console.print(f"warning: {METRICS_FILE} lacks a line: {error}", style="yellow", markup=False)
         self._logger.log(stage, step, metrics)
 
     def forget_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:

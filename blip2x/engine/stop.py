@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from blip2x.errors import Interrupted
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last one: what Slurm's --signal=USR1@120 sends before the end
+
+
+class _AtOnce:
+    """A handler: the program ends where it is."""
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        _ignore_repeats()
+        raise Interrupted(f"{signal.Signals(number).name}; what was finished is kept")
+
+
+@contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """Inside the block a signal raises `Interrupted`, unless `StopSignals` takes it. The process is to end then."""
+    before = {number: signal.signal(number, _AtOnce()) for number in SIGNALS}
+    try:
+        yield
+    except Interrupted:
+        _ignore_repeats()
+        raise
+    except BaseException:
+        _restore(before)
+        raise
+    else:
+        _restore(before)
 
 
 class StopSignals:
@@ -23,14 +51,23 @@ class StopSignals:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
+        _restore(self._before)
+        if isinstance(error, Interrupted) and any(isinstance(handler, _AtOnce) for handler in self._before.values()):
+            _ignore_repeats()
+        self._before = {}
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.received and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
-    def _restore(self) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+
+def _ignore_repeats() -> None:
+    """While the process ends launchers send their signals again, which must not keep it from its exit code."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
+
+
+def _restore(handlers: dict[int, Any]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)

@@ -38,7 +38,7 @@ def _baseline_cells(measure: Measure) -> tuple[Text, Text]:
 def _cost(results: dict[str, Any]) -> str | None:
     words = []
     if results.get("seconds") is not None:
-        words.append(f"{results['seconds']:.0f} seconds")
+        words.append(f"{results['seconds']:.0f} seconds" + (f" of start {results['starts']}" if "starts" in results else ""))
     if results.get("peak_memory_gb") is not None:
         words.append(f"{results['peak_memory_gb']:.1f} GB peak memory")
     return ", ".join(words) or None

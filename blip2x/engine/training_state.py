@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from blip2x.errors import UserError
+from blip2x.models.weights.stored import StoredTensor
+from blip2x.models.weights.write import write_safetensors
 
 FOLDER = "training"  # inside a checkpoint
 _STATE_FILE, _OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
@@ -33,6 +35,7 @@ class TrainingState:
     Attributes:
         step: optimizer steps done, those that were left out for nan included.
         position: in the data.
+        seconds: that the training has taken, saving and validation included.
         skipped: optimizer steps left out so far.
         loss_scale: of float16.
         metrics: the newest line of the training in metrics.jsonl.
@@ -42,23 +45,20 @@ class TrainingState:
 
     step: int
     position: Position
+    seconds: float
     skipped: int
     loss_scale: dict[str, Any]
     metrics: dict[str, float]
     ranks: list[dict[str, Any]]
     optimizer: Mapping[str, np.ndarray]
 
-    @property
-    def size(self) -> int:
-        """Bytes that it takes in a file, nearly."""
-        return sum(array.nbytes for array in self.optimizer.values()) + 100_000 * len(self.ranks)
-
     def write(self, checkpoint: Path) -> None:
         """Into the folder ``training`` of a checkpoint that is being written."""
         folder = checkpoint / FOLDER
         folder.mkdir()
-        save_file({name: np.ascontiguousarray(array) for name, array in self.optimizer.items()}, folder / _OPTIMIZER_FILE)
-        fields = {name: getattr(self, name) for name in ("step", "skipped", "loss_scale", "metrics", "ranks")}
+        tensors = {name: StoredTensor.of(name, array) for name, array in self.optimizer.items()}
+        write_safetensors(folder / _OPTIMIZER_FILE, tensors)
+        fields = {name: getattr(self, name) for name in ("step", "seconds", "skipped", "loss_scale", "metrics", "ranks")}
         text = json.dumps({**fields, "position": asdict(self.position)})
         (folder / _STATE_FILE).write_text(text, encoding="utf-8")
 

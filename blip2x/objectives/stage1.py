@@ -76,6 +76,7 @@ class Stage1Objective(nn.Layer):
         self._context = context
         self._cfg = cfg
         self._dec_id = dec_id
+        self.mixes_samples = not cfg.cached_contrast
         self.gradients_vary = cfg.contrast_steps > 0 and cfg.itm_weight + cfg.lm_weight > 0  # for data parallelism
         self.set_step(0)
 

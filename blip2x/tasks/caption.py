@@ -53,7 +53,7 @@ class Caption(Task):
     @classmethod
     def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
         """The losses, and the captions' scores but for METEOR, which takes long to start."""
-        return {"eval_loss", "blind_eval_loss", *score_names(_quick(cfg.task.metrics))} if cfg.task.train else None
+        return {"eval_loss", "blind_eval_loss", *score_names(_quick(cfg.task.metrics))}
 
     def run(self) -> TaskResult:
         """Train where asked for, then evaluate; the last validation's captions are those of the trained model."""

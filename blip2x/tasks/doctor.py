@@ -16,7 +16,7 @@ from rich.table import Table
 
 from blip2x.config.compose import compose_config, override_key
 from blip2x.config.run import PrecisionName, RunConfig
-from blip2x.config.task import CaptionConfig, DoctorConfig, PipelineConfig, TrainingConfig
+from blip2x.config.task import CaptionConfig, DoctorConfig, PipelineConfig, trains
 from blip2x.data.tokenize import TextTokenizer, build_tokenizer
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
@@ -122,7 +122,7 @@ def trainings(task: DoctorConfig) -> dict[str, RunConfig]:
     stages = {cfg.task.kind: cfg}
     if isinstance(cfg.task, PipelineConfig):
         stages = {stage.name: stage.config({}) for stage in plan_stages(cfg.task)}
-    found = {name: stage for name, stage in stages.items() if _trains(stage)}
+    found = {name: stage for name, stage in stages.items() if trains(stage.task)}
     if not found:
         hint = "set task.of to one that does"
         if isinstance(cfg.task, CaptionConfig):
@@ -133,10 +133,6 @@ def trainings(task: DoctorConfig) -> dict[str, RunConfig]:
 
 def _layout(cfg: RunConfig, task: DoctorConfig) -> Layout:
     return Layout.of(cfg, task.world_size or started_processes())
-
-
-def _trains(cfg: RunConfig) -> bool:
-    return isinstance(cfg.task, TrainingConfig) and (not isinstance(cfg.task, CaptionConfig) or cfg.task.train)
 
 
 def model_of(cfg: RunConfig, layout: Layout, vocab_sizes: Mapping[str, int], classes: Mapping[str, int]) -> nn.Layer:

@@ -20,6 +20,7 @@ from blip2x.registry import TASKS
 
 # what belongs to the pipeline's own command and not to its stages
 _OWN_KEYS = ("task", "run_name", "overwrite", "resume")
+_OF_ALL_STAGES = ("parallelism", "precision", "device", "threads", "logger", "paths", "seed")  # one process, one run folder
 _DONE = "done.json"  # in a stage's folder: its metrics and weights
 
 
@@ -40,12 +41,15 @@ def plan_stages(task: PipelineConfig) -> list[Stage]:
     """The stages of `task` that run, each with the overrides of all; the ones whose `unless` key is set are left out.
 
     Raises:
-        UserError: `unless` names no key of the config.
+        UserError: `unless` names no key of the config, or a stage sets what holds for all of them.
     """
     shared = [word for word in task.overrides if override_key(word).split(".")[0] not in _OWN_KEYS]
     plan = []
     for stage in task.stages:
         own = [f"task={stage.task}", *stage.overrides]
+        for word in stage.overrides:
+            if override_key(word).split(".")[0] in (*_OWN_KEYS[1:], *_OF_ALL_STAGES):
+                raise UserError(f"task.stages: {stage.task} has {word}, which all stages share; give it to the whole command")
         if stage.unless is None or not _is_set(stage, [*shared, *own]):
             plan.append(Stage(stage.name or stage.task, shared, own))
     return plan

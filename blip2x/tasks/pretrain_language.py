@@ -41,7 +41,7 @@ class PretrainLanguage(Task):
         """Train; the last training loss is the result."""
         language, tokenizer = ModelLoader.of_run(self.cfg, self.run_folder).language()
         collate = LanguageEncoderDecoderCollate if language.is_encoder_decoder else LanguageCollate
-        result = train(
+        last = train(
             self.cfg,
             self.run_folder,
             LanguageObjective(language, self.context),
@@ -51,6 +51,6 @@ class PretrainLanguage(Task):
             tokenizers={"language": tokenizer},
             frozen_origin={},
         )
-        loss = result.metrics["loss"]
+        loss = last["loss"]
         metrics = {"loss": loss, "perplexity": math.exp(loss)}
         return TaskResult(metrics, {"model.language.weights": self.checkpoint_folder()})

@@ -44,7 +44,7 @@ class PretrainStage1(Task):
         model, tokenizer = loader.stage1()
         evaluation = self.read(self.source.captions, "eval")
         validation = Stage1Validation(self.cfg, self.run_folder, model, tokenizer, evaluation)
-        result = train(
+        last = train(
             self.cfg,
             self.run_folder,
             Stage1Objective(model, self.context, self.task, dec_id=tokenizer.dec_id),
@@ -56,5 +56,5 @@ class PretrainStage1(Task):
             evaluate=validation,
         )
         told = ("@1", "@5", "@10", "chance", "eval_itm_accuracy")
-        metrics = {name: value for name, value in result.metrics.items() if name.endswith(told)}
+        metrics = {name: value for name, value in last.items() if name.endswith(told)}
         return TaskResult(metrics, {"model.weights": self.checkpoint_folder()})

@@ -59,7 +59,7 @@ class PretrainStage2(Task):
             settings=validation_settings(validation),
             limit=validation.max_images,
         )
-        result = train(
+        last = train(
             self.cfg,
             self.run_folder,
             Stage2Objective(model, self.context),
@@ -70,5 +70,5 @@ class PretrainStage2(Task):
             frozen_origin=loader.frozen_origin("vision", "language"),
             evaluate=held_out.validate,
         )
-        metrics = {name: result.metrics[name] for name in ("eval_loss", "blind_eval_loss")}
+        metrics = {name: last[name] for name in ("eval_loss", "blind_eval_loss")}
         return TaskResult(metrics, {"model.weights": self.checkpoint_folder()})

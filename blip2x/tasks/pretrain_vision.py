@@ -43,7 +43,7 @@ class PretrainVision(Task):
         """Train; accuracies on the patches of the evaluation split that show something."""
         cfg = self.cfg
         model = PatchClassifier(VISION_ENCODERS.get(cfg.model.vision.kind)(cfg.model.vision), self.source.label_classes)
-        result = train(
+        last = train(
             cfg,
             self.run_folder,
             VisionObjective(model),
@@ -55,7 +55,7 @@ class PretrainVision(Task):
             evaluate=lambda: self._evaluate(model),
         )
         held_out = self.validation_metrics(cfg)
-        metrics = {name.removeprefix("eval_"): value for name, value in result.metrics.items() if name in held_out}
+        metrics = {name.removeprefix("eval_"): value for name, value in last.items() if name in held_out}
         return TaskResult(metrics, {"model.vision.weights": self.checkpoint_folder()})
 
     @paddle.no_grad()

@@ -19,7 +19,7 @@ from blip2x.models.weights.tensor_files import open_tensors
 
 def state(step: int) -> TrainingState:
     return TrainingState(
-        step, Position(1, 4), 0, {}, {"loss": 0.1}, [{"random": {}, "losses": []}], {"w.moment1": paddle.ones([2]).numpy()}
+        step, Position(1, 4), 2.5, 0, {}, {"loss": 0.1}, [{"random": {}, "losses": []}], {"w.moment1": paddle.ones([2]).numpy()}
     )
 
 
@@ -34,8 +34,7 @@ def made(run, model):
 
     def make(prepare=None, **changes) -> Checkpoints:
         def write(folder, state, *, copy):
-            about = {"kind": "k", "extra": None, "tokenizers": None, "frozen_origin": None}
-            return prepare_checkpoint(folder, model, step=state.step, state=state, copy=copy, **about)
+            return prepare_checkpoint(folder, model, kind="k", step=state.step, state=state, copy=copy)
 
         values = {"keep_last": 1, "keep_best": 0, "best_metric": None, "best_is": Best.max, "save_in_background": False}
         return Checkpoints(run, PretrainVisionConfig(**{**values, **changes}), prepare or write)
@@ -53,10 +52,22 @@ def test_the_last_and_the_best_are_kept(run, made):
         checkpoints.save(state(step), final=False)
         checkpoints.validated(step, {"accuracy": accuracy})
     assert kept(run) == [2, 4, 5]
-    assert [path.name for path in checkpoints.best()] == ["step-00000002", "step-00000005"]
+    assert checkpoints.best().name == "step-00000002"
     checkpoints.save(state(6), final=True)  # which is the newest of two
     assert kept(run) == [2, 5] and read_manifest(run.folder / "checkpoint")["step"] == 6
     assert validations(run.folder)["2"] == {"accuracy": 0.9}
+    checkpoints.validated(6, {"accuracy": 0.95})
+    assert checkpoints.best() == run.folder / "checkpoint"
+
+
+def test_a_damaged_later_one_takes_no_whole_ones_place(run, made):
+    """It was passed over when the run went on from step 1."""
+    made().save(state(9), final=False)
+    (run.folder / "checkpoints/step-00000009/manifest.json").unlink()
+    checkpoints = made()
+    checkpoints.save(state(2), final=False)
+    assert kept(run) == [2]
+    assert newest_checkpoint(run.folder, print) == run.folder / "checkpoints/step-00000002"
 
 
 def test_the_best_may_be_the_smallest(run, made):
@@ -67,16 +78,20 @@ def test_the_best_may_be_the_smallest(run, made):
     assert kept(run) == [1, 2, 4]
 
 
-def test_one_that_cannot_be_written_is_a_warning_and_the_former_stays(run, made, console, monkeypatch):
+@pytest.mark.parametrize("of_state", [False, True])
+def test_one_that_cannot_be_written_is_a_warning_and_the_former_stays(run, made, console, monkeypatch, of_state):
     checkpoints = made()
     checkpoints.save(state(1), final=False)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    module = f"blip2x.engine.{'training_state' if of_state else 'checkpoint'}"
     with monkeypatch.context() as patched:
-        patched.setattr("blip2x.engine.checkpoint.write_safetensors", full)
+        patched.setattr(f"{module}.write_safetensors", full)
         checkpoints.save(state(2), final=False)
+        with pytest.raises(UserError, match=r"the finished training cannot be saved in .*No space left on device"):
+            checkpoints.save(state(3), final=True)
         patched.setattr("blip2x.engine.folders.MIN_FREE_BYTES", 0)
         patched.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0}))
         checkpoints.save(state(3), final=False)
@@ -87,6 +102,15 @@ def test_one_that_cannot_be_written_is_a_warning_and_the_former_stays(run, made,
     assert said.count("could not be saved, the training goes on and the former one is kept") == 2 and "No space left" in said
     checkpoints.save(state(5), final=False)  # there is room again
     assert kept(run) == [5]
+
+
+def test_a_validation_that_cannot_be_written_down_is_a_warning(run, made, console, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("blip2x.engine.run.write_whole", full)
+    made().validated(3, {"accuracy": 0.5})
+    assert "the validation of step 3 could not be written down" in console.file.getvalue()
 
 
 def test_an_error_of_ours_is_no_warning(made):

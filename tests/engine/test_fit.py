@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+from dataclasses import replace
 
 import numpy as np
 import paddle
@@ -12,7 +15,9 @@ from paddle import nn
 from blip2x.config.run import OptimConfig, PrecisionConfig, PrecisionName
 from blip2x.config.task import Best, OnNan, PretrainVisionConfig
 from blip2x.engine.fit import Training, count_steps
-from blip2x.errors import UserError
+from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.run import Run
+from blip2x.errors import Interrupted, UserError
 from blip2x.models.freeze import freeze
 from blip2x.optim.schedule import learning_rate
 from blip2x.parallel.context import Context
@@ -101,18 +106,18 @@ class Saves:
         self.events.append(("validated", step, metrics))
 
     def wait(self):
-        self.events.append("wait")
+        """Nothing is written."""
 
 
 def weights(layer) -> dict[str, np.ndarray]:
     return {name: tensor.numpy().copy() for name, tensor in layer.state_dict().items()}
 
 
-def train(run, objective=None, batches=None, *, context=None, cfg=None, optimizer=None, precision=FP32, state=None, **rest):
+def train(run, objective=None, batches=None, *, context=None, cfg=None, optimizer=None, precision=FP32, **rest):
     objective = objective or Objective()
     batches, context = batches or Batches(), context or Context()
     rest |= {"stage": "s", "precision": precision}
-    return objective, Training(objective, batches, cfg or task(), optimizer or optim(), context, run, **rest).fit(state)
+    return objective, Training(objective, batches, cfg or task(), optimizer or optim(), context, run, **rest).fit()
 
 
 def lines(run) -> list[dict]:
@@ -120,9 +125,9 @@ def lines(run) -> list[dict]:
 
 
 def test_it_learns_and_says_how_long_it_took(run):
-    _, result = train(run, cfg=task(max_steps=30, log_every=1))
+    train(run, cfg=task(max_steps=30, log_every=1))
     losses = [line["loss"] for line in lines(run)]
-    assert result.steps == 30 and result.seconds > 0
+    assert len(losses) == 30 and lines(run)[-1]["seconds"] > 0
     assert losses[-1] < 0.7 * losses[0]
 
 
@@ -139,7 +144,7 @@ def test_accumulated_micro_batches_equal_one_big_batch(run, clip):
     for name, expected in weights(whole[0]).items():
         np.testing.assert_allclose(weights(parts[0])[name], expected, atol=2e-6, err_msg=name)
     for key in ("loss", "error", "grad_norm"):
-        assert parts[1].metrics[key] == pytest.approx(whole[1].metrics[key], rel=1e-5)
+        assert parts[1][key] == pytest.approx(whole[1][key], rel=1e-5)
 
 
 def test_clipping_shortens_the_step_and_the_norm_is_that_before_it(run):
@@ -150,7 +155,7 @@ def test_clipping_shortens_the_step_and_the_norm_is_that_before_it(run):
     for clip in (None, 0.1):
         objective, result = train(run, cfg=task(max_steps=1), optimizer=optim(**linear, clip_grad_norm=clip))
         moved[clip] = weights(objective)["head.0.weight"] - before
-        norm = result.metrics["grad_norm"]
+        norm = result["grad_norm"]
         assert norm > 0.5
     np.testing.assert_allclose(moved[0.1], moved[None] * 0.1 / norm, rtol=1e-3)
 
@@ -211,7 +216,7 @@ def test_lines_of_metrics(run):
         assert line["lr"] == pytest.approx(learning_rate(line["step"] - 1, **shape))  # the one that the step was made with
         assert line.keys() == {"stage", "step", "lr", "loss", "error", "grad_norm", "samples_per_second", "seconds"}
         assert line["grad_norm"] > 0 and line["samples_per_second"] > 0
-    assert {"stage": "s", "step": 5, **result.metrics} == found[-1]
+    assert {"stage": "s", "step": 5, **result} == found[-1]
 
 
 def test_checkpoints_come_first_and_evaluation_is_in_eval_mode(run):
@@ -227,7 +232,7 @@ def test_checkpoints_come_first_and_evaluation_is_in_eval_mode(run):
     evaluated = ("evaluate", False)
     assert saves.events == [("save", 2, False), evaluated, validated[2], ("save", 4, True), evaluated, validated[4]]
     assert [line["step"] for line in lines(run) if "accuracy" in line] == [2, 4]
-    assert result.metrics["accuracy"] == 0.5 and "loss" in result.metrics
+    assert result["accuracy"] == 0.5 and "loss" in result
 
 
 def test_without_save_every_there_is_one_checkpoint_at_the_end(run):
@@ -305,6 +310,76 @@ def test_gradient_that_is_no_number_is_found_at_the_next_line(run):
         train(run, Objective(spoil))
 
 
+@pytest.mark.parametrize("wrong", [lambda step, loss: loss + paddle.sqrt(loss - loss) if step == 2 else loss, None])
+def test_whoever_asks_to_stop_gets_no_checkpoint_of_spoiled_weights(run, wrong):
+    """Between two lines, too, where otherwise nobody looks at the gradient."""
+    saves = Saves()
+
+    def asked(step, loss):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return wrong(step, loss) if wrong else loss
+
+    sentence = r"the gradient's norm is (nan|inf) at step 2;" if wrong else "^s: SIGTERM; saved at step 2 of 9"
+    with pytest.raises(UserError if wrong else Interrupted, match=sentence):
+        train(run, Objective(asked), cfg=task(max_steps=9, log_every=5), checkpoints=saves)
+    assert [event[:2] for event in saves.events] == ([] if wrong else [("save", 2)])
+
+
+def test_a_signal_behind_the_last_step_is_obeyed(run):
+    """A pipeline must not begin its next stage."""
+
+    def evaluate():
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return {}
+
+    with pytest.raises(Interrupted, match=r"^s: SIGUSR1; saved at step 4 of 4"):
+        train(run, checkpoints=Saves(), evaluate=evaluate)
+
+
+def ranks(count):
+    """One of so many ranks; nothing is exchanged."""
+    return Context(world_size=count)
+
+
+def going_on(run):
+    return Run(run.folder, run.root, run.stage, run.context, run.console, NoLogger(), goes_on=True)
+
+
+def test_a_run_goes_on_with_as_many_samples_in_a_step(run):
+    """Whoever has half the ranks accumulates twice as much: steps, and how many there are, stay."""
+    epochs = task(max_steps=None, max_epochs=2)
+    train(run, batches=Batches(4), cfg=epochs, context=ranks(2))
+    assert lines(run)[-1]["step"] == 8
+    with pytest.raises(UserError, match=r"a step of this run has 4 samples \(.* now it would have 2; choose numbers"):
+        train(going_on(run), batches=Batches(8), cfg=epochs)
+    train(going_on(run), batches=Batches(9), cfg=task(max_steps=None, max_epochs=2, accumulate=2))
+    assert lines(run)[-1]["step"] == 8  # and not 9
+
+
+def test_samples_that_are_compared_stay_together(run):
+    objective = Objective()
+    objective.mixes_samples = True
+    train(run, objective, context=ranks(2))
+    with pytest.raises(UserError, match="a micro-batch, among which pairs are compared, of this run has 4 samples"):
+        train(going_on(run), objective, cfg=task(accumulate=2))
+
+
+def test_nothing_left_to_do_is_one_sentence(run):
+    saves = Saves()
+    train(run, checkpoints=saves)
+    with pytest.raises(UserError, match=r"is at step 4, and this training ends after 4 steps; raise task.max_steps"):
+        train(run, state=saves.states[-1])
+
+
+def test_the_time_of_former_starts_counts(run):
+    saves = Saves()
+    train(run, checkpoints=saves)
+    state = replace(saves.states[-1], seconds=1000.0)
+    train(run, state=state, cfg=task(max_steps=6))
+    assert 1000 < lines(run)[-1]["seconds"] < 1100 and saves.states[-1].seconds < 100
+
+
 def bad_steps(run):
     return {path.name: json.loads(path.read_text()) for path in (run.folder / "bad_steps").glob("*.json")}
 
@@ -313,6 +388,7 @@ def test_the_samples_of_a_bad_step_are_written_down(run):
     with pytest.raises(UserError, match="at step 2;"):
         train(run, Objective(spoiled(2, float("nan"))), batches=Batches(3), cfg=task(accumulate=2, log_every=100))
     record = {"stage": "s", "step": 2, "what": "loss part 'loss'", "value": "nan", "samples_by_rank": [[[4, 5], [0, 1]]]}
+    record["samples_of_the_step_before_by_rank"] = [[[0, 1], [2, 3]]]
     assert bad_steps(run) == {"step-00000002.json": record}
 
 
@@ -326,7 +402,7 @@ def test_a_bad_step_may_be_skipped_and_is_counted(run, spoil):
     """The weights go on as if the step had no samples, the schedule and the data as if it had been made."""
     objective, result = train(run, Objective(spoil), cfg=task(on_nan=OnNan.skip, log_every=1))
     found = lines(run)
-    assert [line.get("skipped_steps", 0) for line in found] == [0, 1, 1, 1] and result.metrics["skipped_steps"] == 1
+    assert [line.get("skipped_steps", 0) for line in found] == [0, 1, 1, 1] and result["skipped_steps"] == 1
     assert ["loss" in line for line in found] == [True, False, True, True]
     assert all(np.isfinite(array).all() for array in weights(objective).values())
     assert bad_steps(run).keys() == {"step-00000002.json"}
@@ -346,14 +422,14 @@ def test_a_scaled_loss_trains_alike(run):
     scaled, scaled_result = train(run, optimizer=optim(clip_grad_norm=0.5), precision=FP16)
     for name, expected in weights(plain).items():
         np.testing.assert_array_equal(weights(scaled)[name], expected)  # a power of 2 does not round
-    assert scaled_result.metrics["grad_norm"] == result.metrics["grad_norm"]
+    assert scaled_result["grad_norm"] == result["grad_norm"]
     assert [line["loss_scale"] for line in lines(run)[2:]] == [2048.0, 4096.0]  # doubled after each two steps
 
 
 def test_a_gradient_that_overflows_lowers_the_scale_and_is_no_error(run):
     objective, result = train(run, Objective(steep(2)), precision=FP16, cfg=task(log_every=1))
     assert [line["loss_scale"] for line in lines(run)] == [1024.0, 512.0, 512.0, 1024.0]
-    assert "skipped_steps" not in result.metrics and not bad_steps(run)  # that is what the scale is there for
+    assert "skipped_steps" not in result and not bad_steps(run)  # that is what the scale is there for
     assert all(np.isfinite(array).all() for array in weights(objective).values())
 
 

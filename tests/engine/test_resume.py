@@ -14,7 +14,8 @@ CONFIG = {
     "parallelism": {"dp": 1},
     "run_name": "r",
     "resume": "never",
-    "dataset": {"num_workers": 0, "name": "d"},
+    "dataset": {"num_workers": 0, "name": "d", "images": "data/coco/images"},
+    "paths": {"data": "data", "outputs": "."},
 }
 
 
@@ -50,6 +51,14 @@ def test_what_changes_no_result_may_be_another(folder):
     task = {"log_every": 9, "overrides": ["optim.lr=1", "parallelism=dp", "resume=auto"]}
     free = {"parallelism": {"dp": 4, "tp": 2}, "resume": "auto", "dataset": {"num_workers": 8}, "task": task}
     assert may_go_on(folder, config(**free))
+
+
+def test_the_data_may_have_moved_and_not_within_their_folder(folder):
+    moved = {"paths": {"data": "/disk/data"}, "dataset": {"images": "/disk/data/coco/images"}}
+    assert may_go_on(folder, config(**moved))
+    moved["dataset"]["images"] = "/disk/data/other"
+    with pytest.raises(UserError, match=r"dataset.images was paths.data/coco/images, is paths.data/other"):
+        may_go_on(folder, config(**moved))
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def test_unless_has_to_be_a_key(key):
         plan(f"task.stages=[{{task: pretrain_vision, unless: {key}}}]")
 
 
+@pytest.mark.parametrize("word", ["precision=bf16", "parallelism.dp=2", "seed=3", "resume=auto"])
+def test_what_all_stages_share_is_not_set_by_one(word):
+    with pytest.raises(UserError, match=f"pretrain_vision has {word}, which all stages share; give it to the whole command"):
+        plan(f"task.stages=[{{task: pretrain_vision, overrides: ['{word}']}}]")
+
+
 def test_what_belongs_to_the_pipeline_is_not_handed_to_its_stages():
     command = ["task=pipeline", "run_name=r", "+overwrite=true", "task.stages=[{task: caption, name: c}]", "seed=7"]
     task = compose_config(["task.stages=[{task: caption, name: c}]"]).task

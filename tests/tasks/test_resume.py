@@ -156,7 +156,8 @@ def test_damaged_checkpoints_are_passed_over_and_named(vision, tmp_path, capfd):
 
 def test_a_finished_run_is_left_as_it_is(vision, tmp_path):
     folder, command = vision
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name != "command.txt"}
+    written = ("command.txt", "report.html")  # anew
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name not in written}
     results = launch(compose_config([*command, "resume=auto", "run_name=r", f"paths.outputs={tmp_path}"]), ["x"])
     assert results == json.loads((folder / "results.json").read_text())
     assert before == {path: path.stat().st_mtime_ns for path in before}
@@ -200,3 +201,24 @@ def test_what_cannot_be_gone_on_with_is_one_sentence(vision, tmp_path):
         shutil.rmtree(tmp_path / "other", ignore_errors=True)
     with pytest.raises(UserError, match="give run_name"):
         compose_config([*command, "resume=auto"])
+
+
+def test_a_run_that_began_from_another_begins_there_again(vision, tmp_path, capfd, monkeypatch):
+    """It was killed before it had a checkpoint of its own."""
+    folder, command = vision
+    longer = [*command, "task.max_steps=9", "task.save_every=null"]
+    expected = run([*longer, f"resume={folder}"], tmp_path, "alone")
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("blip2x.engine.fit.Training.fit", lambda training: (_ for _ in ()).throw(KeyboardInterrupt))
+        run([*longer, f"resume={folder}"], tmp_path, "killed")
+    found = run([*longer, "resume=auto"], tmp_path, "killed")
+    assert_same(found, expected)
+    assert json.loads((found / "results.json").read_text())["starts"] == 2
+    assert " seconds of start 2, " in capfd.readouterr().out
+
+
+def test_a_report_that_was_not_written_any_more_is_written(vision, tmp_path, capfd):
+    folder, command = vision
+    (folder / "report.html").unlink()
+    run([*command, "resume=auto"], tmp_path, "r")
+    assert (folder / "report.html").is_file() and "this run is complete" in capfd.readouterr().out

@@ -11,6 +11,7 @@ from blip2x.engine.memory import peak_memory_mib
 from blip2x.engine.report import write_report
 from blip2x.engine.run import Run
 from blip2x.engine.table import results_table
+from blip2x.errors import Interrupted
 from blip2x.parallel.context import Context
 from blip2x.parallel.devices import select_device
 from blip2x.parallel.seeding import seed_everything
@@ -42,16 +43,20 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
         results = context.broadcast_object(run.read_json(RESULTS_FILE)) if run.goes_on else None
         if results and "seconds" in results:  # which only a run that came to its end has
             run.console.print("this run is complete; there is nothing to go on with")
-            return results
-        with autocast(cfg.precision, context.device) if task.computes else nullcontext():
-            result = task(cfg, run).run()
-        results = dict(result.stages or {cfg.task.kind: result.metrics})
-        results["seconds"] = round(time.perf_counter() - started, 1)
-        results["peak_memory_gb"] = round(peak_memory_mib() / 2**10, 2)
-        run.write_json(results, RESULTS_FILE)
+        else:
+            with autocast(cfg.precision, context.device) if task.computes else nullcontext():
+                result = task(cfg, run).run()
+            results = dict(result.stages or {cfg.task.kind: result.metrics})
+            results["seconds"] = round(time.perf_counter() - started, 1)
+            if run.goes_on:
+                results["starts"] = run.starts  # the seconds are the last one's
+            results["peak_memory_gb"] = round(peak_memory_mib() / 2**10, 2)
+            run.write_json(results, RESULTS_FILE)
         if context.is_main:
             run.console.print(results_table(results))
             run.console.print(f"report: {write_report(run.folder)}", markup=False, highlight=False, soft_wrap=True)
         return results
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; run_name={run.root.name} resume=auto goes on with it") from None
     finally:
         run.close()

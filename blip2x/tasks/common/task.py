@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from blip2x.config.run import RunConfig
-from blip2x.config.task import TaskConfig
+from blip2x.config.task import TaskConfig, trains
 from blip2x.data.source import Source, Split
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
@@ -95,7 +95,8 @@ class Task:
             key = f"model.{part}.weights"
             if key in cls.weight_keys(cfg) and key not in promised and weights.part(part) is None and key not in cls.makes:
                 require_trainable(cfg.model, part)
-        _check_best_metric(cfg.task, cls.validation_metrics(cfg))
+        if trains(cfg.task):
+            _check_best_metric(cfg.task, cls.validation_metrics(cfg))
         if cls.shows_pictures:
             weights.check_pictures(cfg.dataset)
         for what, split in cls.reads(cfg):

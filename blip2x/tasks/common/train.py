@@ -15,11 +15,11 @@ from blip2x.data.collate import Collate
 from blip2x.engine.amp import dtype_map
 from blip2x.engine.checkpoint import Saveable, prepare_checkpoint, require_checkpoint_space
 from blip2x.engine.checkpoints import FINAL, Checkpoints, newest_checkpoint, validations
-from blip2x.engine.fit import FitResult, Training
-from blip2x.engine.resume import AUTO, NEVER
+from blip2x.engine.fit import Training
+from blip2x.engine.resume import AUTO, NEVER, began_from
 from blip2x.engine.run import Run
 from blip2x.engine.training_state import TrainingState
-from blip2x.errors import UserError
+from blip2x.errors import Interrupted, UserError
 from blip2x.models.weights.checkpoint import fill, split_state
 from blip2x.models.weights.describe import settings_of
 from blip2x.models.weights.manifest import MODEL_FILE
@@ -40,8 +40,10 @@ def train(
     tokenizers: dict[str, Saveable],
     frozen_origin: dict[str, str],
     evaluate: Callable[[], dict[str, float]] | None = None,
-) -> FitResult:
+) -> dict[str, float]:
     """Train `objective` on `samples`; what was trained of `model` is in ``checkpoint`` of the run's folder afterwards.
+
+    The last metrics are given back, those of the validation among them.
 
     Args:
         cfg: the whole config; its task says how long and how often.
@@ -95,28 +97,34 @@ def train(
             precision=cfg.precision,
             evaluate=evaluate,
             checkpoints=checkpoints,
+            state=state,
         )
-        result = training.fit(state)
-    except UserError:
+        metrics = training.fit()
+    except (UserError, Interrupted):
         write_skipped(run, loader.skipped)
         raise
     report_skipped(run, loader.skipped)
-    best = run.context.broadcast_object(checkpoints.best())
-    if cfg.task.keep_best and best:
-        run.console.print(f"best by {cfg.task.best_metric}: {best[0]}", style="dim", markup=False, highlight=False)
-    return result
+    if cfg.task.keep_best:
+        best = run.context.on_main(checkpoints.best)
+        run.console.print(f"best by {cfg.task.best_metric}: {best}", style="dim", markup=False, highlight=False)
+    return metrics
 
 
 def _go_on(cfg: RunConfig, run: Run, model: nn.Layer) -> TrainingState | None:
     """The state to go on from, with its weights in `model`; None: the training begins."""
 
     def find() -> Path | None:
-        if not run.goes_on and cfg.resume in (AUTO, NEVER):
+        def say(text: str) -> None:
+            run.console.print(text, style="yellow", markup=False)
+
+        if run.goes_on and (own := newest_checkpoint(run.folder, say)):
+            return own
+        origin = began_from(run.root) if run.goes_on else cfg.resume
+        if origin in (AUTO, NEVER):
             return None
-        folder = run.folder if run.goes_on else Path(cfg.resume)
-        found = newest_checkpoint(folder, lambda text: run.console.print(text, style="yellow", markup=False))
-        if found is None and not run.goes_on:
-            raise UserError(f"resume={cfg.resume}: there is no whole checkpoint of a training")
+        found = newest_checkpoint(Path(origin), say)
+        if found is None:
+            raise UserError(f"resume={origin}: there is no whole checkpoint of a training")
         return found
 
     found = run.context.on_main(find)

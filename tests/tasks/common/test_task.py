@@ -69,6 +69,17 @@ def test_promised_weights_need_not_be_there(check):
     check("pretrain_stage2", promised=["model.vision.weights", "model.weights", "model.language.weights"])
 
 
+def test_a_metric_that_no_validation_gives_is_named_where_there_is_a_training(check):
+    """Recipes name one for fine-tuning, and are read for captions that are only written, too."""
+    all_parts = ["model.vision.weights", "model.weights", "model.language.weights"]
+    check("caption", "task.train=false", "task.best_metric=nothing", promised=all_parts)
+    check("caption", "task.train=true", "task.best_metric=CIDEr", promised=all_parts)
+    with pytest.raises(UserError, match=r"^task.best_metric=nothing: choose one of .*CIDEr"):
+        check("caption", "task.train=true", "task.best_metric=nothing", promised=all_parts)
+    with pytest.raises(UserError, match=r"^task.best_metric=CIDEr: this task has no validation, so set it to null"):
+        check("pretrain_language", "task.best_metric=CIDEr")
+
+
 def test_a_whole_models_checkpoint_promises_its_parts():
     cfg = compose_config(["task=pretrain_stage2"])
     assert TASKS.get("pretrain_stage2").promises(cfg) == {"model.weights", "model.vision.weights", "model.language.weights"}
