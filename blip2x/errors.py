@@ -13,6 +13,14 @@ class Interrupted(BaseException):  # no error, and not to be caught as one: the 
     """The run was asked to stop, and has saved what it takes to go on.
 
     ``runners/run.py`` prints the message and exits with `EXIT_CODE`, on which schedulers can be told to start it again.
+
+    Args:
+        message: why, and how far the run had come.
+        together: all ranks raise it, at the same place.
     """
 
     EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h
+
+    def __init__(self, message: str, *, together: bool = False):
+        super().__init__(message)
+        self.together = together

@@ -82,6 +82,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     _check_resume(config)
     if isinstance(config.parallelism, HybridConfig):
         _check_parallelism(config.parallelism)
+        _check_shared(config.parallelism, config.task)
     if isinstance(config.logger, WandbConfig):
         _choices("logger.mode", [config.logger.mode], ("online", "offline"))
     return config
@@ -184,6 +185,18 @@ def _check_parallelism(cfg: HybridConfig) -> None:
     _numbers("parallelism", cfg, one_or_left, "dp", "sharding", "tp")
     if cfg.tp_vision and cfg.tp == 1:
         raise UserError("parallelism.tp_vision=true, but parallelism.tp=1 shares with nobody; set parallelism.tp to 2 or more")
+
+
+def _check_shared(cfg: HybridConfig, task: TaskConfig) -> None:
+    """Tensor parallelism is of frozen models, and trains nothing faster where the task has none."""
+    without_language = isinstance(task, (PretrainVisionConfig, PretrainLanguageConfig, PretrainStage1Config))
+    if cfg.tp == 1 or not without_language or (isinstance(task, PretrainStage1Config) and cfg.tp_vision):
+        return
+    vision = ", or share the image encoder with parallelism.tp_vision=true" if isinstance(task, PretrainStage1Config) else ""
+    raise UserError(
+        f"parallelism.tp={cfg.tp}: task={task.kind} has no frozen language model that ranks could share, and all of them would "
+        f"do the same; use parallelism=dp{vision}"
+    )
 
 
 def _check_layer_decay(config: RunConfig) -> None:

@@ -210,24 +210,24 @@ class Training:
         self._samples += seen
         self.step = step
         due = self._due(self._cfg.log_every) or self._saves() or self._validates()
-        self._stopping = self._context.any(stop.received is not None)
-        checked = due or self._stopping  # no weights that are nan may replace a good checkpoint
         self._unscale()
-        norm = self._grad_norm() if checked or self._skips or self._loss_scale.is_on else None
+        norm = self._grad_norm() if due or self._skips or self._loss_scale.is_on else None
         bad = self._is_bad(parts, norm)
         try:
             if not bad:
                 self._record.add(step, parts)
+            self._stopping = self._context.any(stop.received is not None)
             if due:
                 means = self._record.read()
-            elif checked:
+            elif self._stopping:  # no weights that are nan may replace a good checkpoint
                 self._record.check()
-            if checked and not bad and norm is not None and not math.isfinite(norm):
+                norm = self._grad_norm()
+            if (due or self._stopping) and not bad and norm is not None and not math.isfinite(norm):
                 raise NotFiniteError(self._stage, "the gradient's norm", norm, step)
         except NotFiniteError as error:
             self._keep_places(error.step, error.what, error.value)
             raise
-        if checked:
+        if due or self._stopping:
             self._places.clear()
         lr = self._schedule.get_lr()
         with full_precision():
@@ -251,7 +251,8 @@ class Training:
 
     def _interrupted(self, stop: StopSignals) -> Interrupted:
         saved = f"saved at step {self.step} of {self.total}" if self._checkpoints else "nothing is saved"
-        return Interrupted(f"{self._stage}: {stop.received or 'another rank was asked to stop'}; {saved}")
+        why = stop.received or "another rank was asked to stop"
+        return Interrupted(f"{self._stage}: {why}; {saved}", together=True)
 
     @property
     def _skips(self) -> bool:
@@ -297,7 +298,7 @@ class Training:
                     parameter.grad.scale_(1 / self._loss_scale.value)
 
     def _grad_norm(self) -> float | None:
-        norm = self._context.grad_norm(list(self._parameters.values()))
+        norm = self._context.grad_norm(self._wrapped, self._optimizer, list(self._parameters.values()))
         return None if norm is None else float(norm)
 
     def _is_bad(self, parts: list[dict[str, Tensor]], norm: float | None) -> bool:

@@ -18,6 +18,7 @@ AUTO, NEVER = "auto", "never"
 # micro-batch, and so ranks, are looked at where a training goes on (engine/fit.py).
 _FREE_GROUPS = ("parallelism", "logger", "paths")
 _FREE_KEYS = ("resume", "overwrite", "run_name", "device", "threads", "dataset.num_workers")
+_FREE_KEYS += tuple(f"model.{part}.recompute" for part in ("vision", "qformer", "language"))
 _FREE_TASK_KEYS = (
     "log_every",
     "eval_every",

@@ -11,7 +11,11 @@ from typing import Any
 
 from blip2x.errors import Interrupted
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # the last one: what Slurm's --signal=USR1@120 sends before the end
+# USR1 is what Slurm's --signal=USR1@120 sends before the end
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+# Outside of a training TERM ends a process as it always does: launchers send it to the ranks that are left when one has failed,
+# which must not look like a job to start again.
+AT_ONCE = (signal.SIGINT, signal.SIGUSR1)
 
 
 class _AtOnce:
@@ -24,8 +28,8 @@ class _AtOnce:
 
 @contextmanager
 def stopping_at_once() -> Iterator[None]:
-    """Inside the block a signal raises `Interrupted`, unless `StopSignals` takes it. The process is to end then."""
-    before = {number: signal.signal(number, _AtOnce()) for number in SIGNALS}
+    """Inside the block, what is `AT_ONCE` raises `Interrupted`, unless `StopSignals` takes it. The process is to end then."""
+    before = {number: signal.signal(number, _AtOnce()) for number in AT_ONCE}
     try:
         yield
     except Interrupted:

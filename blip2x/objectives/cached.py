@@ -3,7 +3,8 @@
 GradCache: Luyu Gao, Yunyi Zhang, Jiawei Han and Jamie Callan, "Scaling Deep Contrastive Learning Batch Size under Memory
 Limited Setup", RepL4NLP 2021, arXiv 2101.06983. The features of all micro-batches are computed first, without a graph; the loss
 of all of them gives each feature's gradient; then each micro-batch is computed again, with its graph, and goes back from these
-gradients. Memory is that of a micro-batch, gradients are those of the large batch.
+gradients. Gradients are those of the large batch, and the graph takes the memory of a micro-batch. Beside it, where the image
+encoder is frozen, a rank keeps the patches of all of its micro-batches, and as many again of the images they are matched with.
 
 B pairs of a micro-batch, N pairs of all of a rank's micro-batches, Q queries, P patches, C colours, H and W pixels, D width of
 the image encoder, E width of the shared space, L text tokens.

@@ -10,11 +10,18 @@ from paddle import Tensor
 from paddle.autograd import PyLayer
 
 
-def gather(tensor: Tensor, group: Any = None) -> Tensor:
-    """[B, ...] of each rank of `group` (None: of all) -> [size * B, ...] in rank order; B must be the same everywhere."""
+def gather(tensor: Tensor, group: Any = None, *, axis: int = 0) -> Tensor:
+    """The tensors of all ranks of `group` (None: of all), of equal shapes, put together along `axis` in rank order."""
     parts: list[Tensor] = []
     dist.all_gather(parts, tensor.contiguous(), group=group)
-    return paddle.concat(parts, axis=0)
+    return paddle.concat(parts, axis=axis)
+
+
+def summed(tensor: Tensor, group: Any = None) -> Tensor:
+    """Sum of the tensors of all ranks of `group` (None: of all)."""
+    total = tensor.clone()  # all_reduce writes into its argument, which others may hold
+    dist.all_reduce(total, group=group)
+    return total
 
 
 class GatherWithGrad(PyLayer):
@@ -32,6 +39,4 @@ class GatherWithGrad(PyLayer):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Sum over ranks and keep the own rows; all_reduce, as gloo has no reduce_scatter."""
-        grad = grad.clone()
-        dist.all_reduce(grad, group=ctx.group)
-        return grad[ctx.first : ctx.first + ctx.rows]
+        return summed(grad, ctx.group)[ctx.first : ctx.first + ctx.rows]

@@ -82,11 +82,10 @@ class Context:
         """Put back what `optimizer_state` gave, under this or any other layout; all ranks call it with all of the state."""
         write_state(optimizer, parameters, state)
 
-    def grad_norm(self, parameters: list[Tensor]) -> Tensor | None:
+    def grad_norm(self, wrapped: nn.Layer, optimizer: Any, parameters: list[Tensor]) -> Tensor | None:
         """Global norm of the gradients before clipping, between backward() and the optimizer's step; all ranks must call it.
 
-        None where nothing has a gradient. With sharding the gradients of what was wrapped last are averaged for it, which the
-        step then does not do again.
+        `wrapped` and `optimizer` are what `wrap` gave. None where nothing has a gradient.
         """
         squares = [(p.grad.astype("float32") ** 2).sum() for p in parameters if p.grad is not None]
         return paddle.sqrt(paddle.add_n(squares)) if squares else None

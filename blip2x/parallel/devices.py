@@ -36,6 +36,11 @@ def started_processes() -> int:
     return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 
 
+def process_rank() -> int:
+    """This process's number among those; 0 without either."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+
+
 def local_rank() -> int:
     """This process's number on its machine."""
     return int(os.environ.get("PADDLE_LOCAL_RANK", os.environ.get("PADDLE_RANK_IN_NODE", "0")))

@@ -17,8 +17,8 @@ from blip2x.errors import UserError
 
 EXIT_CODE = 2  # as of other errors that are one sentence
 
-# the words of gloo, of NCCL, and of the store at which ranks find each other
-_LOST = re.compile(r"gloo/transport|NCCL error|ncclRemoteError|ncclSystemError|tcp_utils|tcp_store|TCPStore", re.IGNORECASE)
+# The words of gloo, of NCCL (its other errors are of a wrong setup), and of the store at which ranks find each other
+_LOST = re.compile(r"gloo/transport|NCCL error\(6\)|ncclRemoteError|tcp_utils|tcp_store|TCPStore", re.IGNORECASE)
 _Handler = ctypes.CFUNCTYPE(None)
 
 
@@ -38,7 +38,7 @@ def naming_lost_ranks() -> Iterator[None]:
     except (RuntimeError, OSError) as error:
         if not is_lost_rank(error):
             raise
-        raise UserError(lost_rank_message()) from error
+        raise UserError(f"{lost_rank_message()} ({_last_line(error)})") from error
 
 
 def is_lost_rank(error: BaseException) -> bool:
@@ -53,6 +53,10 @@ def lost_rank_message() -> str:
         f"rank {rank} of {size} can no longer reach another rank, which failed, was killed, ran out of memory or lost its "
         "machine (its own output may say why); the same command with resume=auto goes on from the last checkpoint"
     )
+
+
+def _last_line(error: BaseException) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
 
 
 def _end(sentence: str) -> None:

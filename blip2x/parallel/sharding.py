@@ -8,6 +8,7 @@ one process does.
 
 from __future__ import annotations
 
+import math
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -42,7 +43,7 @@ class ShardedOptimizer(DygraphShardingOptimizer):
     """
 
     def __init__(self, optimizer: Any, groups: Any, *, share_gradients: bool):
-        self.sharing, self.copies = groups.get_sharding_parallel_group(), groups.get_data_parallel_group()
+        self.sharing, self.copies = groups.get_sharding_parallel_group(), _copies(groups)
         self.share_gradients, self.reached, self.averaged = share_gradients, set(), False
         _clip_alike(optimizer, self.sharing)
         with warnings.catch_warnings():
@@ -53,7 +54,7 @@ class ShardedOptimizer(DygraphShardingOptimizer):
                 parameter._register_backward_hook(_hook(self._send, number))
 
     def average(self) -> None:
-        """Make the gradients that this rank needs means over the data ranks, once a step."""
+        """Make the gradients that this rank needs means over all ranks, once a step."""
         if self.averaged:
             return
         self.averaged = True
@@ -64,7 +65,7 @@ class ShardedOptimizer(DygraphShardingOptimizer):
                 if not self.share_gradients:
                     self._send(number)
                 if self._is_mine(parameter):
-                    _average(parameter.grad, self.copies, self.sharing.nranks * self.copies.nranks)
+                    _average(parameter.grad, self.copies, summed=self.sharing.nranks)
 
     def norm(self) -> Tensor | None:
         """Global norm of the averaged gradients, before clipping."""
@@ -137,7 +138,7 @@ class SlicedLayer(stage3.GroupShardedStage3):
     """
 
     def __init__(self, layer: nn.Layer, optimizer: Any, groups: Any):
-        sharing, copies = groups.get_sharding_parallel_group(), groups.get_data_parallel_group()
+        sharing, data = groups.get_sharding_parallel_group(), groups.get_data_parallel_group()
         _clip_alike(optimizer, sharing)
         decays = optimizer._apply_decay_param_fun
         if decays is not None:
@@ -151,22 +152,27 @@ class SlicedLayer(stage3.GroupShardedStage3):
             segment_size=SEGMENT_SIZE,
             pretrain_sync_models=False,
             sync_comm=True,
-            dp_group=copies if copies.nranks > 1 else None,
+            dp_group=data if data.nranks > 1 else None,
             exclude_layer=[id(part) for name, part in layer.named_sublayers(include_self=True) if not can_be_cut(name, part)],
         )
-        self.copies, self.reached, self.averaged = copies, set(), False
+        self.copies, self.reached, self.averaged = _copies(groups), set(), False
+        self.tensor = groups.get_model_parallel_group()
         self.whole = [parameter for parameter in self._ori_parameter_list if parameter.name not in self._param2buffer]
         for parameter in self.whole:
             parameter._register_backward_hook(_hook(self._note, parameter.name))
 
     def average(self) -> None:
-        """Make the gradients of what is not cut means over the data ranks, once a step; slices' are since backward()."""
+        """Make the gradients of what is not cut means over all ranks, once a step; slices' are over data ranks already."""
         if self.averaged:
             return
         self.averaged = True
+        if self.tensor.nranks > 1:
+            for parameter in self.sliced:
+                if parameter.bw_storage is not None:
+                    _average(parameter.bw_storage, [self.tensor])
         for storage in self._grad_storages.values():
             dist.all_reduce(storage.buffer, group=self._group)
-            _average(storage.buffer, self.copies, self._group.nranks * self.copies.nranks)
+            _average(storage.buffer, self.copies, summed=self._group.nranks)
 
     def norm(self) -> Tensor | None:
         """Global norm of the averaged gradients, before clipping."""
@@ -291,11 +297,19 @@ def _clip_alike(optimizer: Any, group: Any) -> None:
         optimizer._grad_clip = GlobalNormClip(optimizer._grad_clip.clip_norm, group)
 
 
-def _average(grad: Tensor, copies: Any, ranks: int) -> None:
-    """From the sum over a sharding group to the mean over all `ranks`; other sharding groups are `copies` of it."""
-    if copies.nranks > 1:
-        dist.all_reduce(grad, group=copies)
-    grad.scale_(1 / ranks)
+def _copies(groups: Any) -> list[Any]:
+    """The groups of ranks that keep the same share as this one: those with other samples, and those of its tensor group.
+
+    The latter have the same gradients but for what GPUs round differently each time; without a mean they would drift apart.
+    """
+    return [group for group in (groups.get_data_parallel_group(), groups.get_model_parallel_group()) if group.nranks > 1]
+
+
+def _average(grad: Tensor, copies: list[Any], *, summed: int = 1) -> None:
+    """From the sum over `summed` ranks to the mean over these and all `copies`."""
+    for group in copies:
+        dist.all_reduce(grad, group=group)
+    grad.scale_(1 / (summed * math.prod(group.nranks for group in copies)))
 
 
 def _global_norm(parts: Iterable[Tensor], whole: Iterable[Tensor], group: Any) -> Tensor:

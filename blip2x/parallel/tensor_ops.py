@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import paddle
-import paddle.distributed as dist
 from paddle import Tensor
 from paddle.autograd import PyLayer
 
+from blip2x.parallel.collectives import gather, summed
 from blip2x.parallel.context import TensorGroup
 
 
@@ -39,13 +39,13 @@ class _CopyTo(PyLayer):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _sum(grad, ctx.group)
+        return summed(grad, ctx.group.group)
 
 
 class _ReduceFrom(PyLayer):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
-        return _sum(tensor, group)
+        return summed(tensor, group.group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -56,19 +56,11 @@ class _GatherFrom(PyLayer):
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: TensorGroup) -> Tensor:
         ctx.first, ctx.width = group.rank * tensor.shape[-1], tensor.shape[-1]
-        parts: list[Tensor] = []
-        dist.all_gather(parts, tensor.contiguous(), group=group.group)
-        return paddle.concat(parts, axis=-1)
+        return gather(tensor, group.group, axis=-1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad[..., ctx.first : ctx.first + ctx.width]
-
-
-def _sum(tensor: Tensor, group: TensorGroup) -> Tensor:
-    total = tensor.clone()  # all_reduce writes into its argument, which others may hold
-    dist.all_reduce(total, group=group.group)
-    return total
 
 
 def _wants_gradient(tensor: Tensor) -> bool:

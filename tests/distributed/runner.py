@@ -23,8 +23,8 @@ fit = Training.fit
 record = losses.LossRecord
 
 
-def watched(training, state):
-    result = fit(training, state)
+def watched(training):
+    result = fit(training)
     values = [parameter.numpy().tobytes() for parameter in training.objective.parameters()]
     weights.append(hashlib.sha256(b"".join(values)).hexdigest())
     return result

@@ -68,7 +68,7 @@ def found(start, tmp_path_factory):
         first += [
             [f"fit {name} {loss}", "fit", {"layout": LAYOUTS[name], "loss": loss, "accumulate": accumulate}]
             for loss, accumulate in LOSSES.items()
-            for name in ("single", "dp", "sharding1")
+            for name in ("single", "dp", "sharding1", "sharding3")
             if layouts is PAIR
         ]
         then = trainings(
@@ -167,7 +167,7 @@ def test_ranks_talk_to_those_with_other_samples(found, name):
             assert rows == expected, dtype
 
 
-@pytest.mark.parametrize("name", ["dp", "sharding1"])
+@pytest.mark.parametrize("name", ["dp", "sharding1", "sharding3"])
 @WITH
 def test_the_training_loop_does_as_on_one_process(found, name, loss):
     alone = found[f"fit single {loss}"][0]
@@ -178,4 +178,10 @@ def test_the_training_loop_does_as_on_one_process(found, name, loss):
     for metric in ("loss", "grad_norm"):
         assert first["metrics"][metric] == pytest.approx(alone["metrics"][metric], rel=1e-4)
     assert first["folder"] == second["folder"]  # an automatic name is agreed upon, the folder made once
-    assert first["lines"] == alone["lines"] == 3  # one rank writes
+    assert first["lines"] == alone["lines"] == 4  # one rank writes; the last is the validation's
+
+
+@pytest.mark.slow
+def test_a_rank_may_be_late_for_longer_than_gloo_waits(start, tmp_path):
+    plan = [["late", "late", {"layout": PAIR["dp"], "seconds": 40}]]
+    assert [rank["late"] for rank in start(WORKER, tmp_path, json.dumps(plan), processes=2)] == [[0, 1], [0, 1]]

@@ -28,22 +28,27 @@ def losses(run):
 
 
 def words(demo, ranks, parallelism, *stages, micro_batches=1):
-    """The program's words: stage 1 from the demo's image encoder, and what else there is from its stage 2."""
+    """The program's words: stage 1 from the demo's image encoder, and what else there is from its stage 2.
+
+    With tensor parallelism there is no stage 1, where ranks share nothing.
+    """
     steps = [f"batch_size={BATCH // ranks // micro_batches}", f"accumulate={micro_batches}", f"max_steps={STEPS}"]
     steps += ["max_epochs=null", "log_every=1", "eval_batch_size=5", f"cached_contrast={str(micro_batches > 1).lower()}"]
     stage1 = ",".join(f"'task.{step}'" for step in [*steps, f"contrast_steps={CONTRAST}"])
     later = f"'model.weights={demo.checkpoint('pretrain_stage2')}','task.eval_batch_size=5'"
-    listed = [f"{{task: pretrain_stage1, overrides: [{stage1}]}}", *(f"{{task: {s}, overrides: [{later}]}}" for s in stages)]
+    listed = [f"{{task: {stage}, overrides: [{later}]}}" for stage in stages]
+    if parallelism != "tp2":
+        listed.insert(0, f"{{task: pretrain_stage1, overrides: [{stage1}]}}")
     vision = f"model.vision.weights={demo.checkpoint('pretrain_vision')}"
     few = ["dataset.train_scenes=64", "dataset.test_scenes=12", "optim.warmup_steps=0"]
     return [f"parallelism={parallelism}", "run_name=r", f"seed={SEED}", *few, vision, f"task.stages=[{','.join(listed)}]"]
 
 
-def program(start, folder, words):
+def program(start, folder, words, *, trainings=1):
     """The run folder of two processes that ended well and with equal weights."""
     first, second = start(RUNNER, folder, *words, f"paths.outputs={folder}", processes=2)
     assert first["code"] == second["code"] == 0
-    assert first["weights"] == second["weights"] and len(first["weights"]) == 1
+    assert first["weights"] == second["weights"] and len(first["weights"]) == trainings
     return folder / "r"
 
 
@@ -117,18 +122,35 @@ def test_one_rank_is_asked_to_stop_and_the_run_goes_on_later(runs, start, demo, 
         assert rows(tmp_path / f"r/{stage}/predictions.jsonl") == rows(runs[2] / stage / "predictions.jsonl")
 
 
-def test_two_ranks_evaluate_each_sample_once(runs):
-    one, two = (json.loads((runs[ranks] / "results.json").read_text()) for ranks in (1, 2))
-    for stage in ("pretrain_stage1", "caption", "vqa_zeroshot"):
-        assert one[stage].keys() == two[stage].keys()
-    assert one["pretrain_stage1"]["chance"] == two["pretrain_stage1"]["chance"] == pytest.approx(1 / 12)
+def assert_same_texts(found, wanted):
+    one, two = (json.loads((run / "results.json").read_text()) for run in (wanted, found))
     for stage in ("caption", "vqa_zeroshot"):
+        assert one[stage].keys() == two[stage].keys()
         assert two[stage] == pytest.approx(one[stage])
-        alone, shared = (rows(runs[ranks] / stage / "predictions.jsonl") for ranks in (1, 2))
+        alone, shared = (rows(run / stage / "predictions.jsonl") for run in (wanted, found))
         assert len(alone) >= 12
         for row, other in zip(alone, shared, strict=True):
             assert other.pop("score") == pytest.approx(row.pop("score"), abs=1e-4)  # other batches, other rounding
             assert other == row
+
+
+def test_two_ranks_evaluate_each_sample_once(runs):
+    assert_same_texts(runs[2], runs[1])
+    one, two = (json.loads((runs[ranks] / "results.json").read_text())["pretrain_stage1"] for ranks in (1, 2))
+    assert one.keys() == two.keys()
+    assert one["chance"] == two["chance"] == pytest.approx(1 / 12)
+
+
+def test_ranks_that_share_a_language_model_write_the_same_texts(runs, start, demo, tmp_path):
+    split = words(demo("model=tiny_opt"), 2, "tp2", "caption", "vqa_zeroshot")
+    assert_same_texts(program(start, tmp_path, split, trainings=0), runs[1])
+
+
+def test_what_one_process_does_is_done_once(start, tmp_path):
+    """Though several were started, for whose memory is asked."""
+    words = ["task=doctor", "task.of=pretrain_vision", "run_name=r", "parallelism=dp", f"paths.outputs={tmp_path}"]
+    assert [rank["code"] for rank in start(RUNNER, tmp_path, *words, processes=2)] == [0, 0]
+    assert "2 ranks (dp 2, sharding 1, tp 1)" in (tmp_path / "r/memory.md").read_text()
 
 
 def test_a_bad_image_on_one_rank_stops_both(start, tmp_path):

@@ -8,6 +8,7 @@ each process works it out for itself.
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from blip2x.startup import prepare_process
@@ -175,10 +176,15 @@ def by_fit(folder, *, layout, loss, accumulate):
     run = Run.create(cfg, context, sys.argv)
     objective = start(context, loss)
     batches = Batches(context, accumulate)
-    training = Training(objective, batches, task, cfg.optim, context, run, stage="train", precision=cfg.precision)
-    result = training.fit()
+
+    def evaluate():
+        """Shares of an evaluation may be unequal."""
+        return {"seen": float(sum(objective.image(paddle.ones([1, 8])).shape[0] for _ in range(1 + context.rank)))}
+
+    stage = {"stage": "train", "precision": cfg.precision, "evaluate": evaluate}
+    result = Training(objective, batches, task, cfg.optim, context, run, **stage).fit()
     lines = len((run.folder / "metrics.jsonl").read_text().splitlines()) if context.is_main else None
-    return {"weights": numbers(trained(objective)), "metrics": result.metrics, "folder": str(run.folder), "lines": lines}
+    return {"weights": numbers(trained(objective)), "metrics": result, "folder": str(run.folder), "lines": lines}
 
 
 def by_loop(folder, *, layout, loss, accumulate, begin_with=None, write=None):
@@ -211,7 +217,7 @@ def by_loop(folder, *, layout, loss, accumulate, begin_with=None, write=None):
         part.backward()
         grads = sum(parameter.grad is not None for parameter in parameters.values())
         losses.append(context.mean(total + float(part)))
-        norms.append(float(context.grad_norm(list(parameters.values()))))
+        norms.append(float(context.grad_norm(wrapped, optimizer, list(parameters.values()))))
         if step != SKIPPED:
             optimizer.step()
         optimizer.clear_grad()
@@ -232,6 +238,13 @@ def by_loop(folder, *, layout, loss, accumulate, begin_with=None, write=None):
     }
     context.gather_parameters(wrapped)
     return {"losses": losses, "norms": norms, "weights": numbers(parameters), "early": early, "held": held}
+
+
+def late(folder, *, layout, seconds):
+    """Rank 0 works alone for longer than gloo waits."""
+    context = join(layout)
+    context.on_main(lambda: time.sleep(seconds))
+    return context.gather_objects(context.rank)
 
 
 def collectives(folder, *, layout):
@@ -277,7 +290,8 @@ def refuses_to_wrap(context, name):
 
 
 def main(folder, plan):
-    kinds = {"fit": by_fit, "loop": by_loop, "collectives": collectives, "bridge": lambda folder: gloo_bridge.build()}
+    kinds = {"fit": by_fit, "loop": by_loop, "collectives": collectives, "late": late}
+    kinds["bridge"] = lambda folder: gloo_bridge.build()
     sharding.SEGMENT_SIZE = 50  # else nothing here is big enough for stage 3
     found = {name: kinds[kind](folder, **settings) for name, kind, settings in plan}
     rank = paddle.distributed.get_rank()

@@ -50,6 +50,15 @@ def test_chance_is_of_recall_at_1_only():
     assert measures["pretrain_stage1", "itm_accuracy"].baselines == ()
 
 
+def test_matching_stands_beside_its_commonest_answer():
+    measures = found(
+        {"pretrain_stage1": {"t2i_recall@1": 0.4, "chance": 0.01, "itm_accuracy": 0.7, "majority_itm_accuracy": 2 / 3}}
+    )
+    matching = measures["pretrain_stage1", "itm_accuracy"]
+    assert matching.baselines == (Baseline("majority", 2 / 3),)
+    assert (matching.shown(2 / 3), matching.gain(matching.baselines[0])) == ("66.7 %", "+3.3 points")
+
+
 def test_chance_is_of_the_accuracies_where_there_is_no_recall():
     measures = found({"pretrain_vision": {"digit_accuracy": 0.95, "loss": 0.2, "chance": 0.1}})
     assert measures["pretrain_vision", "digit_accuracy"].baselines == (Baseline("chance", 0.1),)

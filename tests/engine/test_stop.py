@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from blip2x.engine.stop import SIGNALS, StopSignals, stopping_at_once
+from blip2x.engine.stop import AT_ONCE, SIGNALS, StopSignals, stopping_at_once
 from blip2x.errors import Interrupted
 
 
@@ -52,7 +52,7 @@ def handlers_go_back():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", AT_ONCE)
 def test_outside_of_a_training_a_signal_ends_the_program_and_its_repetition_does_not(handlers_go_back, number):
     with pytest.raises(Interrupted, match=f"^{number.name}; what was finished is kept"), stopping_at_once():
         os.kill(os.getpid(), number)
@@ -65,6 +65,12 @@ def test_inside_of_a_training_a_signal_waits_and_its_repetition_behind_it_is_ign
         assert stop.received == "SIGTERM"
         raise Interrupted("saved")
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_outside_of_a_training_a_launcher_ends_what_is_left_of_a_failed_job():
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping_at_once():
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_without_a_signal_nothing_stays_changed(handlers_go_back):

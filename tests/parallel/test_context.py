@@ -40,11 +40,12 @@ def test_grad_norm_is_the_norm_of_all_gradients_in_one_vector():
     layer = nn.Linear(3, 2)
     layer(paddle.ones([1, 3])).sum().backward()
     grads = np.concatenate([p.grad.numpy().ravel() for p in layer.parameters()])
-    np.testing.assert_allclose(float(Context().grad_norm(layer.parameters())), np.linalg.norm(grads), rtol=1e-6)
+    np.testing.assert_allclose(float(Context().grad_norm(layer, None, layer.parameters())), np.linalg.norm(grads), rtol=1e-6)
 
 
 def test_grad_norm_without_gradients_is_none():
-    assert Context().grad_norm(nn.Linear(3, 2).parameters()) is None
+    layer = nn.Linear(3, 2)
+    assert Context().grad_norm(layer, None, layer.parameters()) is None
 
 
 @pytest.mark.parametrize(

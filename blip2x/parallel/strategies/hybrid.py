@@ -6,7 +6,6 @@ import hashlib
 import io
 import logging
 import warnings
-import weakref
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass, field
@@ -22,10 +21,11 @@ from paddle.distributed.parallel import sync_params_buffers
 
 from blip2x.config.run import Device, HybridConfig
 from blip2x.errors import UserError
-from blip2x.parallel.collectives import GatherWithGrad, gather
+from blip2x.parallel.collectives import GatherWithGrad, gather, summed
 from blip2x.parallel.context import Context, TensorGroup
 from blip2x.parallel.degrees import Degrees, resolve_degrees
 from blip2x.parallel.devices import local_rank, select_device, started_processes
+from blip2x.parallel.meeting import Host, Meeting, host_name, join
 from blip2x.parallel.sharding import ShardedOptimizer, SlicedLayer
 from blip2x.registry import STRATEGIES
 
@@ -66,6 +66,7 @@ def build(cfg: HybridConfig, device: Device) -> Context:
         degrees=degrees,
         sharding_stage=cfg.sharding_stage,
         data_group=_data_group(degrees, rank),
+        meeting=_meeting(rank, world_size) if name == "cpu" else None,
     )
 
 
@@ -115,6 +116,13 @@ def _data_group(degrees: Degrees, rank: int) -> Any:
     return made[rank % degrees.tp]
 
 
+def _meeting(rank: int, world_size: int) -> Meeting:
+    host = Host(host_name()) if rank == 0 else None
+    found = [(host.address, host.key) if host else None]
+    dist.broadcast_object_list(found, src=0)
+    return host.receive(world_size - 1) if host else join(*found[0])
+
+
 @dataclass(frozen=True)
 class HybridContext(Context):
     """One of several ranks."""
@@ -122,8 +130,7 @@ class HybridContext(Context):
     degrees: Degrees = field(kw_only=True)
     sharding_stage: int = field(kw_only=True)
     data_group: Any = field(kw_only=True)  # paddle's group of the data ranks; None: all ranks
-    # What was wrapped last, as long as it is trained
-    sharded: list[weakref.ref[ShardedOptimizer | SlicedLayer]] = field(kw_only=True, default_factory=list, compare=False)
+    meeting: Meeting | None = field(kw_only=True, compare=False)  # None: what is exchanged waits by itself
 
     def wrap(self, objective: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> tuple[nn.Layer, Any]:
         """Wrap for this context's degrees; trained parameters and buffers become rank 0's, frozen ones are not sent.
@@ -132,21 +139,16 @@ class HybridContext(Context):
             RuntimeError: frozen parameters differ between ranks (they were drawn from different seeds).
         """
         self._skip_frozen(objective)
-        if self.sharding_stage == 0 and self.data_size > 1:
-            # paddle looks once which parameters get no gradient; where that changes, it has to look at each step
-            vary = getattr(objective, "gradients_vary", False)
-            return paddle.DataParallel(objective, find_unused_parameters=vary, group=self.data_group), optimizer
-        sync_params_buffers(objective, fuse_params=False)
         if self.sharding_stage == 0:
-            return objective, optimizer
+            # Over the tensor groups, too: their ranks work out the same gradients but for what GPUs round differently each
+            # time, by which their copies of what is trained would drift apart.
+            # Paddle looks once which parameters get no gradient; where that changes, it has to look at each step.
+            return paddle.DataParallel(objective, find_unused_parameters=getattr(objective, "gradients_vary", False)), optimizer
+        sync_params_buffers(objective, fuse_params=False)
         groups = fleet.get_hybrid_communicate_group()
         if self.sharding_stage == 3:
-            sliced = SlicedLayer(objective, optimizer, groups)
-            self.sharded[:] = [weakref.ref(sliced)]
-            return sliced, optimizer
-        sharded = ShardedOptimizer(optimizer, groups, share_gradients=self.sharding_stage == 2)
-        self.sharded[:] = [weakref.ref(sharded)]
-        return objective, sharded
+            return SlicedLayer(objective, optimizer, groups), optimizer
+        return objective, ShardedOptimizer(optimizer, groups, share_gradients=self.sharding_stage == 2)
 
     def accumulating(self, wrapped: nn.Layer) -> AbstractContextManager[Any]:
         """Only paddle.DataParallel sends gradients during backward() and can do without; sharding adds up as it should."""
@@ -172,9 +174,11 @@ class HybridContext(Context):
         else:
             self._sharded_by(wrapped, optimizer).set_state(parameters, state)
 
-    def grad_norm(self, parameters: list[Tensor]) -> Tensor | None:
-        """With sharding that of all that was wrapped last."""
-        return super().grad_norm(parameters) if self.sharding_stage == 0 else self.sharded[0]().norm()
+    def grad_norm(self, wrapped: nn.Layer, optimizer: Any, parameters: list[Tensor]) -> Tensor | None:
+        """With sharding the gradients are averaged for it, which the step then does not do again."""
+        if self.sharding_stage == 0:
+            return super().grad_norm(wrapped, optimizer, parameters)
+        return self._sharded_by(wrapped, optimizer).norm()
 
     def all_gather(self, tensor: Tensor) -> Tensor:
         """[B, ...] of each data rank -> [data_size * B, ...], without gradient."""
@@ -190,19 +194,18 @@ class HybridContext(Context):
 
     def total(self, tensor: Tensor) -> Tensor:
         """Sum over data ranks, without gradient."""
-        total = tensor.detach().clone()  # all_reduce writes into its argument
-        if self.data_size > 1:
-            dist.all_reduce(total, group=self.data_group)
-        return total
+        return summed(tensor.detach(), self.data_group) if self.data_size > 1 else tensor.detach()
 
     def any(self, flag: bool) -> bool:
         """Whether any rank's flag is set."""
+        self._meet()
         found = paddle.to_tensor(int(flag), dtype="int32")
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         return bool(found)
 
     def gather_objects(self, value: T) -> list[T]:
         """Every data rank's picklable object, in their order."""
+        self._meet()
         if self.data_size == 1:
             return [value]
         values: list[T] = []
@@ -211,13 +214,21 @@ class HybridContext(Context):
 
     def broadcast_object(self, value: T) -> T:
         """Rank 0's picklable object."""
+        self._meet()
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
 
     def barrier(self) -> None:
         """Wait for all ranks."""
-        dist.barrier()
+        if self.meeting:
+            self.meeting.wait()
+        else:
+            dist.barrier()
+
+    def _meet(self) -> None:
+        if self.meeting:
+            self.meeting.wait()
 
     def _sharded_by(self, wrapped: nn.Layer, optimizer: Any) -> ShardedOptimizer | SlicedLayer:
         return wrapped if self.sharding_stage == 3 else optimizer
@@ -230,6 +241,7 @@ class HybridContext(Context):
                 # the first values are enough to tell two seeds apart
                 digest = whole if getattr(parameter, "share", None) is None else shares
                 digest.update(parameter.flatten()[:16].numpy().tobytes())
+        self._meet()
         found: list[tuple[int, str, str]] = []
         dist.all_gather_object(found, (self.tensor.rank, whole.hexdigest(), shares.hexdigest()))
         if len({digest for _, digest, _ in found}) > 1 or len({(rank, digest) for rank, _, digest in found}) > self.tensor.size:
