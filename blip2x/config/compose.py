@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 from hydra import compose, initialize_config_dir
@@ -16,6 +17,8 @@ from blip2x.config.auto import CONF_FOLDER
 from blip2x.config.load import load_config
 from blip2x.config.run import RunConfig
 from blip2x.errors import UserError
+
+OWN_KEYS = ("task", "run_name", "overwrite", "resume")  # what belongs to a run itself and not to the tasks inside it
 
 
 def compose_dict(overrides: list[str]) -> DictConfig:
@@ -45,6 +48,11 @@ def command_overrides() -> list[str]:
 def override_key(override: str) -> str:
     """The key or group that an override sets: "task" of ``task=caption``, "x.y" of ``+x.y=3``."""
     return override.lstrip("+~").split("=", 1)[0].split("@")[0]
+
+
+def inner_overrides(overrides: Sequence[str]) -> list[str]:
+    """Those of a run's `overrides` that hold for the tasks inside it as well: a pipeline's stages, what the doctor looks at."""
+    return [word for word in overrides if override_key(word).split(".")[0] not in OWN_KEYS]
 
 
 def quoted(value: str) -> str:

@@ -44,9 +44,12 @@ def recall_at_k(
 
 
 def chance_recall(image_id_N: Sequence[int], text_image_id_M: Sequence[int], k: int = 1) -> float:
-    """Recall at k of random scores, the mean of both directions."""
-    blank_NM = np.zeros((len(image_id_N), len(text_image_id_M)), dtype=np.float32)
-    return float(np.mean(list(recall_at_k(blank_NM, image_id_N, text_image_id_M, [k]).values())))
+    """Recall at k of random scores, the mean of both directions: what `recall_at_k` gives where all scores are equal.
+
+    Raises:
+        UserError: an image or a text has no partner.
+    """
+    return (_chance(image_id_N, text_image_id_M, k) + _chance(text_image_id_M, image_id_N, k)) / 2
 
 
 def hardest_pairs(similarity_NM: np.ndarray, captions: Sequence[Sequence[str]]) -> np.ndarray:
@@ -82,8 +85,7 @@ def hardest_pairs(similarity_NM: np.ndarray, captions: Sequence[Sequence[str]]) 
 
 def _recalls(scores: np.ndarray, same: np.ndarray, ks: Sequence[int]) -> np.ndarray:
     """Recall at each k, averaged over the rows of `scores`."""
-    if not same.any(axis=1).all():
-        raise UserError(f"{(~same.any(axis=1)).sum()} of the images or texts to retrieve for have no partner among the others")
+    _check_partners(same.any(axis=1))
     found = np.zeros(len(ks))
     for row, positive in zip(scores, same, strict=True):
         best = row[positive].max()
@@ -91,6 +93,21 @@ def _recalls(scores: np.ndarray, same: np.ndarray, ks: Sequence[int]) -> np.ndar
         right, tied = int((row[positive] == best).sum()), int((row[~positive] == best).sum())
         found += [_probability(k - ahead, right, tied) for k in ks]
     return found / len(scores)
+
+
+def _chance(query_ids: Sequence[int], candidate_ids: Sequence[int], k: int) -> float:
+    """Share of queries for which one of their candidates is among k that are drawn at random."""
+    queries, of = np.unique(query_ids, return_counts=True)
+    candidates, rights = np.unique(candidate_ids, return_counts=True)
+    right = dict(zip(candidates.tolist(), rights.tolist(), strict=True))
+    _check_partners(np.isin(query_ids, candidates))
+    found = [_probability(k, right[query], len(candidate_ids) - right[query]) for query in queries.tolist()]
+    return float(np.average(found, weights=of))
+
+
+def _check_partners(has_partner: np.ndarray) -> None:
+    if not has_partner.all():
+        raise UserError(f"{(~has_partner).sum()} of the images or texts to retrieve for have no partner among the others")
 
 
 def _probability(places: int, right: int, wrong: int) -> float:

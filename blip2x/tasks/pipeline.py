@@ -9,7 +9,7 @@ from typing import ClassVar
 from omegaconf import DictConfig
 from rich.rule import Rule
 
-from blip2x.config.compose import compose_config, compose_dict, override_key, quoted
+from blip2x.config.compose import OWN_KEYS, compose_config, compose_dict, inner_overrides, override_key, quoted
 from blip2x.config.run import RunConfig
 from blip2x.config.task import PipelineConfig, StageConfig
 from blip2x.engine.result import TaskResult
@@ -18,8 +18,6 @@ from blip2x.errors import UserError
 from blip2x.parallel.seeding import seed_everything
 from blip2x.registry import TASKS
 
-# what belongs to the pipeline's own command and not to its stages
-_OWN_KEYS = ("task", "run_name", "overwrite", "resume")
 _OF_ALL_STAGES = ("parallelism", "precision", "device", "threads", "logger", "paths", "seed")  # one process, one run folder
 _DONE = "done.json"  # in a stage's folder: its metrics and weights
 
@@ -43,12 +41,12 @@ def plan_stages(task: PipelineConfig) -> list[Stage]:
     Raises:
         UserError: `unless` names no key of the config, or a stage sets what holds for all of them.
     """
-    shared = [word for word in task.overrides if override_key(word).split(".")[0] not in _OWN_KEYS]
+    shared = inner_overrides(task.overrides)
     plan = []
     for stage in task.stages:
         own = [f"task={stage.task}", *stage.overrides]
         for word in stage.overrides:
-            if override_key(word).split(".")[0] in (*_OWN_KEYS[1:], *_OF_ALL_STAGES):
+            if override_key(word).split(".")[0] in (*OWN_KEYS[1:], *_OF_ALL_STAGES):
                 raise UserError(f"task.stages: {stage.task} has {word}, which all stages share; give it to the whole command")
         if stage.unless is None or not _is_set(stage, [*shared, *own]):
             plan.append(Stage(stage.name or stage.task, shared, own))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,7 @@ def test_captioning_fine_tuning(model):
 # is LAVIS's: caption_coco_ft.yaml, retrieval_coco_ft.yaml.
 FINE_TUNING = {
     "finetune_caption": (1e-5, 1000, 0.9, 0.999, 0.05, 1.0),
+    "finetune_caption_opt6.7b": (1e-5, 1000, 0.9, 0.999, 0.05, 0.95),
     "finetune_vqa": (1e-5, 1000, 0.9, 0.999, 0.05, 0.95),
     "finetune_retrieval": (1e-5, 1000, 0.9, 0.999, 0.05, 0.95),
     "finetune_retrieval_vitl": (5e-6, 1000, 0.9, 0.98, 0.05, 1.0),
@@ -124,7 +126,47 @@ def test_fine_tuning_rates(name):
 
 
 def test_every_optimizer_option_is_compared_with_a_table():
-    assert {path.stem for path in (CONF_FOLDER / "optim").glob("*.yaml")} == {"adamw", *FINE_TUNING}
+    assert {path.stem for path in (CONF_FOLDER / "optim").glob("*.yaml")} == {"adamw", "recipe", *FINE_TUNING}
+
+
+# each with the task settings of its recipe
+TRAININGS = {
+    "digits": (["task=pretrain_stage1"], {"batch_size": 64, "max_steps": 300}),
+    "coco": (["task=caption", "task.train=true", "dataset=coco"], {"max_epochs": 25, "eval_every": 2000}),
+    "coco_vg": (["task=pretrain_stage2", "dataset=coco_vg"], {"max_epochs": 65, "prefix_split": True}),
+    "custom": (["task=caption", "task.train=true", "dataset=custom", "dataset.images=photos"], {"max_epochs": 5}),
+}
+
+
+@pytest.mark.parametrize(
+    ("training", "name"),
+    [
+        *(("coco", name) for name in ("adamw", *FINE_TUNING)),
+        *((training, "finetune_retrieval_vitl") for training in ("digits", "coco_vg", "custom")),
+    ],
+)
+def test_a_typed_optimizer_replaces_the_recipes_as_a_whole(training, name):
+    """And nothing else of the recipe; what is typed key by key wins over both."""
+    words, settings = TRAININGS[training]
+    words = [*words, "model.vision.frozen=false", f"optim={name}"]
+    config, alone = compose_config(words), compose_config(["task=convert", "dataset=coco", f"optim={name}"])
+    assert config.optim == alone.optim
+    assert {key: getattr(config.task, key) for key in settings} == settings
+    assert compose_config([*words, "optim.beta1=0.7"]).optim == replace(alone.optim, beta1=0.7)
+
+
+def test_without_an_optimizer_typed_the_recipes_is_taken():
+    words, _ = TRAININGS["digits"]
+    recipe, adamw_alone = compose_config(words).optim, compose_config(["task=convert"]).optim
+    assert recipe == replace(adamw_alone, lr=1e-3, warmup_start_lr=0.0, warmup_steps=30, eta_min=1e-4, clip_grad_norm=1.0)
+    assert compose_config([*words, "optim=recipe"]).optim == recipe
+    coco, _ = TRAININGS["coco"]
+    assert compose_config(coco).optim == compose_config(["task=convert", "optim=finetune_caption"]).optim
+
+
+@pytest.mark.parametrize("name", [name for name in FULL_SIZE if "_ft_" in name])
+def test_a_typed_optimizer_replaces_an_experiments(name):
+    assert experiment(name, "optim=adamw").optim == compose_config(["task=convert", "optim=adamw"]).optim
 
 
 @pytest.mark.parametrize(("model", "decay"), [("opt2.7b", 1.0), ("opt6.7b", 0.95), ("flant5xl", 1.0)])
@@ -132,6 +174,30 @@ def test_captioning_layer_decay(model, decay):
     tuned = experiment(f"caption_coco_ft_{model}")
     assert tuned.optim.layer_decay == decay
     assert vars(tuned.optim) == {**vars(compose_config(["optim=finetune_caption"]).optim), "layer_decay": decay}
+
+
+@pytest.mark.parametrize(
+    ("vit", "model", "optim"), [("vitg", "opt2.7b", "finetune_retrieval"), ("vitl", "opt2.7b_vitl", "finetune_retrieval_vitl")]
+)
+def test_retrieval_fine_tuning(vit, model, optim):
+    config = experiment(f"retrieval_coco_ft_{vit}")
+    vision = config.model.vision
+    assert config.optim == compose_config(["task=convert", f"optim={optim}"]).optim
+    assert (config.task.kind, config.dataset.name, config.model.name) == ("pretrain_stage1", "coco", model)
+    assert (vision.image_size, vision.frozen, vision.recompute, vision.drop_path_rate) == (364, False, True, 0)
+    assert pairs_per_step(config) == 224 and config.task.max_txt_len == 32
+    assert config.task.max_epochs * IMAGES["coco"] == pytest.approx(5 * PAIRS["coco"], rel=0.02)
+    assert (config.task.itc_weight, config.task.itm_weight, config.task.lm_weight) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("dataset", ["coco", "coco_vg"])
+@pytest.mark.parametrize("task", ["pretrain_stage1", "pretrain_stage2", "caption"])
+def test_no_checkpoint_is_chosen_by_the_test_split(dataset, task):
+    config = compose_config([f"task={task}", f"dataset={dataset}", "model=opt2.7b"])
+    assert "test" in config.dataset.parts[0].eval_captions and config.task.keep_best == 0
+    own = [f"task={task}", f"dataset={dataset}", "dataset.parts.0.eval_captions=coco_karpathy_val.json", "task.keep_best=1"]
+    chosen = compose_config([*own, "model=opt2.7b"])
+    assert chosen.dataset.parts[0].eval_captions == "coco_karpathy_val.json" and chosen.task.best_metric
 
 
 @pytest.mark.parametrize("task", ["pretrain_stage1", "pretrain_stage2"])

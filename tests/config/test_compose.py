@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from blip2x.config.compose import CONF_FOLDER, compose_config, compose_dict, quoted
+from blip2x.config.compose import CONF_FOLDER, compose_config, compose_dict, inner_overrides, quoted
 from blip2x.config.task import CaptionConfig
 from blip2x.errors import UserError
 
@@ -34,6 +34,19 @@ def test_composing_works_inside_a_running_hydra_and_leaves_it_running():
 def test_a_pipeline_keeps_what_it_was_composed_from():
     assert compose_config(["seed=7"]).task.overrides == ["seed=7"]
     assert compose_config(["seed=7", "task.overrides=['seed=8']"]).task.overrides == ["seed=8"]
+
+
+def test_what_belongs_to_the_run_itself_is_not_for_the_tasks_inside_it():
+    words = [
+        "task=pipeline",
+        "+task.overrides=[]",
+        "run_name=r",
+        "overwrite=true",
+        "resume=auto",
+        "optim=adamw",
+        "dataset.name=task",
+    ]
+    assert inner_overrides(words) == ["optim=adamw", "dataset.name=task"]
 
 
 def test_overrides_of_the_command_that_hydra_started(tmp_path):

@@ -33,7 +33,7 @@ def test_parts_of_the_model_are_listed():
 
 def test_the_defaults_are_marked():
     marked = [line.split()[1] for line in lines() if line.startswith("  * ")]
-    assert marked == ["pipeline", "tiny_opt", "digits", "adamw", "single", "fp32", "none", "default"]
+    assert marked == ["pipeline", "tiny_opt", "digits", "single", "fp32", "none", "default", "recipe"]
 
 
 def test_a_command_is_left_out_of_the_sentence():

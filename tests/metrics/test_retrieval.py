@@ -52,6 +52,21 @@ def test_chance_is_what_random_scores_get(k):
     assert chance_recall(images, texts, k) == pytest.approx(np.mean(drawn), abs=0.02)
 
 
+@pytest.mark.parametrize("k", [1, 2, 5, 100])
+def test_chance_is_what_equal_scores_get(k):
+    """Whatever the numbers of texts per image are; some have no text of their own and share another's."""
+    images, texts = np.array([7, 8, 8, 9, 12]), np.array([12, 7, 8, 9, 9, 9, 7, 7])
+    equal = recall_at_k(np.zeros((5, 8)), images, texts, [k])
+    assert chance_recall(images, texts, k) == pytest.approx(np.mean(list(equal.values())), abs=1e-12)
+
+
+def test_chance_without_a_partner_is_named():
+    with pytest.raises(UserError, match="2 of the images or texts to retrieve for have no partner"):
+        chance_recall([1, 2, 3, 2], [1, 3])
+    with pytest.raises(UserError, match="1 of the images or texts to retrieve for have no partner"):
+        chance_recall([1], [1, 3])
+
+
 def test_constant_scores_get_chance_and_not_everything():
     ids = [1, 2, 3, 4]
     assert recall_at_k(np.ones((4, 4)), ids, ids, [1])["i2t_recall@1"] == pytest.approx(0.25)

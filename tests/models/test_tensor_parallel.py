@@ -24,7 +24,7 @@ from blip2x.models.tensor_parallel import Share, check_split, share_of
 from blip2x.models.vision.clip_vit import ClipVit
 from blip2x.models.vision.eva_vit import EvaVit
 from blip2x.models.weights.checkpoint import fill, stored_parameter
-from blip2x.parallel import tensor_ops
+from blip2x.parallel import collectives
 from blip2x.parallel.context import TensorGroup
 
 # Of an array's largest number. Float32 sums in another order differ by 1e-7 of it; T5's attention scores, which are not scaled,
@@ -72,7 +72,7 @@ def together(monkeypatch):
 
     def run(models, work):
         threads = Threads(len(models))
-        monkeypatch.setattr(tensor_ops, "dist", threads)
+        monkeypatch.setattr(collectives, "dist", threads)
 
         def guarded(model):
             try:

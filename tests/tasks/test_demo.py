@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 PROMISED = {
     "pretrain_language": {"perplexity"},
     "pretrain_vision": {"digit_accuracy"},
-    "pretrain_stage1": {"i2t_recall@1", "t2i_recall@1", "chance"},
+    "pretrain_stage1": {"i2t_recall@1", "t2i_recall@1", "chance", "eval_itm_accuracy", "majority_eval_itm_accuracy"},
     "pretrain_stage2": {"eval_loss", "blind_eval_loss"},
     "caption": {"CIDEr", "blind_CIDEr", "BLEU-4", "blind_BLEU-4"},
     "vqa_zeroshot": {"accuracy", "blind_accuracy", "majority_accuracy"},

@@ -63,6 +63,14 @@ def test_a_stages_overrides_win_over_the_commands_and_the_recipes():
     assert cfg.optim.clip_grad_norm == 1.0  # of conf/recipe/digits/pretrain_stage1.yaml
 
 
+def test_a_typed_optimizer_replaces_every_stages_recipe_and_a_stages_own_wins():
+    stages = "task.stages=[{task: pretrain_stage1}, {task: pretrain_language, overrides: ['optim=finetune_caption']}]"
+    first, second = (stage.config({}) for stage in plan(stages, "optim=adamw", "optim.warmup_steps=9"))
+    expected = {name: compose_config(["task=convert", f"optim={name}"]).optim for name in ("adamw", "finetune_caption")}
+    assert first.optim == replace(expected["adamw"], warmup_steps=9) and first.task.max_steps == 300
+    assert second.optim == replace(expected["finetune_caption"], warmup_steps=9) and second.task.max_steps == 900
+
+
 def test_handed_weights_win_over_the_commands_and_not_over_the_stages():
     handed = {"model.weights": "it's/a ${path}"}
     assert Stage("s", ["model.weights=typed"], ["task=caption"]).config(handed).model.weights == "it's/a ${path}"

@@ -73,7 +73,7 @@ class Stage1Validation:
     @classmethod
     def names(cls, task: PretrainStage1Config) -> set[str]:
         """What it gives of all images together; there are no values of losses that are not trained."""
-        matching = {"eval_itm_accuracy"} if task.itm_weight else set()
+        matching = {"eval_itm_accuracy", "majority_eval_itm_accuracy"} if task.itm_weight else set()
         scores = score_names(VALIDATION_METRICS) if task.validation.captions and task.lm_weight else set()
         return {*_RECALLS, "chance", "eval_temperature", *matching, *scores}
 
@@ -100,6 +100,8 @@ class Stage1Validation:
         if self._task.itm_weight and len(pairs_K3):
             patches = {row: images.patches[place] for row, place in enumerate(captioned.tolist()) if place in images.patches}
             metrics["eval_itm_accuracy"] = self._match(patches, [text for text, _ in texts], pairs_K3)
+            matching = pairs_K3[:, 2].mean()  # a third, and guessing "no" each time is right for the rest
+            metrics["majority_eval_itm_accuracy"] = float(max(matching, 1 - matching))
         if self._settings and len(captioned):
             captions = gather_rows(context, images.captions, captioned)
             metrics |= validation_scores(self._run, samples[: len(captioned)], captions, VALIDATION_METRICS)

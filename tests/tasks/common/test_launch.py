@@ -30,6 +30,8 @@ def test_a_run_folder_holds_the_run(command, tmp_path, capsys):
     assert results["seconds"] > 0 and results["peak_memory_gb"] > 0
     assert (folder / "checkpoint/manifest.json").is_file()
     assert (folder / "command.txt").read_text() == "runners/run.py task=pretrain_vision\n"
+    types = json.loads((folder / "dtypes.json").read_text())
+    assert "vision" in types and set(types.values()) == {"float32"}
     said = capsys.readouterr().out
     assert "blip2x pretrain_vision" in said and "digit_accuracy" in said and "report:" in said
 

@@ -91,6 +91,7 @@ def test_matching_is_judged_on_the_hardest_pairs(parts, run):
         ]
     assert 0 < sum(right) < len(right)
     assert found["eval_itm_accuracy"] == pytest.approx(np.mean(right))
+    assert found["majority_eval_itm_accuracy"] == pytest.approx(2 / 3)  # of these pairs 4 match and 8 do not
 
 
 def test_what_is_not_trained_is_not_measured(parts, run, monkeypatch):
