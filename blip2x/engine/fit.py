@@ -348,6 +348,7 @@ class Training:
         self._last_line, self._samples = now, 0
 
     def _save(self, *, final: bool) -> None:
+        self._context.on_main(self._checkpoints.wait)  # what a former one copied is let go before more is copied
         self._context.gather_parameters(self._wrapped)
         optimizer = self._context.optimizer_state(self._wrapped, self._optimizer, self._parameters)
         ranks = self._context.gather_objects({"random": random_state(), "losses": self._record.pending()})

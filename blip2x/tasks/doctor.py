@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar, NamedTuple
 
 import paddle
@@ -14,7 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from blip2x.config.compose import compose_config, override_key
+from blip2x.config.compose import compose_config, inner_overrides
 from blip2x.config.run import PrecisionName, RunConfig
 from blip2x.config.task import CaptionConfig, DoctorConfig, PipelineConfig, trains
 from blip2x.data.tokenize import TextTokenizer, build_tokenizer
@@ -31,12 +31,11 @@ from blip2x.models.tensor_parallel import check_split
 from blip2x.models.weights.known import locate_tokenizer
 from blip2x.parallel.context import TensorGroup
 from blip2x.parallel.devices import started_processes
+from blip2x.parallel.strategies.hybrid import check_sharding
 from blip2x.registry import LANGUAGE_MODELS, TASKS, VISION_ENCODERS
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.pipeline import plan_stages
 
-# what belongs to this command and not to the one that is looked at
-_OWN_KEYS = ("task", "run_name", "overwrite", "resume")
 _TABLE_WIDTH = 120  # columns of a terminal; a narrower one gets lines
 _COLUMNS = ("part", "parameters", "trained", "stored as", "weights", "gradients", "optimizer", "activations", "in all")
 
@@ -84,12 +83,17 @@ class Doctor:
             layout = _layout(cfg, self.task)
             texts = texts_of(cfg)
             found, _ = prediction_of(cfg, layout, texts)
-            on_cpu = self.device == "cpu" and cfg.precision.name is PrecisionName.fp32  # the others need a GPU
-            said = [*sentences(cfg, found, layout, texts), verdict(found, free, where, on_cpu=on_cpu)]
+            lacking = gpu_reason(cfg, layout) if self.device == "cpu" else None
+            need, whose = needed(found, self.device, ranks_here(_count(layout), os.environ))
+            judged = no_verdict(found, lacking) if lacking else verdict(need, whose, free, where)
+            said = [*sentences(cfg, found, layout, texts), judged]
             _show(self.run_folder.console, f"{name}, {_ranks(layout)}: memory of one rank", found, said)
             pages.append(markdown(name, found, said))
-            records[name] = {**asdict(found), "peak": found.peak, "resident": found.resident, "free": free}
-            results[name] = {"predicted_gib": round(found.peak / 2**30, 3), "free_gib": round(free / 2**30, 3)}
+            compared = None if lacking else free
+            records[name] = {**asdict(found), "peak": found.peak, "resident": found.resident, "free": compared}
+            results[name] = {"predicted_gib": round(found.peak / 2**30, 3)}
+            if compared is not None:
+                results[name]["free_gib"] = round(compared / 2**30, 3)
         self.run_folder.write_json(records, "memory.json")
         path = self.run_folder.path("memory.md")
         self.run_folder.context.on_main(lambda: path.write_text("\n".join(pages), encoding="utf-8") and None)
@@ -116,7 +120,7 @@ def trainings(task: DoctorConfig) -> dict[str, RunConfig]:
     Raises:
         UserError: it trains nothing, or its config is wrong.
     """
-    words = [word for word in task.words if override_key(word).split(".")[0] not in _OWN_KEYS]
+    words = inner_overrides(task.words)
     chosen = [f"task={task.of}"] if task.of else []
     cfg = compose_config([*words, *chosen, *task.overrides])
     stages = {cfg.task.kind: cfg}
@@ -133,6 +137,15 @@ def trainings(task: DoctorConfig) -> dict[str, RunConfig]:
 
 def _layout(cfg: RunConfig, task: DoctorConfig) -> Layout:
     return Layout.of(cfg, task.world_size or started_processes())
+
+
+def ranks_here(world_size: int, started: Mapping[str, str]) -> int:
+    """How many of `world_size` ranks share this machine: as the launcher's variables `started` say; without them all."""
+    endpoints = started.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")
+    if len(endpoints) != world_size:  # not the ranks that are asked about
+        return world_size
+    here = started.get("PADDLE_CURRENT_ENDPOINT", "").rpartition(":")[0]
+    return sum(endpoint.rpartition(":")[0] == here for endpoint in endpoints) or world_size
 
 
 def model_of(cfg: RunConfig, layout: Layout, vocab_sizes: Mapping[str, int], classes: Mapping[str, int]) -> nn.Layer:
@@ -217,32 +230,64 @@ def _tokenizer(cfg: RunConfig, part: str, family: str) -> TextTokenizer:
 
 
 def free_memory(device: str) -> tuple[int, str]:
-    """Bytes that are free on `device` now, and what to call it."""
+    """Bytes that are free on `device` now, for whoever asks first, and what to call it."""
     if device.startswith("gpu"):
-        index = int(device.partition(":")[2] or 0)
-        total = paddle.device.cuda.get_device_properties(index).total_memory
-        return total - paddle.device.cuda.memory_reserved(index), f"on {device}"
+        free, _ = paddle.cuda.mem_get_info(int(device.partition(":")[2] or 0))  # the driver's, so other processes count, too
+        return free, f"on {device}"
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        available = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-        return available * 2**10, "on this machine"
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 2**10
     except (OSError, StopIteration):  # not Linux: what there is in all
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), "on this machine"
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limited = free_of_limits(Path("/"))
+    return (free, "on this machine") if limited is None or limited > free else (limited, "within this container's limit")
+
+
+def free_of_limits(root: Path) -> int | None:
+    """Bytes that the control groups of this process, of version 1 or 2, leave it; None: they set no limit, or there are none.
+
+    `root` is the folder that holds ``proc`` and ``sys``. Pages of files that nobody has used lately count as free.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return None
+    mounted, found = root / "sys/fs/cgroup", []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        version2 = not controllers
+        top = mounted if version2 else mounted / "memory"
+        names = ("memory.max", "memory.current", "inactive_file")
+        if not version2:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        group = PurePosixPath(path.lstrip("/"))
+        for folder in (group, *group.parents):  # limits of those above hold, too; in a container it may be the top alone
+            found.append(_free_of_group(top / folder, *names))
+    return min((free for free in found if free is not None), default=None)
+
+
+def _free_of_group(folder: Path, limit: str, used: str, idle: str) -> int | None:
+    try:
+        allowed = (folder / limit).read_text(encoding="ascii").strip()
+        if allowed == "max":
+            return None
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        return int(allowed) - int((folder / used).read_text(encoding="ascii")) + int(counts.get(idle, 0))
+    except (OSError, ValueError):
+        return None
 
 
 def sentences(cfg: RunConfig, found: Prediction, layout: Layout, texts: Texts) -> list[str]:
     """What the table does not say."""
-    task, highest = cfg.task, f"Highest: {amount(found.peak)} of tensors"
-    if found.update > found.activations:
-        highest += f", while the weights are changed: clipping makes a second copy of the gradients ({amount(found.update)})."
-    else:
-        highest += f", in this part and pass: {found.where}."
+    task = cfg.task
     batch = f"{task.batch_size} samples" + (f" x {task.accumulate} micro-batches" if task.accumulate > 1 else "")
     lengths = " and ".join(str(length) for length in (texts.length, texts.output_length) if length)
     counted = [f"{batch} per rank", *([f"texts of {lengths} tokens"] if lengths else [])]
     counted += [f"{cfg.model.vision.image_size} pixels", cfg.precision.name.value, _ranks(layout)]
     said = [
-        highest,
+        f"Highest: {amount(found.peak)} of tensors, in this part and pass: {found.where}.",
         f"Counted with {', '.join(counted)}.",
         f"A checkpoint takes {amount(found.checkpoint)} on the disk, trained weights and the optimizer's state; up to "
         f"{task.keep_last + task.keep_best} are kept. While one is written, the first rank's host memory has copies of "
@@ -250,22 +295,45 @@ def sentences(cfg: RunConfig, found: Prediction, layout: Layout, texts: Texts) -
     ]
     if cfg.precision.name is PrecisionName.fp32:
         said.append(
-            f"On a CPU the process takes {amount(found.resident)}, {amount(found.beside)} of it for libraries, gaps between "
-            "tensors and batches on their way."
+            f"On a CPU the first rank's process takes {amount(found.resident)} with what it copies for saving; "
+            f"{amount(found.beside)} of it are libraries, gaps between tensors and batches on their way."
         )
     else:
         said.append("Half precision and GPU kernels have not been measured; attention counts as if it were not fused.")
     return said
 
 
-def verdict(found: Prediction, free: int, where: str, *, on_cpu: bool) -> str:
+def gpu_reason(cfg: RunConfig, layout: Layout) -> str | None:
+    """What of `cfg` cannot be done on a CPU; None: all can."""
+    if cfg.precision.name is not PrecisionName.fp32:
+        return f"precision={cfg.precision.name.value}"
+    try:
+        check_sharding(layout.sharding_stage, layout.degrees, "cpu")
+    except UserError:
+        return f"the layout of {_ranks(layout)}"
+    return None
+
+
+def needed(found: Prediction, device: str, ranks: int) -> tuple[int, str]:
+    """Bytes of what has to fit into the memory of `device`, and who needs them: on a CPU all `ranks` of this machine."""
+    if device != "cpu":
+        return found.peak, "a rank"
+    whose = "a rank" if ranks == 1 else f"{ranks} ranks, all on this machine"
+    return found.resident + (ranks - 1) * found.resident_elsewhere, whose
+
+
+def verdict(need: int, whose: str, free: int, where: str) -> str:
     """Whether it fits."""
-    need = found.resident if on_cpu else found.peak
-    numbers = f"{amount(need)} needed by a rank, {amount(free)} free {where}"
+    numbers = f"{amount(need)} needed by {whose}, {amount(free)} free {where}"
     if need <= free:
         return f"It fits: {numbers}."
     advice = "lower task.batch_size (task.accumulate makes up for it), or set a part's recompute=true"
     return f"It does not fit: {numbers}; {advice}."
+
+
+def no_verdict(found: Prediction, reason: str) -> str:
+    """What is said without a GPU about what needs one."""
+    return f"No verdict, for {reason} needs GPUs and there is none here: each rank's has to have {amount(found.peak)} free."
 
 
 def amount(size: float) -> str:
@@ -322,9 +390,12 @@ def _show(console: Console, title: str, found: Prediction, said: list[str]) -> N
         console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
+def _count(layout: Layout) -> int:
+    return layout.degrees.dp * layout.degrees.sharding * layout.degrees.tp
+
+
 def _ranks(layout: Layout) -> str:
-    degrees = layout.degrees
-    count = degrees.dp * degrees.sharding * degrees.tp
+    degrees, count = layout.degrees, _count(layout)
     if count == 1:
         return "1 rank"
     stage = f", stage {layout.sharding_stage}" if layout.sharding_stage else ""

@@ -4,6 +4,7 @@
     python tests/full_size/memory.py task.of=pretrain_stage2 model=opt2.7b "task.overrides=['task.batch_size=1']"   # 17 GB
 
 The words are those of task=doctor. It prints the tensors and the resident size of the process, each predicted and measured.
+As in a training, a checkpoint is written after the last step; with task.save_in_background=true already after the first.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import gc
 import io
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,13 @@ from rich.console import Console  # noqa: E402
 
 from blip2x.config.compose import compose_config  # noqa: E402
 from blip2x.config.run import RunConfig  # noqa: E402
+from blip2x.engine.checkpoint import prepare_checkpoint  # noqa: E402
+from blip2x.engine.checkpoints import Checkpoints  # noqa: E402
 from blip2x.engine.fit import Training  # noqa: E402
 from blip2x.engine.loggers.none import NoLogger  # noqa: E402
 from blip2x.engine.memory import peak_memory_mib  # noqa: E402
 from blip2x.engine.run import Run  # noqa: E402
+from blip2x.engine.training_state import TrainingState  # noqa: E402
 from blip2x.models.memory.predict import Layout, Prediction  # noqa: E402
 from blip2x.objectives.language import LanguageObjective  # noqa: E402
 from blip2x.objectives.stage1 import Stage1Objective  # noqa: E402
@@ -71,9 +75,9 @@ class TwoSteps:
         return 2 * self.cfg.task.accumulate
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        for rows in (1, self.cfg.task.batch_size):
+        for number, rows in enumerate((1, self.cfg.task.batch_size)):
             for micro_batch in range(self.cfg.task.accumulate):
-                if rows > 1 and not micro_batch:
+                if number and not micro_batch:
                     gc.collect()
                     forget_most()
                 yield self.batch(rows)
@@ -118,8 +122,11 @@ def fill(model: nn.Layer) -> None:
         paddle.to_tensor(values)._share_buffer_to(parameter)
 
 
-def step(cfg: RunConfig) -> tuple[Prediction, int]:
-    """What is predicted for a step of `cfg`, and the most bytes of tensors that its training loop was measured to have."""
+def step(cfg: RunConfig, *, saves: bool = False) -> tuple[Prediction, int]:
+    """What is predicted for a step of `cfg`, and the most bytes of tensors that its training loop was measured to have.
+
+    With `saves` the loop writes checkpoints, too: their copies are numpy's, not tensors.
+    """
     gc.collect()
     before = allocated()
     layout, texts = Layout.of(cfg, 1), texts_of(cfg)
@@ -129,18 +136,25 @@ def step(cfg: RunConfig) -> tuple[Prediction, int]:
     cfg.task.max_steps, cfg.task.max_epochs, cfg.task.eval_every, cfg.optim.warmup_steps = 2, None, None, 0
     if cfg.task.kind == "pretrain_stage1":
         cfg.task.contrast_steps = 0  # the steps after these take most
+    cfg.task.save_every = 1 if cfg.task.save_in_background else None  # the second step is beside what is written then
+
+    def prepare(folder: Path, state: TrainingState, *, copy: bool) -> Callable[[], Path]:
+        origin = {"vision": "random numbers", "language": "random numbers"}
+        about = {"kind": cfg.task.kind, "step": state.step, "frozen_origin": origin}
+        return prepare_checkpoint(folder, model, **about, state=state, copy=copy)
+
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder), Path(folder), cfg.task.kind, Context(), Console(file=io.StringIO()), NoLogger())
         loader = TwoSteps(cfg, texts, classes)
-        objective = objective_of(cfg, model)
-        Training(objective, loader, cfg.task, cfg.optim, Context(), run, stage="step", precision=cfg.precision).fit()
+        options = {"precision": cfg.precision, "checkpoints": Checkpoints(run, cfg.task, prepare) if saves else None}
+        Training(objective_of(cfg, model), loader, cfg.task, cfg.optim, Context(), run, stage="step", **options).fit()
     return found, most_allocated() - before
 
 
 def main(words: list[str]) -> None:
     """Print both."""
     for name, cfg in trainings(compose_config(["task=doctor", *words]).task).items():
-        found, measured = step(cfg)
+        found, measured = step(cfg, saves=True)
         for what, predicted, value in (
             ("tensors", found.peak, measured),
             ("process", found.resident, peak_memory_mib() * 2**20),

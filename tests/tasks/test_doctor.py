@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
+import paddle
 import pytest
 from rich.console import Console
 
@@ -13,7 +15,7 @@ from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout, Part, Prediction
 from blip2x.tasks import doctor
 from blip2x.tasks.common.launch import launch
-from blip2x.tasks.doctor import Texts, amount, model_of, texts_of, trainings, verdict
+from blip2x.tasks.doctor import Texts, amount, model_of, needed, texts_of, trainings, verdict
 
 FEW = ["dataset.train_scenes=16", "dataset.test_scenes=12"]
 
@@ -61,7 +63,7 @@ def test_mistakes_are_named(words, named):
 
 
 def test_degrees_have_to_make_the_ranks():
-    (cfg,) = looked_at("task.of=pretrain_stage1", "task.overrides=['parallelism=tp2']").values()
+    (cfg,) = looked_at("task.of=pretrain_stage2", "task.overrides=['parallelism=tp2']").values()
     with pytest.raises(UserError, match=r"= 1 \* 1 \* 2 = 2, but 3 process"):
         Layout.of(cfg, 3)
     assert Layout.of(cfg, 4).degrees.dp == 2
@@ -122,15 +124,52 @@ def test_a_trained_part_cannot_be_split():
 
 MIB = 2**20
 PART = Part("qformer", 5, 5, ("float32",), 4 * MIB, 2 * MIB, 3 * MIB, 90 * MIB)
-FOUND = Prediction((PART,), MIB, "qformer, forward", update=0, checkpoint=12, saving=8)
+FOUND = Prediction((PART,), MIB, "qformer, forward", checkpoint=12, saving=8, saves_in_background=False)
 
 
 def test_the_verdict_has_both_numbers():
-    assert verdict(FOUND, 2**30, "on gpu:0", on_cpu=False) == "It fits: 100.0 MiB needed by a rank, 1.00 GiB free on gpu:0."
-    with_libraries = verdict(FOUND, 101 * MIB, "on this machine", on_cpu=True)
-    assert with_libraries.startswith(
-        f"It does not fit: {amount(FOUND.resident)} needed by a rank, 101.0 MiB free on this machine; lower"
-    )
+    need, whose = needed(FOUND, "gpu:0", 4)
+    assert verdict(need, whose, 2**30, "on gpu:0") == "It fits: 100.0 MiB needed by a rank, 1.00 GiB free on gpu:0."
+    said = verdict(*needed(FOUND, "cpu", 1), 101 * MIB, "on this machine")
+    assert said.startswith(f"It does not fit: {amount(FOUND.resident)} needed by a rank, 101.0 MiB free on this machine; lower")
+
+
+def test_ranks_on_one_cpu_share_its_memory_and_the_first_saves():
+    saving = replace(FOUND, saving=200 * MIB)
+    need, whose = needed(saving, "cpu", 3)
+    assert need == saving.resident + 2 * FOUND.resident == 3 * FOUND.resident + (200 - 91) * MIB
+    assert whose == "3 ranks, all on this machine"
+
+
+def test_ranks_of_this_machine_are_those_that_were_started_here():
+    started = {"PADDLE_TRAINER_ENDPOINTS": "one:1,one:2,two:1,two:2", "PADDLE_CURRENT_ENDPOINT": "two:2"}
+    assert doctor.ranks_here(4, started) == 2
+    assert doctor.ranks_here(4, {}) == doctor.ranks_here(4, started | {"PADDLE_TRAINER_ENDPOINTS": "one:1"}) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "ranks", "reason"),
+    [
+        ([], 1, None),
+        (["parallelism=dp"], 4, None),
+        (["precision=bf16"], 1, "precision=bf16"),
+        (["parallelism=sharding3"], 2, "the layout of 2 ranks (dp 1, sharding 2, stage 3, tp 1)"),
+    ],
+)
+def test_what_a_cpu_cannot_do_is_not_compared_with_its_memory(words, ranks, reason):
+    (cfg,) = looked_at("task.of=pretrain_stage2", *words).values()
+    assert doctor.gpu_reason(cfg, Layout.of(cfg, ranks)) == reason
+    if reason:
+        said = f"No verdict, for {reason} needs GPUs and there is none here: each rank's has to have 100.0 MiB free."
+        assert doctor.no_verdict(FOUND, reason) == said
+
+
+def test_without_a_verdict_the_results_have_no_free_memory(tmp_path):
+    command = ["task=doctor", "task.of=pretrain_vision", "precision=bf16", *FEW, f"paths.outputs={tmp_path}", "run_name=r"]
+    results = launch(compose_config(command), command)
+    assert list(results["pretrain_vision"]) == ["predicted_gib"]
+    assert json.loads((tmp_path / "r/memory.json").read_text())["pretrain_vision"]["free"] is None
+    assert "No verdict, for precision=bf16 needs GPUs" in (tmp_path / "r/memory.md").read_text()
 
 
 def test_a_wide_terminal_gets_a_table_and_a_file_plain_lines():
@@ -149,10 +188,52 @@ def test_a_wide_terminal_gets_a_table_and_a_file_plain_lines():
 
 def test_free_memory_is_what_the_machine_has():
     free, where = doctor.free_memory("cpu")
-    assert 2**20 < free < 2**50 and where == "on this machine"
+    assert 2**20 < free < 2**50 and where in ("on this machine", "within this container's limit")
+
+
+def test_free_memory_of_a_gpu_is_the_drivers(monkeypatch):
+    monkeypatch.setattr(paddle.cuda, "mem_get_info", lambda index: (index * MIB, 80 * MIB))
+    assert doctor.free_memory("gpu:3") == (3 * MIB, "on gpu:3")
+
+
+def test_a_containers_limit_is_smaller_than_the_machine(monkeypatch):
+    for limit, expected in ((5 * MIB, (5 * MIB, "within this container's limit")), (2**60, None), (None, None)):
+        monkeypatch.setattr(doctor, "free_of_limits", lambda root, limit=limit: limit)
+        found = doctor.free_memory("cpu")
+        assert found == expected if expected else found[1] == "on this machine"
+
+
+VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+VERSION_2 = ("memory.max", "memory.current", "inactive_file")
+
+
+@pytest.mark.parametrize(
+    ("line", "groups", "names", "expected"),
+    [
+        ("0::/", {"": (500, 200, 50)}, VERSION_2, 350),  # seen from inside a container
+        ("0::/slice/job", {"slice": (300, 100, 0), "slice/job": ("max", 50, 0)}, VERSION_2, 200),
+        ("0::/slice/job", {"slice": (300, 100, 0), "slice/job": (100, 50, 0)}, VERSION_2, 50),
+        ("0::/", {"": ("max", 50, 0)}, VERSION_2, None),
+        ("4:cpu,memory:/docker/a", {"memory": (500, 200, 50)}, VERSION_1, 350),
+        ("4:memory:/job", {"memory/job": (500, 200, 0)}, VERSION_1, 300),
+        ("4:cpu:/job", {"memory/job": (500, 200, 0)}, VERSION_1, None),
+    ],
+)
+def test_limits_of_control_groups(tmp_path, line, groups, names, expected):
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"7:pids:/\n{line}\n")
+    for group, (limit, used, idle) in groups.items():
+        folder = tmp_path / "sys/fs/cgroup" / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / names[0]).write_text(f"{limit}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+        (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {idle}\n")
+    assert doctor.free_of_limits(tmp_path) == expected
+    assert doctor.free_of_limits(tmp_path / "not_linux") is None
 
 
 def test_texts_say_what_they_are():
     cfg = next(iter(looked_at("task.of=pretrain_stage1").values()))
     said = doctor.sentences(cfg, FOUND, Layout.of(cfg, 1), Texts(18, 0, {}))
+    assert f"On a CPU the first rank's process takes {amount(FOUND.resident)} with what it copies for saving;" in said[-1]
     assert "Highest: 100.0 MiB of tensors, in this part and pass: qformer, forward." in said

@@ -20,7 +20,8 @@ from blip2x.parallel.strategies.hybrid import check_sharding
 FULL = 4  # bytes of a float32, in which everything is that is trained
 LIBRARIES = 380 * 2**20  # resident size of a process that has imported paddle and trained a tiny model
 LANGUAGE_LIBRARIES = 230 * 2**20  # paddlenlp beside it
-UNUSED = 0.07  # of the tensors' bytes: what the allocator has from the system and does not use, measured with 5 to 15 GiB
+RESERVE = 150 * 2**20  # what the C library asks the system for ahead of need, see blip2x/startup.py
+GAPS = 0.5  # of the activations' bytes: where blocks were freed and others did not fit; estimated from 1.3 to 15 GiB
 PARTS = ("vision", "ln_vision", "qformer", "heads", "language")
 LOW_TYPES = ("bfloat16", "float16")
 
@@ -84,17 +85,17 @@ class Prediction:
         parts: of the model.
         batch: the micro-batches of a step.
         where: the fullest moment, "qformer, backward".
-        update: beside weights, gradients and the optimizer's state while the weights are changed; 0: nothing.
         checkpoint: of a checkpoint on the disk.
-        saving: in the host's memory while a checkpoint is written.
+        saving: in the first rank's host memory while a checkpoint is written.
+        saves_in_background: the next steps come while it is written.
     """
 
     parts: tuple[Part, ...]
     batch: int
     where: str
-    update: int
     checkpoint: int
     saving: int
+    saves_in_background: bool
 
     @property
     def kept(self) -> int:
@@ -109,18 +110,25 @@ class Prediction:
     @property
     def peak(self) -> int:
         """Tensors at the fullest moment of a step."""
-        return self.kept + max(self.activations, self.update)
+        return self.kept + self.activations
 
     @property
     def resident(self) -> int:
-        """On a CPU, of the whole process: with its libraries, gaps, and the arrays of two batches on their way."""
+        """On a CPU, of the first rank's process: with its libraries, gaps, batches on their way, and what saving copies."""
+        if self.saves_in_background:  # the copies are still there when the next step begins
+            return self.beside + self.peak + self.saving
+        return self.beside + self.kept + max(self.activations, self.saving)
+
+    @property
+    def resident_elsewhere(self) -> int:
+        """The same of every other rank: the first one saves."""
         return self.beside + self.peak
 
     @property
     def beside(self) -> int:
-        """Of that, what is not tensors."""
+        """Of these, what is neither tensors nor copies of them."""
         libraries = LIBRARIES + (LANGUAGE_LIBRARIES if self.parts[-1].name == "language" else 0)
-        return libraries + round(UNUSED * self.peak) + 2 * self.batch
+        return libraries + RESERVE + round(GAPS * self.activations) + 2 * self.batch
 
 
 def predict(
@@ -159,15 +167,14 @@ def predict(
     ledger = objective.t.ledger
     parts = tuple(_part(name, model, layout, round(ledger.at_peak[name])) for name in PARTS if _parameters(model, name))
     trained = sum(part.trained for part in parts)
-    clips = cfg.optim.clip_grad_norm is not None and layout.sharding_stage == 0  # paddle's clipping makes new gradients
     checkpoint = 3 * FULL * trained
     return Prediction(
         parts,
         batch=round(ledger.at_peak["batch"]),
         where=ledger.where,
-        update=FULL * trained if clips else 0,
         checkpoint=checkpoint,
-        saving=checkpoint if cfg.task.save_in_background else 2 * FULL * trained,
+        saving=checkpoint if cfg.task.save_in_background else 2 * FULL * trained,  # weights are copied one by one then
+        saves_in_background=cfg.task.save_in_background,
     )
 
 

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
-from paddle.distributed.fleet.utils import recompute
 
 from blip2x.errors import UserError
+from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, copy_for_ranks, keep_share, split_columns
 from blip2x.parallel.context import TensorGroup
 
@@ -166,11 +166,7 @@ class Blocks(nn.LayerList):
     def forward(self, hidden_BPD: Tensor) -> Tensor:
         """The last block's output, which no norm follows."""
         for block in self:
-            if self.recompute and self.training and _needs_gradient(block, hidden_BPD):
-                # The reentrant way, paddle's default, trains nothing where the block's input needs no gradient.
-                hidden_BPD = recompute(block, hidden_BPD, use_reentrant=False)
-            else:
-                hidden_BPD = block(hidden_BPD)
+            hidden_BPD = call(block, hidden_BPD, again=self.recompute and self.training)
         return hidden_BPD
 
     def split_over(self, group: TensorGroup) -> None:
@@ -182,8 +178,3 @@ class Blocks(nn.LayerList):
 def drop_path_rates(last: float, depth: int) -> list[float]:
     """Rates of `depth` blocks, rising linearly from 0 to `last`; a single block has 0."""
     return [last * index / max(depth - 1, 1) for index in range(depth)]
-
-
-def _needs_gradient(block: Block, hidden_BPD: Tensor) -> bool:
-    tensors = (hidden_BPD, *block.parameters())
-    return paddle.is_grad_enabled() and not all(tensor.stop_gradient for tensor in tensors)

@@ -12,6 +12,7 @@ from paddle import nn
 from blip2x.config.compose import compose_config
 from blip2x.engine.checkpoint import save_checkpoint
 from blip2x.errors import UserError
+from blip2x.models import recompute
 from blip2x.models.freeze import freeze, set_train_mode
 from blip2x.models.vision import _blocks
 from blip2x.models.vision.eva_vit import EvaVit
@@ -164,7 +165,7 @@ def test_rates_rise_linearly():
 @pytest.mark.parametrize("trained", ["all", "blocks", "last block"])
 def test_recomputed_gradients_are_the_same(trained):
     wanted, found = (
-        gradients(partly_frozen(trained, drop_path_rate=0.3, recompute=recompute), images(2)) for recompute in (False, True)
+        gradients(partly_frozen(trained, drop_path_rate=0.3, recompute=again), images(2)) for again in (False, True)
     )
     assert any(gradient is not None for gradient in wanted.values())
     for name, gradient in wanted.items():
@@ -192,7 +193,7 @@ def test_recomputes_only_what_is_trained(case, count, monkeypatch):
         calls.append(options)
         return block(hidden)
 
-    monkeypatch.setattr(_blocks, "recompute", counting)
+    monkeypatch.setattr(recompute, "recompute", counting)
     model = partly_frozen(case if case == "last block" else "all", recompute=True)
     if case == "evaluation":
         model.eval()
