@@ -3,19 +3,48 @@
 from __future__ import annotations
 
 import functools
+import os
+import random
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from blip2x.startup import prepare_process
 
-prepare_process()  # before anything imports paddle
+# before anything imports paddle; tests that run side by side share the cores
+prepare_process(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 FEW_SCENES = ["dataset.train_scenes=64", "dataset.test_scenes=12", "optim.warmup_steps=0"]
 FEW_STEPS = ["task.batch_size=8", "task.max_steps=6", "task.max_epochs=null", "task.log_every=2"]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Draw the same random numbers whichever tests came before, in this process or another."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "paddle" in sys.modules:
+        sys.modules["paddle"].seed(0)
+
+
+class Scheduling(LoadScopeScheduling):
+    """A file's tests go to one process, and so do all that start several: two of those at a time would fight for the cores."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "distributed" if file.startswith("tests/distributed/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    """How files are dealt out where tests run side by side."""
+    return Scheduling(config, log)
 
 
 @dataclass(frozen=True)

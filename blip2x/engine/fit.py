@@ -149,30 +149,35 @@ class Training:
         return self.metrics
 
     def _count_steps(self, batches_per_epoch: int) -> int:
+        """As many as when the run began: with another number of ranks an epoch may end some samples earlier."""
         now = {
             "total": count_steps(self._cfg, batches_per_epoch),
             "samples_per_batch": self._samples_per_batch,
             "samples_per_step": self._samples_per_batch * self._cfg.accumulate,
         }
-        before = (self._context.broadcast_object(self._run.read_json(_STEPS_FILE)) if self._run.goes_on else None) or now
-        names = ["samples_per_step", *(["samples_per_batch"] if getattr(self.objective, "mixes_samples", False) else [])]
-        for name in names:
-            if now[name] != before[name]:
-                what = "step" if name == "samples_per_step" else "micro-batch, among which pairs are compared,"
-                factors = "task.batch_size x task.accumulate" if what == "step" else "task.batch_size"
-                raise UserError(
-                    f"{self._stage}: a {what} of this run has {before[name]} samples ({factors} x ranks with samples of their "
-                    f"own), now it would have {now[name]}; choose numbers that make it {before[name]} again"
-                )
-        total = before["total"]  # with another number of ranks an epoch may end some samples earlier
-        state = self._state
+        before = self._context.broadcast_object(self._run.read_json(_STEPS_FILE)) if self._run.goes_on else None
+        if before:
+            self._require_same_samples(before, now)
+        else:
+            self._run.write_json(now, _STEPS_FILE)
+        total, state = (before or now)["total"], self._state
         if state and (state.step > total or (state.step == total and not self._run.goes_on)):
             raise UserError(
                 f"{self._stage}: the state to go on from is at step {state.step}, and this training ends after {total} steps; "
                 "raise task.max_steps or task.max_epochs"
             )
-        self._run.write_json(before, _STEPS_FILE)
         return total
+
+    def _require_same_samples(self, before: dict[str, int], now: dict[str, int]) -> None:
+        of = {"samples_per_step": ("step", "task.batch_size x task.accumulate")}
+        if getattr(self.objective, "mixes_samples", False):
+            of["samples_per_batch"] = ("micro-batch, among which pairs are compared,", "task.batch_size")
+        for name, (what, factors) in of.items():
+            if now[name] != before[name]:
+                raise UserError(
+                    f"{self._stage}: a {what} of this run has {before[name]} samples ({factors} x ranks with samples of their "
+                    f"own), now it would have {now[name]}; choose numbers that make it {before[name]} again"
+                )
 
     def _start(self) -> None:
         set_train_mode(self.objective)

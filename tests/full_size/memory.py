@@ -20,28 +20,29 @@ import numpy as np
 
 from blip2x.startup import prepare_process
 
-prepare_process()
+if __name__ == "__main__":
+    prepare_process()
 
-import paddle  # noqa: E402
-from paddle import nn  # noqa: E402
-from rich.console import Console  # noqa: E402
+import paddle
+from paddle import nn
+from rich.console import Console
 
-from blip2x.config.compose import compose_config  # noqa: E402
-from blip2x.config.run import RunConfig  # noqa: E402
-from blip2x.engine.checkpoint import prepare_checkpoint  # noqa: E402
-from blip2x.engine.checkpoints import Checkpoints  # noqa: E402
-from blip2x.engine.fit import Training  # noqa: E402
-from blip2x.engine.loggers.none import NoLogger  # noqa: E402
-from blip2x.engine.memory import peak_memory_mib  # noqa: E402
-from blip2x.engine.run import Run  # noqa: E402
-from blip2x.engine.training_state import TrainingState  # noqa: E402
-from blip2x.models.memory.predict import Layout, Prediction  # noqa: E402
-from blip2x.objectives.language import LanguageObjective  # noqa: E402
-from blip2x.objectives.stage1 import Stage1Objective  # noqa: E402
-from blip2x.objectives.stage2 import Stage2Objective  # noqa: E402
-from blip2x.objectives.vision import VisionObjective  # noqa: E402
-from blip2x.parallel.context import Context  # noqa: E402
-from blip2x.tasks.doctor import Texts, label_classes, prediction_of, texts_of, trainings  # noqa: E402
+from blip2x.config.compose import compose_config
+from blip2x.config.run import RunConfig
+from blip2x.engine.checkpoint import prepare_checkpoint
+from blip2x.engine.checkpoints import Checkpoints
+from blip2x.engine.fit import Training
+from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.memory import peak_memory_mib
+from blip2x.engine.run import Run
+from blip2x.engine.training_state import TrainingState
+from blip2x.models.memory.predict import Layout, Prediction
+from blip2x.objectives.language import LanguageObjective
+from blip2x.objectives.stage1 import Stage1Objective
+from blip2x.objectives.stage2 import Stage2Objective
+from blip2x.objectives.vision import VisionObjective
+from blip2x.parallel.context import Context
+from blip2x.tasks.doctor import Texts, label_classes, prediction_of, texts_of, trainings
 
 ALLOCATED = ("Allocated", 0)  # what tensors take, on the CPU
 
