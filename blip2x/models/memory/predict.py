@@ -217,7 +217,7 @@ def _part(name: str, model: nn.Layer, layout: Layout, activations: int) -> Part:
     sharing = layout.degrees.sharding
     cut = _cut(model) if layout.sharding_stage == 3 else set()
     # paddle.DataParallel keeps what it sends beside the gradients (measured with two processes)
-    copies = 2 if layout.sharding_stage == 0 and layout.data_ranks > 1 else 1
+    copies = 2 if layout.sharding_stage == 0 and layout.data_ranks * layout.degrees.tp > 1 else 1
     weights = gradients = optimizer = numbers = trained = 0
     types = set()
     for key, parameter in _parameters(model, name):
