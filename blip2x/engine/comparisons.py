@@ -86,7 +86,7 @@ class Measure:
             return ""
         if self.name.endswith("accuracy"):
             points = self.percent(self.value) - self.percent(baseline.value)
-            sign = "+" if points >= 0 else MINUS
+            sign = "+" if points > -0.05 else MINUS  # what is shown as 0.0 has no minus
             return f"{sign}{abs(points):.1f} points"
         if baseline.value <= 0 or self.value < 0:
             return ""

@@ -57,6 +57,7 @@ def test_matching_stands_beside_its_commonest_answer():
     matching = measures["pretrain_stage1", "itm_accuracy"]
     assert matching.baselines == (Baseline("majority", 2 / 3),)
     assert (matching.shown(2 / 3), matching.gain(matching.baselines[0])) == ("66.7 %", "+3.3 points")
+    assert matching.gain(Baseline("majority", 0.7 + 1e-8)) == "+0.0 points"  # rounding is no loss
 
 
 def test_chance_is_of_the_accuracies_where_there_is_no_recall():
