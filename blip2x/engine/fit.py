@@ -29,6 +29,7 @@ from blip2x.optim.build import build_optimizer
 from blip2x.parallel.context import Context
 
 _MOST_SKIPPED_IN_A_ROW = 100
+_STEPS_BETWEEN_TALKS = 10  # of several ranks on GPUs
 _STEPS_FILE = "steps.json"  # in a training stage's folder: how many, and of which samples
 
 
@@ -221,7 +222,8 @@ class Training:
         try:
             if not bad:
                 self._record.add(step, parts)
-            self._stopping = self._context.any(stop.received is not None)
+            if due or self._ranks_talk():
+                self._stopping = self._context.any(stop.received is not None)
             if due:
                 means = self._record.read()
             elif self._stopping:  # no weights that are nan may replace a good checkpoint
@@ -258,6 +260,11 @@ class Training:
         saved = f"saved at step {self.step} of {self.total}" if self._checkpoints else "nothing is saved"
         why = stop.received or "another rank was asked to stop"
         return Interrupted(f"{self._stage}: {why}; {saved}", together=True)
+
+    def _ranks_talk(self) -> bool:
+        """Whether they ask each other in this step who is to stop: on GPUs the answer has to wait for all that is computed."""
+        free = self._context.device == "cpu" or self._context.world_size == 1
+        return free or self.step % _STEPS_BETWEEN_TALKS == 0
 
     @property
     def _skips(self) -> bool:

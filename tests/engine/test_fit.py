@@ -326,6 +326,20 @@ def test_whoever_asks_to_stop_gets_no_checkpoint_of_spoiled_weights(run, wrong):
     assert [event[:2] for event in saves.events] == ([] if wrong else [("save", 2)])
 
 
+def test_ranks_on_gpus_ask_each_other_now_and_then(run):
+    """Each time they would wait for the device."""
+
+    def asked(step, loss):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss
+
+    saves, gpus = Saves(), Context(device="gpu:0", world_size=2)
+    with pytest.raises(Interrupted, match=r"^s: SIGTERM; saved at step 10 of 30"):
+        train(run, Objective(asked), context=gpus, cfg=task(max_steps=30, log_every=100), checkpoints=saves)
+    assert [event[:2] for event in saves.events] == [("save", 10)]
+
+
 def test_a_signal_behind_the_last_step_is_obeyed(run):
     """A pipeline must not begin its next stage."""
 
