@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Protocol
 
 import paddle
 from paddle import Tensor, nn
@@ -21,7 +20,9 @@ from blip2x.engine.progress import ProgressBar
 from blip2x.engine.random_state import random_state, set_random_state, unchanged_random_state
 from blip2x.engine.run import Run
 from blip2x.engine.run_files import SCHEDULE_FILE
+from blip2x.engine.steps import agreed_steps
 from blip2x.engine.stop import StopSignals
+from blip2x.engine.stream import Loader, Stream
 from blip2x.engine.training_state import Position, TrainingState
 from blip2x.errors import Interrupted, UserError
 from blip2x.models.freeze import set_eval_mode, set_train_mode
@@ -30,37 +31,6 @@ from blip2x.parallel.context import Context
 
 _MOST_SKIPPED_IN_A_ROW = 100
 _STEPS_BETWEEN_TALKS = 10  # of several ranks on GPUs
-_STEPS_FILE = "steps.json"  # in a training stage's folder: how many, and of which samples
-
-
-class Loader(Protocol):
-    """Gives the batches of one epoch each time it is iterated, from batch `first` of the last `set_epoch` on."""
-
-    samples: list[int]  # places in the data set of those in the batch that was given last
-
-    def set_epoch(self, epoch: int, first: int = 0) -> None:
-        """Say which epoch comes next."""
-
-    def __iter__(self) -> Iterator[dict[str, Any]]: ...
-
-    def __len__(self) -> int: ...
-
-
-def count_steps(cfg: TrainingConfig, batches_per_epoch: int) -> int:
-    """Optimizer steps of a whole training, at least 1.
-
-    Raises:
-        UserError: there are too little data for one step.
-    """
-    if batches_per_epoch < 1:
-        raise UserError(f"the training data make no batch of task.batch_size={cfg.batch_size}; lower it or add data")
-    steps = cfg.max_steps or cfg.max_epochs * batches_per_epoch // cfg.accumulate
-    if steps < 1:
-        raise UserError(
-            f"{cfg.max_epochs} epoch(s) of {batches_per_epoch} batches are fewer than task.accumulate={cfg.accumulate}; "
-            "lower it or train longer"
-        )
-    return steps
 
 
 class Training:
@@ -105,7 +75,12 @@ class Training:
         self.objective, self._cfg, self._context, self._run, self._stage = objective, cfg, context, run, stage
         self._loss_scale, self._evaluate, self._checkpoints = LossScale(precision), evaluate, checkpoints
         self._state, self._samples_per_batch = state, cfg.batch_size * context.data_size
-        self.total = self._count_steps(len(loader))
+        self.total = agreed_steps(cfg, len(loader), context, run, mixes_samples=getattr(objective, "mixes_samples", False))
+        if state and (state.step > self.total or (state.step == self.total and not run.goes_on)):
+            raise UserError(
+                f"{stage}: the state to go on from is at step {state.step}, and this training ends after {self.total} steps; "
+                "raise task.max_steps or task.max_epochs"
+            )
         if optim.warmup_steps >= self.total:
             note = f"note: {stage} ends after {self.total} steps, within the warm-up of {optim.warmup_steps}"
             run.console.print(note, markup=False)
@@ -114,7 +89,7 @@ class Training:
         self._parameters = {name: p for name, p in objective.named_parameters() if not p.stop_gradient}
         self._wrapped, self._optimizer = context.wrap(objective, optimizer)
         self._record = LossRecord(stage, context)
-        self._stream = _Stream(loader)
+        self._stream = Stream(loader)
         self._places: dict[int, list[list[int]]] = {}  # steps not checked yet -> the samples of each micro-batch
         self._skipped = self._skipped_in_a_row = 0
         self.step = 0
@@ -148,37 +123,6 @@ class Training:
                     self._checkpoints.wait()
         set_eval_mode(self.objective)
         return self.metrics
-
-    def _count_steps(self, batches_per_epoch: int) -> int:
-        """As many as when the run began: with another number of ranks an epoch may end some samples earlier."""
-        now = {
-            "total": count_steps(self._cfg, batches_per_epoch),
-            "samples_per_batch": self._samples_per_batch,
-            "samples_per_step": self._samples_per_batch * self._cfg.accumulate,
-        }
-        before = self._context.broadcast_object(self._run.read_json(_STEPS_FILE)) if self._run.goes_on else None
-        if before:
-            self._require_same_samples(before, now)
-        else:
-            self._run.write_json(now, _STEPS_FILE)
-        total, state = (before or now)["total"], self._state
-        if state and (state.step > total or (state.step == total and not self._run.goes_on)):
-            raise UserError(
-                f"{self._stage}: the state to go on from is at step {state.step}, and this training ends after {total} steps; "
-                "raise task.max_steps or task.max_epochs"
-            )
-        return total
-
-    def _require_same_samples(self, before: dict[str, int], now: dict[str, int]) -> None:
-        of = {"samples_per_step": ("step", "task.batch_size x task.accumulate")}
-        if getattr(self.objective, "mixes_samples", False):
-            of["samples_per_batch"] = ("micro-batch, among which pairs are compared,", "task.batch_size")
-        for name, (what, factors) in of.items():
-            if now[name] != before[name]:
-                raise UserError(
-                    f"{self._stage}: a {what} of this run has {before[name]} samples ({factors} x ranks with samples of their "
-                    f"own), now it would have {now[name]}; choose numbers that make it {before[name]} again"
-                )
 
     def _start(self) -> None:
         set_train_mode(self.objective)
@@ -380,44 +324,6 @@ class Training:
         if self._checkpoints:
             self._context.on_main(lambda: self._checkpoints.validated(self.step, results))
         return results
-
-
-class _Stream:
-    """The loader's batches, epoch after epoch; `batch` of `epoch` comes next."""
-
-    def __init__(self, loader: Loader):
-        self._loader = loader
-        self.epoch = self.batch = 0
-        self._batches: Iterator[dict[str, Any]] | None = None
-
-    @property
-    def samples(self) -> list[int]:
-        """Places in the data set of the newest batch's samples."""
-        return self._loader.samples
-
-    def move(self, epoch: int, batch: int) -> None:
-        """Go on with `batch` of `epoch`."""
-        self.epoch, self.batch = (epoch, batch) if batch < len(self._loader) else (epoch + 1, 0)
-        self.close()
-
-    def close(self) -> None:
-        """Leave off within an epoch."""
-        if isinstance(self._batches, Generator):
-            self._batches.close()
-        self._batches = None
-
-    def __next__(self) -> dict[str, Any]:
-        if self._batches is None:
-            self._loader.set_epoch(self.epoch, self.batch)
-            self._batches = iter(self._loader)
-        batch = next(self._batches, None)
-        if batch is None:
-            if self.batch == 0:
-                raise UserError(f"epoch {self.epoch} of the training data is empty; see the log for samples that were skipped")
-            self.move(self.epoch + 1, 0)
-            return next(self)
-        self.batch += 1
-        return batch
 
 
 def _text(metrics: dict[str, float]) -> str:

@@ -1,12 +1,66 @@
-"""How much memory this process has used at most."""
+"""How much memory this process has used at most, and how much is free."""
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
+from pathlib import Path, PurePosixPath
+
+import paddle
 
 
 def peak_memory_mib() -> float:
     """Highest resident size of this process so far, in MiB (its loader workers are not counted)."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
+
+
+def free_memory(device: str) -> tuple[int, str]:
+    """Bytes that are free on `device` now, for whoever asks first, and what to call it."""
+    if device.startswith("gpu"):
+        free, _ = paddle.cuda.mem_get_info(int(device.partition(":")[2] or 0))  # the driver's, so other processes count, too
+        return free, f"on {device}"
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 2**10
+    except (OSError, StopIteration):  # not Linux: what there is in all
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limited = free_of_limits(Path("/"))
+    return (free, "on this machine") if limited is None or limited > free else (limited, "within this container's limit")
+
+
+def free_of_limits(root: Path) -> int | None:
+    """Bytes that the control groups of this process, of version 1 or 2, leave it; None: they set no limit, or there are none.
+
+    `root` is the folder that holds ``proc`` and ``sys``. Pages of files that nobody has used lately count as free.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return None
+    mounted, found = root / "sys/fs/cgroup", []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        version2 = not controllers
+        top = mounted if version2 else mounted / "memory"
+        names = ("memory.max", "memory.current", "inactive_file")
+        if not version2:
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        group = PurePosixPath(path.lstrip("/"))
+        for folder in (group, *group.parents):  # limits of those above hold, too; in a container it may be the top alone
+            found.append(_free_of_group(top / folder, *names))
+    return min((free for free in found if free is not None), default=None)
+
+
+def _free_of_group(folder: Path, limit: str, used: str, idle: str) -> int | None:
+    try:
+        allowed = (folder / limit).read_text(encoding="ascii").strip()
+        if allowed == "max":
+            return None
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
+        return int(allowed) - int((folder / used).read_text(encoding="ascii")) + int(counts.get(idle, 0))
+    except (OSError, ValueError):
+        return None

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import paddle
 from paddle import nn
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from blip2x.config.compose import compose_config, inner_overrides
 from blip2x.config.run import PrecisionName, RunConfig
 from blip2x.config.task import CaptionConfig, DoctorConfig, PipelineConfig, trains
 from blip2x.data.tokenize import TextTokenizer, build_tokenizer
+from blip2x.engine.memory import free_memory
+from blip2x.engine.memory_table import amount, markdown, show
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
@@ -25,7 +24,7 @@ from blip2x.models.assemblies.patch_classifier import PatchClassifier
 from blip2x.models.assemblies.stage1 import build_stage1
 from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.models.freeze import freeze
-from blip2x.models.memory.predict import Layout, Part, Prediction, predict
+from blip2x.models.memory.predict import Layout, Prediction, predict
 from blip2x.models.precision import storage_types, store_in
 from blip2x.models.tensor_parallel import check_split
 from blip2x.models.weights.known import locate_tokenizer
@@ -35,9 +34,6 @@ from blip2x.parallel.strategies.hybrid import check_sharding
 from blip2x.registry import LANGUAGE_MODELS, TASKS, VISION_ENCODERS
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.pipeline import plan_stages
-
-_TABLE_WIDTH = 120  # columns of a terminal; a narrower one gets lines
-_COLUMNS = ("part", "parameters", "trained", "stored as", "weights", "gradients", "optimizer", "activations", "in all")
 
 
 @dataclass(frozen=True)
@@ -87,7 +83,7 @@ class Doctor:
             need, whose = needed(found, self.device, ranks_here(_count(layout), os.environ))
             judged = no_verdict(found, lacking) if lacking else verdict(need, whose, free, where)
             said = [*sentences(cfg, found, layout, texts), judged]
-            _show(self.run_folder.console, f"{name}, {_ranks(layout)}: memory of one rank", found, said)
+            show(self.run_folder.console, f"{name}, {_ranks(layout)}: memory of one rank", found, said)
             pages.append(markdown(name, found, said))
             compared = None if lacking else free
             records[name] = {**asdict(found), "peak": found.peak, "resident": found.resident, "free": compared}
@@ -229,56 +225,6 @@ def _tokenizer(cfg: RunConfig, part: str, family: str) -> TextTokenizer:
     )
 
 
-def free_memory(device: str) -> tuple[int, str]:
-    """Bytes that are free on `device` now, for whoever asks first, and what to call it."""
-    if device.startswith("gpu"):
-        free, _ = paddle.cuda.mem_get_info(int(device.partition(":")[2] or 0))  # the driver's, so other processes count, too
-        return free, f"on {device}"
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable")) * 2**10
-    except (OSError, StopIteration):  # not Linux: what there is in all
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limited = free_of_limits(Path("/"))
-    return (free, "on this machine") if limited is None or limited > free else (limited, "within this container's limit")
-
-
-def free_of_limits(root: Path) -> int | None:
-    """Bytes that the control groups of this process, of version 1 or 2, leave it; None: they set no limit, or there are none.
-
-    `root` is the folder that holds ``proc`` and ``sys``. Pages of files that nobody has used lately count as free.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return None
-    mounted, found = root / "sys/fs/cgroup", []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        version2 = not controllers
-        top = mounted if version2 else mounted / "memory"
-        names = ("memory.max", "memory.current", "inactive_file")
-        if not version2:
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        group = PurePosixPath(path.lstrip("/"))
-        for folder in (group, *group.parents):  # limits of those above hold, too; in a container it may be the top alone
-            found.append(_free_of_group(top / folder, *names))
-    return min((free for free in found if free is not None), default=None)
-
-
-def _free_of_group(folder: Path, limit: str, used: str, idle: str) -> int | None:
-    try:
-        allowed = (folder / limit).read_text(encoding="ascii").strip()
-        if allowed == "max":
-            return None
-        counts = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="ascii").splitlines())
-        return int(allowed) - int((folder / used).read_text(encoding="ascii")) + int(counts.get(idle, 0))
-    except (OSError, ValueError):
-        return None
-
-
 def sentences(cfg: RunConfig, found: Prediction, layout: Layout, texts: Texts) -> list[str]:
     """What the table does not say."""
     task = cfg.task
@@ -334,60 +280,6 @@ def verdict(need: int, whose: str, free: int, where: str) -> str:
 def no_verdict(found: Prediction, reason: str) -> str:
     """What is said without a GPU about what needs one."""
     return f"No verdict, for {reason} needs GPUs and there is none here: each rank's has to have {amount(found.peak)} free."
-
-
-def amount(size: float) -> str:
-    """Bytes for readers."""
-    if size >= 2**30:
-        return f"{size / 2**30:.2f} GiB"
-    if size >= 2**20:
-        return f"{size / 2**20:.1f} MiB"
-    return f"{size / 2**10:.1f} KiB" if size else "0"
-
-
-def rows(found: Prediction) -> list[tuple[str, ...]]:
-    """The table's lines, its sum last."""
-    sums = Part(
-        "in all",
-        *(sum(getattr(part, name) for part in found.parts) for name in ("parameters", "trained")),
-        (),
-        *(sum(getattr(part, name) for part in found.parts) for name in ("weights", "gradients", "optimizer")),
-        found.activations,
-    )
-    batch = Part("batch", 0, 0, ("float32",), 0, 0, 0, found.batch)
-    return [_row(part) for part in (*found.parts, batch, sums)]
-
-
-def _row(part: Part) -> tuple[str, ...]:
-    sizes = (part.weights, part.gradients, part.optimizer, part.activations, part.total)
-    return (part.name, f"{part.parameters:,}", f"{part.trained:,}", " and ".join(part.types), *map(amount, sizes))
-
-
-def markdown(name: str, found: Prediction, said: list[str]) -> str:
-    """The same as a page."""
-    lines = [f"## {name}", "", f"| {' | '.join(_COLUMNS)} |", f"|{'---|' * len(_COLUMNS)}"]
-    lines += [f"| {' | '.join(row)} |" for row in rows(found)]
-    return "\n".join([*lines, "", *said, ""])
-
-
-def _show(console: Console, title: str, found: Prediction, said: list[str]) -> None:
-    if console.is_terminal and console.width >= _TABLE_WIDTH:
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for index, column in enumerate(_COLUMNS):
-            table.add_column(column, justify="left" if index in (0, 3) else "right", no_wrap=True)
-        *body, last = rows(found)
-        for row in body:
-            table.add_row(*row)
-        table.add_section()
-        table.add_row(*last, style="bold")
-        console.print(table)
-    else:
-        console.print(title, markup=False, highlight=False, soft_wrap=True)
-        for row in rows(found):
-            cells = [f"{column} {cell}" for column, cell in zip(_COLUMNS[1:], row[1:], strict=True) if cell not in ("", "0")]
-            console.print(f"  {row[0]}: {', '.join(cells)}", markup=False, highlight=False, soft_wrap=True)
-    for sentence in said:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _count(layout: Layout) -> int:

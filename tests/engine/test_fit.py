@@ -14,9 +14,10 @@ from paddle import nn
 
 from blip2x.config.run import OptimConfig, PrecisionConfig, PrecisionName
 from blip2x.config.task import Best, OnNan, PretrainVisionConfig
-from blip2x.engine.fit import Training, count_steps
+from blip2x.engine.fit import Training
 from blip2x.engine.loggers.none import NoLogger
 from blip2x.engine.run import Run
+from blip2x.engine.steps import count_steps
 from blip2x.errors import Interrupted, UserError
 from blip2x.models.freeze import freeze
 from blip2x.optim.schedule import learning_rate

@@ -11,11 +11,13 @@ import pytest
 from rich.console import Console
 
 from blip2x.config.compose import compose_config
+from blip2x.engine import memory, memory_table
+from blip2x.engine.memory_table import amount
 from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout, Part, Prediction
 from blip2x.tasks import doctor
 from blip2x.tasks.common.launch import launch
-from blip2x.tasks.doctor import Texts, amount, model_of, needed, texts_of, trainings, verdict
+from blip2x.tasks.doctor import Texts, model_of, needed, texts_of, trainings, verdict
 
 FEW = ["dataset.train_scenes=16", "dataset.test_scenes=12"]
 
@@ -176,7 +178,7 @@ def test_a_wide_terminal_gets_a_table_and_a_file_plain_lines():
     shown = {}
     for terminal, width in ((True, 150), (True, 80), (False, 150)):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
-        doctor._show(console, "title", FOUND, ["a sentence [with brackets]"])
+        memory_table.show(console, "title", FOUND, ["a sentence [with brackets]"])
         found = console.file.getvalue()
         assert "title" in found and "a sentence [with brackets]" in found
         shown.setdefault(terminal, found)
@@ -187,19 +189,19 @@ def test_a_wide_terminal_gets_a_table_and_a_file_plain_lines():
 
 
 def test_free_memory_is_what_the_machine_has():
-    free, where = doctor.free_memory("cpu")
+    free, where = memory.free_memory("cpu")
     assert 2**20 < free < 2**50 and where in ("on this machine", "within this container's limit")
 
 
 def test_free_memory_of_a_gpu_is_the_drivers(monkeypatch):
     monkeypatch.setattr(paddle.cuda, "mem_get_info", lambda index: (index * MIB, 80 * MIB))
-    assert doctor.free_memory("gpu:3") == (3 * MIB, "on gpu:3")
+    assert memory.free_memory("gpu:3") == (3 * MIB, "on gpu:3")
 
 
 def test_a_containers_limit_is_smaller_than_the_machine(monkeypatch):
     for limit, expected in ((5 * MIB, (5 * MIB, "within this container's limit")), (2**60, None), (None, None)):
-        monkeypatch.setattr(doctor, "free_of_limits", lambda root, limit=limit: limit)
-        found = doctor.free_memory("cpu")
+        monkeypatch.setattr(memory, "free_of_limits", lambda root, limit=limit: limit)
+        found = memory.free_memory("cpu")
         assert found == expected if expected else found[1] == "on this machine"
 
 
@@ -228,8 +230,8 @@ def test_limits_of_control_groups(tmp_path, line, groups, names, expected):
         (folder / names[0]).write_text(f"{limit}\n")
         (folder / names[1]).write_text(f"{used}\n")
         (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {idle}\n")
-    assert doctor.free_of_limits(tmp_path) == expected
-    assert doctor.free_of_limits(tmp_path / "not_linux") is None
+    assert memory.free_of_limits(tmp_path) == expected
+    assert memory.free_of_limits(tmp_path / "not_linux") is None
 
 
 def test_texts_say_what_they_are():
