@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +20,19 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from blip2x.config.compose import compose_config
-from blip2x.config.dataset import CustomConfig, ImageTextPart, MixtureConfig, OnBadImage, TransformConfig
+from blip2x.config.dataset import (
+    AnnotationFiles,
+    CustomConfig,
+    DatasetConfig,
+    ImageTextConfig,
+    ImageTextPart,
+    OnBadImage,
+    TransformConfig,
+)
 from blip2x.config.run import Device, OptimConfig, RunConfig
 from blip2x.data.collate import LoadedCaption, Stage2Collate
 from blip2x.data.sources.custom import Custom
-from blip2x.data.sources.mixture import Mixture
+from blip2x.data.sources.image_text import ImageText
 from blip2x.data.tokenize import TextTokenizer, train_tokenizer
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.checkpoint import save_checkpoint
@@ -377,10 +385,14 @@ def custom(folder) -> CustomConfig:
         eval_limit=None,
         images=str(folder / "coco"),
         train_captions=write(folder / "train.json", [{"image": "1.png", "image_id": 1, "caption": "a red square"}]),
+        val_captions=None,
         eval_captions=write(
             folder / "eval.json", [{"image": "2.png", "image_id": 2, "caption": ["the last one", "number two"]}]
         ),
         eval_questions=write(folder / "questions.json", [*rows, {**rows[0], "question": "why?", "question_id": 13}]),
+        train_questions=None,
+        val_questions=None,
+        annotation_cache=str(folder / "cache"),
     )
 
 
@@ -438,11 +450,11 @@ def test_questions_find_their_images(custom):
 
 def test_several_data_sets_are_trained_on_together_each_with_its_own_images(custom, folder):
     """COCO and Visual Genome could not be joined, and the second one's images were looked for in the first one's folder."""
-    keys = ("images", "train_captions", "eval_captions", "eval_questions")
-    shared = {name: value for name, value in vars(custom).items() if name not in (*keys, "kind")}
-    first = ImageTextPart(images=custom.images, train_captions=custom.train_captions)
-    second = replace(first, images=str(folder / "vg"))
-    samples = Mixture(MixtureConfig(**{**shared, "name": "both"}, parts=[first, second])).captions("train")
+    shared = {field.name: getattr(custom, field.name) for field in fields(DatasetConfig) if field.name != "kind"}
+    splits = {"train": AnnotationFiles(captions=custom.train_captions)}
+    parts = {name: ImageTextPart(images=str(folder / name), splits=splits) for name in ("coco", "vg")}
+    own = {"parts": parts, "train_split": "train", "val_split": None, "eval_split": "test"}
+    samples = ImageText(ImageTextConfig(**shared, **own, annotation_cache=custom.annotation_cache)).captions("train")
     assert [sample.image.open().getpixel((0, 0)) for sample in samples] == [(255, 0, 0), (0, 0, 255)]
     assert len({sample.image_id for sample in samples}) == 2
 

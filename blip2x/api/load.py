@@ -77,7 +77,7 @@ def load(
     root = weights_root or os.environ.get("BLIP2X_WEIGHTS", "weights")
     if offline is None:
         offline = os.environ.get("BLIP2X_OFFLINE", "false").lower() in ("1", "true", "yes", "on")
-    paths = PathsConfig(outputs="", data="", weights=str(root), offline=offline)
+    paths = PathsConfig(outputs="", data="", weights=str(root), cache="", offline=offline)
     path = locate(str(source), Path(root), offline=offline, key="source")
     cfg = _model_config(path, paths, missing, settings or {})
     weights = Weights(cfg, paths, str(path))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import List, Optional
+from typing import Dict, List, Optional
 
 from omegaconf import MISSING
 
@@ -64,34 +64,85 @@ class DigitsConfig(DatasetConfig):
 
 
 @dataclass
+class AnnotationFiles:
+    """What one split has, as paths of annotation files; null: it has nothing of that sort."""
+
+    captions: Optional[str] = None
+    questions: Optional[str] = None
+    answers: Optional[str] = None  # where they are apart from the questions; without them the split has no true answers
+    image: Optional[str] = None  # where a file gives numbers only: an image's path, e.g. val2014/COCO_val2014_{:012d}.jpg
+
+
+class Content(Enum):
+    """What is in a file that can be fetched."""
+
+    annotations = "annotations"
+    images = "images"
+
+
+@dataclass
+class RemoteFile:
+    """A file that its owner serves, and what becomes of it."""
+
+    url: str = MISSING
+    path: str = MISSING  # where it goes
+    content: Content = Content.annotations
+    size: Optional[int] = None  # bytes; null: not published
+    sha256: Optional[str] = None
+    md5: Optional[str] = None
+    unpack: Optional[str] = None  # the folder that an archive's members go into; null: the file stays as it is
+    members: Optional[int] = None  # how many files that gives; null: not published
+
+
+@dataclass
+class LinkedImages:
+    """Images that their owners serve one by one."""
+
+    links: str = MISSING  # file with their addresses: {"url", "caption"} each, or COCO's format with "coco_url"
+    captions: Optional[str] = None  # annotation file that is written of what could be fetched; null: there is one already
+
+
+@dataclass
 class ImageTextPart:
-    """One image folder with its annotation files; a file that is null is not there."""
+    """One image folder with its annotation files, and where both can be had."""
 
     images: str = MISSING
-    train_captions: Optional[str] = None
-    eval_captions: Optional[str] = None
-    eval_questions: Optional[str] = None
+    format: str = "entries"  # of the annotation files: a module of blip2x/data/formats
+    weight: float = 1.0  # how often each sample is taken in a training epoch; 0.5: half of them, other ones each time
+    splits: Dict[str, AnnotationFiles] = field(default_factory=dict)
+    files: Dict[str, RemoteFile] = field(default_factory=dict)
+    linked: Dict[str, LinkedImages] = field(default_factory=dict)
+    by_hand: Optional[str] = None  # how to get what cannot be fetched; null: all can
+    licence: str = ""  # what its owners ask of users
+
+
+@schema("dataset", "image_text")
+@dataclass
+class ImageTextConfig(DatasetConfig):
+    """Images with captions or questions from one or several parts, which training mixes."""
+
+    kind: str = "image_text"
+    parts: Dict[str, ImageTextPart] = MISSING
+    train_split: str = MISSING
+    val_split: Optional[str] = MISSING  # what trainings choose their best checkpoint by; null: eval_split
+    eval_split: str = MISSING  # what evaluations report
+    annotation_cache: str = MISSING  # folder of tables made from annotation files, which open at once
 
 
 @schema("dataset", "custom")
 @dataclass
 class CustomConfig(DatasetConfig):
-    """Your own pictures: COCO-Karpathy style captions and VQA style questions beside an image folder."""
+    """Your own pictures: captions and questions in JSON, JSONL, CSV or TSV, or text files beside the images."""
 
     kind: str = "custom"
     images: str = MISSING
-    train_captions: Optional[str] = MISSING
+    train_captions: Optional[str] = MISSING  # a file, or a folder below `images` whose pictures have text files beside them
+    val_captions: Optional[str] = MISSING  # null: eval_captions
     eval_captions: Optional[str] = MISSING
+    train_questions: Optional[str] = MISSING
+    val_questions: Optional[str] = MISSING  # null: eval_questions
     eval_questions: Optional[str] = MISSING
-
-
-@schema("dataset", "mixture")
-@dataclass
-class MixtureConfig(DatasetConfig):
-    """Several `custom` parts, read one after the other as one data set."""
-
-    kind: str = "mixture"
-    parts: List[ImageTextPart] = MISSING
+    annotation_cache: str = MISSING
 
 
 def check_transform(cfg: TransformConfig) -> None:

@@ -112,6 +112,7 @@ class PathsConfig:
     outputs: str = MISSING  # run folders
     data: str = MISSING  # data sets
     weights: str = MISSING  # pretrained models, one folder or file per name; what is missing is fetched into it
+    cache: str = MISSING  # what can be made anew at any time
     offline: bool = MISSING  # true: nothing is fetched, and what is missing is said
 
 

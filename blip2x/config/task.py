@@ -223,10 +223,3 @@ class DoctorConfig(TaskConfig):
     overrides: List[str] = MISSING  # of that task alone, as on the command line, e.g. "task.batch_size=16"
     world_size: Optional[int] = MISSING  # ranks; null: as many as were started
     words: Optional[List[str]] = MISSING  # the other overrides; null: those of this command line
-
-
-class Split(Enum):
-    """The parts of a data set."""
-
-    train = "train"
-    eval = "eval"

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 from blip2x.data.samples import CaptionSample, LabelledImage, QuestionSample
 from blip2x.errors import UserError
 
-Split = Literal["train", "eval"]
+Split = Literal["train", "val", "eval"]  # val: what trainings choose by; the same as eval where a data set has none
 S = TypeVar("S", CaptionSample, QuestionSample)
 
 

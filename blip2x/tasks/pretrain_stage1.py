@@ -26,7 +26,7 @@ class PretrainStage1(Task):
     @classmethod
     def reads(cls, cfg: RunConfig) -> list[tuple[str, Split | None]]:
         """Captions of both splits."""
-        return [("captions", "train"), ("captions", "eval")]
+        return [("captions", "train"), ("captions", "val")]
 
     @classmethod
     def weight_keys(cls, cfg: RunConfig) -> list[str]:
@@ -42,7 +42,7 @@ class PretrainStage1(Task):
         """Train; recall in both directions, beside what chance gets, and the share of pairs that are told apart rightly."""
         loader = ModelLoader.of_run(self.cfg, self.run_folder)
         model, tokenizer = loader.stage1()
-        evaluation = self.read(self.source.captions, "eval")
+        evaluation = self.read(self.source.captions, "val")
         validation = Stage1Validation(self.cfg, self.run_folder, model, tokenizer, evaluation)
         last = train(
             self.cfg,

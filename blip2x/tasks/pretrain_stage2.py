@@ -27,7 +27,7 @@ class PretrainStage2(Task):
     @classmethod
     def reads(cls, cfg: RunConfig) -> list[tuple[str, Split | None]]:
         """Captions of both splits."""
-        return [("captions", "train"), ("captions", "eval")]
+        return [("captions", "train"), ("captions", "val")]
 
     @classmethod
     def starts_from(cls, cfg: RunConfig) -> Start:
@@ -55,7 +55,7 @@ class PretrainStage2(Task):
             self.run_folder,
             model,
             tokenizer,
-            self.read(self.source.captions, "eval"),
+            self.read(self.source.captions, "val"),
             settings=validation_settings(validation),
             limit=validation.max_images,
         )

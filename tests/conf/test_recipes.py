@@ -13,6 +13,7 @@ from blip2x.config.compose import CONF_FOLDER, compose_config
 from blip2x.config.model import Missing
 from blip2x.config.run import RunConfig
 from blip2x.models.weights.describe import follow_source
+from blip2x.registry import TASKS
 
 EXPERIMENTS = sorted((CONF_FOLDER / "experiment").glob("*.yaml"))
 FULL_SIZE = [path.stem for path in EXPERIMENTS if not path.stem.startswith("digits")]
@@ -191,13 +192,12 @@ def test_retrieval_fine_tuning(vit, model, optim):
 
 
 @pytest.mark.parametrize("dataset", ["coco", "coco_vg"])
-@pytest.mark.parametrize("task", ["pretrain_stage1", "pretrain_stage2", "caption"])
-def test_no_checkpoint_is_chosen_by_the_test_split(dataset, task):
+@pytest.mark.parametrize("task", ["pretrain_stage1", "pretrain_stage2"])
+def test_the_best_checkpoint_is_chosen_by_the_validation_split(dataset, task):
     config = compose_config([f"task={task}", f"dataset={dataset}", "model=opt2.7b"])
-    assert "test" in config.dataset.parts[0].eval_captions and config.task.keep_best == 0
-    own = [f"task={task}", f"dataset={dataset}", "dataset.parts.0.eval_captions=coco_karpathy_val.json", "task.keep_best=1"]
-    chosen = compose_config([*own, "model=opt2.7b"])
-    assert chosen.dataset.parts[0].eval_captions == "coco_karpathy_val.json" and chosen.task.best_metric
+    assert (config.dataset.val_split, config.dataset.eval_split) == ("val", "test")
+    assert config.task.keep_best == 1 and config.task.best_metric
+    assert TASKS.get(task).reads(config) == [("captions", "train"), ("captions", "val")]
 
 
 @pytest.mark.parametrize("task", ["pretrain_stage1", "pretrain_stage2"])

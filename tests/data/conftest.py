@@ -59,7 +59,7 @@ def write(tmp_path):
 
 
 @pytest.fixture
-def custom_config(photos, write):
+def custom_config(tmp_path, photos, write):
     captions = [
         {"image": "china.jpg", "caption": "A temple, with a red roof!", "image_id": "coco_17"},
         {"image": "flowers/flower.jpg", "caption": ["a purple flower", "one flower"], "image_id": "coco_4"},
@@ -78,6 +78,10 @@ def custom_config(photos, write):
         eval_limit=None,
         images=str(photos),
         train_captions=write("train.json", captions),
+        val_captions=None,
         eval_captions=write("eval.json", captions),
+        train_questions=None,
+        val_questions=None,
         eval_questions=write("questions.jsonl", "\n".join(map(json.dumps, questions)) + "\n"),
+        annotation_cache=str(tmp_path / "cache"),
     )

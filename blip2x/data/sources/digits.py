@@ -129,7 +129,7 @@ class Digits(Source):
         return {"digit": len(DIGITS) + 1, "colour": len(self.cfg.colours) + 1}
 
     def _scenes(self, split: Split) -> list[Scene]:
-        return {"train": self.train_scenes, "eval": self.eval_scenes}[split]
+        return self.train_scenes if split == "train" else self.eval_scenes
 
     def _lottery(self, split: Split) -> SceneLottery:
         return SceneLottery(

@@ -44,7 +44,7 @@ def test_eval_limit_counts_images(custom_config, write):
         (lambda s: s.captions("train"), "'custom' has no captions for train; set dataset.train_captions"),
         (lambda s: s.texts(), "'custom' has no captions for train; set dataset.train_captions"),
         (lambda s: s.questions("eval"), "'custom' has no questions for eval; set dataset.eval_questions"),
-        (lambda s: s.questions("train"), "'custom' has no questions for train; choose another data set"),
+        (lambda s: s.questions("train"), "'custom' has no questions for train; set dataset.train_questions"),
         (lambda s: s.labels("train", patches_per_side=3), "'custom' has no patch labels"),
         (lambda s: s.label_classes, "'custom' has no patch labels"),
     ],
