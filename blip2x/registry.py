@@ -55,6 +55,7 @@ class Registry:
 
 TASKS = Registry("task", "blip2x.tasks")
 DATASETS = Registry("dataset", "blip2x.data.sources")
+ANNOTATION_FORMATS = Registry("format of annotation files", "blip2x.data.formats")
 VISION_ENCODERS = Registry("vision encoder", "blip2x.models.vision")
 LANGUAGE_MODELS = Registry("language model", "blip2x.models.language")
 WEIGHT_READERS = Registry("reader of weights", "blip2x.models.weights")

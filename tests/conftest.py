@@ -6,6 +6,7 @@ import functools
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from blip2x.startup import prepare_process
 
 # before anything imports paddle; tests that run side by side share the cores
 prepare_process(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+
+os.environ["BLIP2X_CACHE"] = os.path.join(tempfile.gettempdir(), f"blip2x-tests-{os.getuid()}")  # keyed by file and time
 
 FEW_SCENES = ["dataset.train_scenes=64", "dataset.test_scenes=12", "optim.warmup_steps=0"]
 FEW_STEPS = ["task.batch_size=8", "task.max_steps=6", "task.max_epochs=null", "task.log_every=2"]

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from blip2x.config.auto import AUTO, auto_model, typed
-from blip2x.config.dataset import DatasetConfig, check_transform
+from blip2x.config.dataset import DatasetConfig, ImageTextConfig, check_transform
 from blip2x.config.model import LanguageConfig, ModelConfig, OptConfig, T5Config
 from blip2x.config.run import HybridConfig, OptimConfig, RunConfig, WandbConfig
 from blip2x.config.task import (
@@ -33,7 +33,16 @@ from blip2x.config.task import (
     trains,
 )
 from blip2x.errors import UserError
-from blip2x.registry import DATASETS, LANGUAGE_MODELS, LOGGERS, STRATEGIES, TASKS, VISION_ENCODERS, WEIGHT_READERS
+from blip2x.registry import (
+    ANNOTATION_FORMATS,
+    DATASETS,
+    LANGUAGE_MODELS,
+    LOGGERS,
+    STRATEGIES,
+    TASKS,
+    VISION_ENCODERS,
+    WEIGHT_READERS,
+)
 
 CAPTION_METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr")
 
@@ -132,6 +141,10 @@ def _check_dataset(cfg: DatasetConfig) -> None:
     check_transform(cfg.transform)
     _numbers("dataset", cfg, AT_LEAST_1, "max_pixels", "eval_limit")
     _numbers("dataset", cfg, NOT_NEGATIVE, "num_workers")
+    if isinstance(cfg, ImageTextConfig):
+        for name, part in cfg.parts.items():
+            _numbers(f"dataset.parts.{name}", part, POSITIVE, "weight")
+            ANNOTATION_FORMATS.check(part.format)
 
 
 def check_model(cfg: ModelConfig) -> None:

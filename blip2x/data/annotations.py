@@ -1,16 +1,27 @@
-"""Reading annotation files: COCO-Karpathy style captions and VQA style questions, checked entry by entry."""
+"""Reading annotation files entry by entry; lists, which can be long, are never in memory as a whole."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from blip2x.errors import UserError
+
+_BOM = b"\xef\xbb\xbf"
+_BLANKS = re.compile(r"[ \t\n\r]*")
+_CHUNK = 1 << 22  # characters read at a time
+_LONGEST_WORD = 16  # what can be cut in two without a quotation mark: a literal, an escape, the digits of a number
+_LONGEST_ENTRY = 1 << 28  # characters; a text whose end is missing is not looked for through gigabytes
+_SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -23,17 +34,14 @@ class Entry:
     @cached_property
     def image(self) -> str:
         """The image's path relative to the image folder, normalised; it may not lead out of the folder."""
-        given = self._get("image")
+        given = self.get("image")
         if not isinstance(given, str) or not given.strip():
             raise UserError(f"{self.where}: 'image' must be the path of a file below the image folder, got {given!r}")
-        path = os.path.normpath(given)
-        if os.path.isabs(path) or path.split(os.sep)[0] == os.pardir:
-            raise UserError(f"{self.where}: image {given!r} lies outside the image folder; give a path relative to the folder")
-        return path
+        return inside(given, self.where)
 
     def texts(self, key: str) -> tuple[str, ...]:
         """The value of `key`, a text or a list of texts, none of them empty."""
-        given = self._get(key)
+        given = self.get(key)
         texts = given if isinstance(given, list) else [given]
         if not texts or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{self.where}: {key!r} must be a text or a list of texts, got {_short(given)}")
@@ -48,50 +56,213 @@ class Entry:
             raise UserError(f"{self.where}: {key!r} must be one text, got {_short(self.values[key])}")
         return texts[0]
 
-    def _get(self, key: str) -> Any:
+    def number(self, key: str) -> int:
+        """The value of `key`, an integer."""
+        given = self.get(key)
+        if not isinstance(given, int) or isinstance(given, bool):
+            raise UserError(f"{self.where}: {key!r} must be an integer, got {_short(given)}")
+        return given
+
+    def get(self, key: str) -> Any:
+        """The value of `key`, whatever it is."""
         if key not in self.values:
             raise UserError(f"{self.where} has no {key!r}; its keys: {', '.join(map(repr, self.values)) or 'none'}")
         return self.values[key]
 
 
-def read_entries(path: str | Path) -> list[Entry]:
-    """The objects of a ``.json`` file (a list) or a ``.jsonl`` file (one per line).
+def inside(path: str, where: str) -> str:
+    """`path` normalised; raises `UserError` with `where` if it leads out of the image folder that it is relative to."""
+    normal = os.path.normpath(path)
+    if os.path.isabs(normal) or "\0" in normal or normal.split(os.sep)[0] in (os.pardir, os.curdir):
+        raise UserError(f"{where}: image {path!r} lies outside the image folder; give a path relative to the folder")
+    return normal
+
+
+def read_entries(path: str | Path) -> Iterator[Entry]:
+    """The objects of a ``.json`` file (a list), a ``.jsonl`` file (one per line), or the rows of a ``.csv`` or ``.tsv`` file.
 
     Raises:
         UserError: no such file, not UTF-8, invalid JSON (with its line), another structure, or no entry at all.
     """
     path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".jsonl":
+        return _some(_lines(path), path)
+    if suffix in _SEPARATORS:
+        return _some(_rows(path, _SEPARATORS[suffix]), path)
+    return _some(_items(path), path)
+
+
+def read_lists(path: str | Path, needed: str, *others: str) -> list[Iterator[Entry]]:
+    """The objects in the lists at some keys of a ``.json`` file that is one object, which is read as a whole.
+
+    Raises:
+        UserError: as `read_entries`; the list at `needed` is not there, and the others may not be.
+    """
+    whole = _object(Path(path))
+    found = {key: whole.get(key, None if key == needed else []) for key in (needed, *others)}
+    for key, values in found.items():
+        if not isinstance(values, list):
+            raise UserError(f"{path} must have a list at {key!r}, not {_short(values)}")
+    if not found[needed]:
+        raise UserError(f"annotation file {path} has no entries at {needed!r}")
+    return [_listed(Path(path), key, values) for key, values in found.items()]
+
+
+def read_mapping(path: str | Path) -> Iterator[tuple[str, Entry]]:
+    """The keys of a ``.json`` file that is one object, each with its value, an object. Errors as `read_entries`."""
+    found = _object(Path(path))
+    if not found:
+        raise UserError(f"annotation file {path} has no entries")
+    return ((key, _entry(Path(path), repr(key), values)) for key, values in found.items())
+
+
+def _listed(path: Path, key: str, values: list[Any]) -> Iterator[Entry]:
+    return (_entry(path, f"{key} {index}", each) for index, each in enumerate(values))
+
+
+def _some(found: Iterator[tuple[str, Any]], path: Path) -> Iterator[Entry]:
+    """The entries that `found` gives as (where in the file, values); at least one."""
+    empty = True
+    for at, values in found:
+        empty = False
+        yield _entry(path, at, values)
+    if empty:
+        raise UserError(f"annotation file {path} has no entries")
+
+
+def _entry(path: Path, at: str, values: Any) -> Entry:
+    if not isinstance(values, dict):
+        raise UserError(f"{path}, {at} must be an object with keys and values, got {_short(values)}")
+    return Entry(f"{path}, {at}", values)
+
+
+def _items(path: Path) -> Iterator[tuple[str, Any]]:
+    """The items of a file that is one JSON list, one after the other."""
+    decoder, index = json.JSONDecoder(), 0
+    with _opened(path) as binary, io.TextIOWrapper(binary, encoding="utf-8") as file:
+        text = _Window(path, file)
+        if text.next() != "[":
+            raise _no_list(path)
+        text.at += 1
+        while (mark := text.next()) != "]":
+            if index and mark != ",":
+                raise _no_list(path)
+            text.at += bool(index)
+            text.next()
+            yield f"entry {index}", text.value(decoder)
+            index += 1
+        text.at += 1
+        if text.next():
+            raise _no_list(path)
+
+
+class _Window:
+    """The part of a JSON text that is in memory; `at` is where reading goes on."""
+
+    def __init__(self, path: Path, file: IO[str]):
+        self._path, self._file, self._text, self.at = path, file, file.read(_CHUNK), 0
+
+    def next(self) -> str:
+        """The next character that is no blank, where `at` is then; "" at the end."""
+        while True:
+            self.at = _BLANKS.match(self._text, self.at).end()
+            if self.at < len(self._text):
+                return self._text[self.at]
+            if not self._read():
+                return ""
+
+    def value(self, decoder: json.JSONDecoder) -> Any:
+        """The value that begins at `at`, which is behind it then."""
+        while True:
+            try:
+                value, end = decoder.raw_decode(self._text, self.at)
+                if end < len(self._text) or not self._read():  # a number at the end might go on
+                    self.at = end
+                    return value
+            except json.JSONDecodeError as error:
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_WORD
+                if not cut or len(self._text) - self.at > _LONGEST_ENTRY or not self._read():
+                    raise _no_list(self._path) from error
+            except RecursionError as error:
+                raise _too_deep(self._path) from error
+
+    def _read(self) -> bool:
+        more = self._file.read(_CHUNK)
+        self._text, self.at = self._text[self.at :] + more, 0
+        return bool(more)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    with _opened(path):
+        found = _whole(path)
+    if not isinstance(found, dict):
+        raise UserError(f"{path} must hold an object, not {_short(found)}")
+    return found
+
+
+def _no_list(path: Path) -> UserError:
+    """What is wrong with a file that should be a JSON list, by a parser that counts lines."""
+    hint = "one object per line needs the suffix .jsonl"
+    return UserError(f"{path} must hold a list of entries, not {_short(_whole(path))}; {hint}")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    with _opened(path) as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield f"line {number}", json.loads(line.decode("utf-8"))
+                except json.JSONDecodeError as error:
+                    raise _invalid(path, number, error) from error
+                except RecursionError as error:
+                    raise _too_deep(path) from error
+
+
+def _rows(path: Path, separator: str) -> Iterator[tuple[str, Any]]:
+    with _opened(path) as file:
+        rows = csv.reader((line.decode("utf-8") for line in file), delimiter=separator, strict=True)
+        try:
+            names = next(rows, [])
+            for row in rows:
+                if not row:
+                    continue
+                if len(row) != len(names):
+                    raise UserError(f"{path}, line {rows.line_num} has {len(row)} columns, but the first line has {len(names)}")
+                yield f"line {rows.line_num}", {name: value for name, value in zip(names, row, strict=True) if value}
+        except csv.Error as error:
+            raise UserError(f"{path} is no valid {path.suffix[1:]} file at line {rows.line_num}: {error}") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[IO[bytes]]:
+    """The file's bytes behind a byte order mark."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            if file.read(len(_BOM)) != _BOM:
+                file.seek(0)
+            yield file
     except FileNotFoundError as error:
         raise UserError(f"annotation file {path} does not exist") from error
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"annotation file {path} cannot be read: {error}") from error
-    if path.suffix.lower() == ".jsonl":
-        lines = enumerate(text.splitlines(), start=1)
-        found = [(f"{path}, line {n}", _parse(line, lambda _, n=n: n, path)) for n, line in lines if line.strip()]
-    else:
-        whole = _parse(text, lambda error: error.lineno, path)
-        if not isinstance(whole, list):
-            raise UserError(
-                f"{path} must hold a list of entries, not {_short(whole)}; one object per line needs the suffix .jsonl"
-            )
-        found = [(f"{path}, entry {index}", values) for index, values in enumerate(whole)]
-    if not found:
-        raise UserError(f"annotation file {path} has no entries")
-    for where, values in found:
-        if not isinstance(values, dict):
-            raise UserError(f"{where} must be an object with keys and values, got {_short(values)}")
-    return [Entry(where, values) for where, values in found]
 
 
-def _parse(text: str, line_of: Callable[[json.JSONDecodeError], int], path: Path) -> Any:
+def _whole(path: Path) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON at line {line_of(error)}, column {error.colno}: {error.msg}") from error
+        raise _invalid(path, error.lineno, error) from error
     except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply to be an annotation file") from error
+        raise _too_deep(path) from error
+
+
+def _invalid(path: Path, line: int, error: json.JSONDecodeError) -> UserError:
+    return UserError(f"{path} is not valid JSON at line {line}, column {error.colno}: {error.msg}")
+
+
+def _too_deep(path: Path) -> UserError:
+    return UserError(f"{path} is nested too deeply to be an annotation file")
 
 
 def _short(value: Any) -> str:

@@ -1,19 +1,21 @@
-"""One image folder with its annotation files: what `custom` is, and what `mixture` has several of."""
+"""One image folder with its annotation files: what `custom` is, and what a mixture has several of."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from blip2x.config.dataset import OnBadImage
-from blip2x.data.annotations import Entry, read_entries
-from blip2x.data.pictures import PathImage
+import numpy as np
+import pyarrow as pa
+
+from blip2x.config.dataset import AnnotationFiles, ImageTextPart, OnBadImage
+from blip2x.data.rows import Format
 from blip2x.data.samples import CaptionSample, QuestionSample
-from blip2x.data.tokenize import clean_caption
+from blip2x.data.sequences import CaptionTable, Chosen, QuestionTable, Samples
+from blip2x.data.tables import caption_table, missing_images, question_table
 from blip2x.errors import UserError
+from blip2x.registry import ANNOTATION_FORMATS
 
 _NAMED = 3  # missing images that a message names
 
@@ -22,96 +24,56 @@ _NAMED = 3  # missing images that a message names
 class ImageTextFolder:
     """Reads annotation files and checks that the images they name are there.
 
-    Image numbers are those of the file (``image_id``, or the number at its end, as in "coco_522418"; without it, the number at
-    the end of the image's name) where each image has one of its own; else images are counted from 0.
+    Raises:
+        UserError: there is no such folder.
     """
 
-    images: Path
+    part: ImageTextPart
+    cache: Path  # of tables made from annotation files
     on_bad_image: OnBadImage
     max_pixels: int
     skipped: list[str] = field(default_factory=list)  # a sentence per missing image, as opening it would say
 
     def __post_init__(self):
+        self.images = Path(self.part.images)
         if not self.images.is_dir():
             raise UserError(f"image folder {self.images} does not exist")
 
-    def captions(self, path: str, *, clean: bool) -> list[CaptionSample]:
+    def captions(self, files: AnnotationFiles, *, clean: bool) -> Samples[CaptionSample]:
         """One sample per image, in the order of the file; with `clean`, captions are prepared for training."""
-        captions: dict[str, list[str]] = {}
-        entries = read_entries(path)
-        numbers = image_numbers(entries)
-        for entry in entries:
-            texts = entry.texts("caption")
-            prepared = [clean_caption(text) for text in texts] if clean else texts
-            if not all(prepared):
-                raise UserError(f"{entry.where}: 'caption' is empty but for punctuation: {texts}")
-            captions.setdefault(entry.image, []).extend(prepared)
-        there = self._there(captions, path)
-        return [CaptionSample(self._picture(image), tuple(dict.fromkeys(captions[image])), numbers[image]) for image in there]
+        table, path = caption_table(self._reader(files), self.cache, _say)
+        samples = CaptionTable(table, self.images, self.max_pixels, clean=clean)
+        unusable = table.schema.metadata[b"unusable"].decode()
+        if clean and unusable:
+            raise UserError(unusable)
+        if clean and not samples.has_truth:
+            raise UserError(f"{files.captions} has no caption to train on")
+        return self._there(samples, table, path, files.captions)
 
-    def questions(self, path: str) -> list[QuestionSample]:
-        """One sample per entry; `question_id` is the file's where all have an integer of their own, else they are counted."""
-        entries = read_entries(path)
-        numbers = image_numbers(entries)
-        there = set(self._there((entry.image for entry in entries), path))
-        ids = [entry.values.get("question_id") for entry in entries]
-        if not all(isinstance(number, int) for number in ids):
-            ids = list(range(len(entries)))
-        elif len(set(ids)) < len(ids):
-            twice = next(number for number in ids if ids.count(number) > 1)
-            raise UserError(f"{path}: question_id {twice} is given more than once")
-        samples = []
-        for number, entry in zip(ids, entries, strict=True):
-            question, answers = entry.text("question"), entry.texts("answer")
-            if entry.image in there:
-                samples.append(
-                    QuestionSample(
-                        question_id=number,
-                        image=self._picture(entry.image),
-                        question=question,
-                        answers=answers,
-                        question_type=str(entry.values.get("question_type", question.lower().split()[0])),
-                        answer_type=str(entry.values.get("answer_type", "other")),
-                        image_id=numbers[entry.image],
-                    )
-                )
-        return samples
+    def questions(self, files: AnnotationFiles) -> Samples[QuestionSample]:
+        """One sample per question, in the order of the file."""
+        table, path = question_table(self._reader(files), self.cache, _say)
+        return self._there(QuestionTable(table, self.images, self.max_pixels), table, path, files.questions)
 
-    def _there(self, images: Iterable[str], path: str) -> list[str]:
-        """Those of `images` that exist, without repeats. One listing per folder: a look at each file is slow over a network."""
-        wanted = list(dict.fromkeys(images))
-        listings = {folder: _listing(self.images / folder) for folder in {os.path.dirname(image) for image in wanted}}
-        missing = [image for image in wanted if os.path.basename(image) not in listings[os.path.dirname(image)]]
-        if not missing:
-            return wanted
-        named = ", ".join(missing[:_NAMED]) + (", ..." if len(missing) > _NAMED else "")
-        message = f"{len(missing)} of {len(wanted)} images of {path} are missing in {self.images}: {named}"
-        if self.on_bad_image is OnBadImage.stop or len(missing) == len(wanted):
+    def _reader(self, files: AnnotationFiles) -> Format:
+        return ANNOTATION_FORMATS.get(self.part.format)(files, self.images)
+
+    def _there(self, samples: Samples, table: pa.Table, path: Path, name: str) -> Samples:
+        """Those of `samples` whose images exist."""
+        rows = missing_images(table, path, self.images)
+        if not len(rows):
+            return samples
+        images = table["image"].unique() if "question" in table.column_names else table["image"]
+        gone = list(dict.fromkeys(table["image"].take(pa.array(rows)).to_pylist()))
+        named = ", ".join(gone[:_NAMED]) + (", ..." if len(gone) > _NAMED else "")
+        message = f"{len(gone)} of {len(images)} images of {name} are missing in {self.images}: {named}"
+        if self.on_bad_image is OnBadImage.stop or len(gone) == len(images):
             raise UserError(f"{message}; check dataset images, or leave them out with dataset.on_bad_image=skip")
-        known, gone = set(self.skipped), set(missing)
-        sentences = [f"image {self.images / image} does not exist" for image in missing]
+        known = set(self.skipped)
+        sentences = [f"image {self.images / image} does not exist" for image in gone]
         self.skipped += [sentence for sentence in sentences if sentence not in known]
-        return [image for image in wanted if image not in gone]
-
-    def _picture(self, image: str) -> PathImage:
-        return PathImage(self.images / image, self.max_pixels)
+        return Chosen(samples, np.setdiff1d(np.arange(len(samples)), rows, assume_unique=True))
 
 
-def image_numbers(entries: list[Entry]) -> dict[str, int]:
-    """Image path -> number, see `ImageTextFolder`."""
-    found = {entry.image: _number(entry) for entry in entries}
-    distinct = None not in found.values() and len(set(found.values())) == len(found)
-    return {image: number if distinct else index for index, (image, number) in enumerate(found.items())}
-
-
-def _number(entry: Entry) -> int | None:
-    given = entry.values.get("image_id", os.path.splitext(entry.image)[0])
-    match = re.search(r"\d{1,12}$", str(given))
-    return int(match.group()) if match else None
-
-
-def _listing(folder: Path) -> set[str]:
-    try:
-        return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

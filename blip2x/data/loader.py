@@ -17,6 +17,7 @@ import numpy as np
 
 from blip2x.config.dataset import OnBadImage
 from blip2x.data.collate import Batch, Collate
+from blip2x.data.sequences import shuffled
 from blip2x.errors import UserError
 
 _MOST_BAD_IN_A_ROW = 100
@@ -125,9 +126,10 @@ class _Batches:
         self._order: tuple[int, np.ndarray] | None = None  # (epoch, indexes): kept, or each batch would shuffle anew
 
     def __len__(self) -> int:
+        count = len(self._epoch_order())
         if self.drop_last:
-            return len(self.samples) // (self.batch_size * self.world_size)
-        return -(-len(range(self.rank, len(self.samples), self.world_size)) // self.batch_size)
+            return count // (self.batch_size * self.world_size)
+        return -(-len(range(self.rank, count, self.world_size)) // self.batch_size)
 
     def __getitem__(self, batch: int) -> _Made:
         problems: list[str] = []
@@ -154,20 +156,26 @@ class _Batches:
 
     def _epoch_order(self) -> np.ndarray:
         if self._order is None or self._order[0] != self.epoch:
-            count = len(self.samples)
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(count) if self.shuffle else np.arange(count)
-            self._order = (self.epoch, order)
+            self._order = (self.epoch, self._drawn_order() if self.shuffle else np.arange(len(self.samples)))
         return self._order[1]
+
+    def _drawn_order(self) -> np.ndarray:
+        """Of an epoch: a data set may have a way of its own to draw it, and take some samples more often than others."""
+        rng = np.random.default_rng([self.seed, self.epoch])
+        draw = getattr(self.samples, "epoch_order", None)
+        return draw(rng) if draw else shuffled(len(self.samples), rng)
 
     def _load(self, index: int, problems: list[str]) -> tuple[int, Any]:
         """A place and the sample there; for a bad image the next good one in training, where ranks need batches of one size.
 
-        Elsewhere a bad one is None.
+        Elsewhere a bad one is None. `index` is the place, plus the number of samples for each time that it came before in this
+        epoch: then it has another crop and another caption.
         """
         for step in range(_MOST_BAD_IN_A_ROW if self._fills_gaps else 1):
             place = (index + step) % len(self.samples)
+            lot = index + step if index >= len(self.samples) else place
             try:
-                return place, self.collate.load(self.samples[place], random.Random(f"{self.seed}/{self.epoch}/{place}"))
+                return place, self.collate.load(self.samples[place], random.Random(f"{self.seed}/{self.epoch}/{lot}"))
             except UserError as error:
                 problems.append(str(error))
         return index, None

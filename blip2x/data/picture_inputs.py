@@ -62,20 +62,21 @@ def _below(folder: str) -> list[str]:
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        pictures += [os.path.join(here, name) for name in files if not name.startswith(".") and _is_picture(name)]
+        pictures += [os.path.join(here, name) for name in files if not name.startswith(".") and is_picture_name(name)]
     if not pictures:
         raise UserError(f"task.inputs: folder {folder} has no picture in it or below it; {_HOW_TOLD}")
     return sorted(pictures)
 
 
 def _matches(pattern: str) -> list[str]:
-    pictures = sorted(path for path in glob.glob(pattern, recursive=True) if _is_picture(path) and os.path.isfile(path))
+    pictures = sorted(path for path in glob.glob(pattern, recursive=True) if is_picture_name(path) and os.path.isfile(path))
     if not pictures:
         raise UserError(f"task.inputs: {pattern!r} matches no picture; {_HOW_TOLD}, and ** stands for folders at any depth")
     return pictures
 
 
-def _is_picture(path: str) -> bool:
+def is_picture_name(path: str) -> bool:
+    """Whether a file is a picture, by its suffix."""
     return os.path.splitext(path)[1].lower() in _suffixes()
 
 

@@ -42,6 +42,11 @@ class CaptionSample:
     image_id: int
     group: str = ""  # results are also reported per group, e.g. "held_out"; "": the data set has none
 
+    @property
+    def truth(self) -> tuple[str, ...]:
+        """The captions; none where they are not known."""
+        return self.captions
+
 
 @dataclass(frozen=True)
 class QuestionSample:
@@ -55,6 +60,11 @@ class QuestionSample:
     answer_type: str
     image_id: int
     group: str = ""
+
+    @property
+    def truth(self) -> tuple[str, ...]:
+        """The answers; none where they are not known."""
+        return self.answers
 
 
 @dataclass(frozen=True)

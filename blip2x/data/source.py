@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from blip2x.data.samples import CaptionSample, LabelledImage, QuestionSample
 from blip2x.errors import UserError
 
 Split = Literal["train", "val", "eval"]  # val: what trainings choose by; the same as eval where a data set has none
-S = TypeVar("S", CaptionSample, QuestionSample)
 
 
 class Source:
@@ -23,15 +22,15 @@ class Source:
     name: str
     skipped: list[str]
 
-    def captions(self, split: Split) -> list[CaptionSample]:
+    def captions(self, split: Split) -> Sequence[CaptionSample]:
         """One sample per image, with all its captions."""
         raise self.lacks(f"captions for {split}")
 
-    def questions(self, split: Split) -> list[QuestionSample]:
+    def questions(self, split: Split) -> Sequence[QuestionSample]:
         """One sample per question."""
         raise self.lacks(f"questions for {split}")
 
-    def texts(self) -> list[str]:
+    def texts(self) -> Sequence[str]:
         """Documents of lines for the language model and for training tokenizers; from the train split only."""
         raise self.lacks("texts for a language model")
 
@@ -47,18 +46,3 @@ class Source:
     def lacks(self, what: str, *, key: str | None = None) -> UserError:
         """The error to raise where `what` is asked for and is not there; `key` is the config key that would give it."""
         return UserError(f"data set {self.name!r} has no {what}; {f'set {key}' if key else 'choose another data set or task'}")
-
-
-def first_images(samples: list[S], limit: int | None) -> list[S]:
-    """The samples of the first `limit` different images; None: all."""
-    if limit is None:
-        return samples
-    if limit < 1:
-        raise UserError(f"dataset.eval_limit must be at least 1 or null, got {limit}")
-    kept = set(list(dict.fromkeys(sample.image_id for sample in samples))[:limit])
-    return [sample for sample in samples if sample.image_id in kept]
-
-
-def documents(samples: Iterable[CaptionSample]) -> list[str]:
-    """One document per image: its captions, a line each."""
-    return ["\n".join(sample.captions) for sample in samples]

@@ -13,7 +13,7 @@ def test_lists_and_lines_are_read(write):
 
 
 def test_a_byte_order_mark_is_no_error(write):
-    assert len(read_entries(write("bom.json", '\ufeff[{"caption": "x"}]'))) == 1
+    assert len(list(read_entries(write("bom.json", '\ufeff[{"caption": "x"}]')))) == 1
 
 
 @pytest.mark.parametrize(
@@ -31,15 +31,15 @@ def test_a_byte_order_mark_is_no_error(write):
 )
 def test_bad_files_are_explained(write, name, text, message):
     with pytest.raises(UserError, match=message):
-        read_entries(write(name, text))
+        list(read_entries(write(name, text)))
 
 
 def test_missing_and_binary_files_are_named(tmp_path):
     with pytest.raises(UserError, match=r"annotation file .*no.json does not exist"):
-        read_entries(tmp_path / "no.json")
+        list(read_entries(tmp_path / "no.json"))
     (tmp_path / "bin.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"annotation file .*bin.json cannot be read"):
-        read_entries(tmp_path / "bin.json")
+        list(read_entries(tmp_path / "bin.json"))
 
 
 @pytest.mark.parametrize("value", ["3", "null", "[]", '["x", 3]', "{}"])

@@ -1,0 +1,249 @@
+"""Annotations as tables on disk, memory-mapped: what was read once opens at once, and all processes share its memory.
+
+A table is an Arrow file in the folder of the config's `annotation_cache`. Its name follows from the annotation files, their
+sizes and times, so that a changed file is read anew. Beside it is kept which images are missing, as long as no folder changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from blip2x.data.rows import CaptionRow, Format, QuestionRow
+from blip2x.data.tokenize import clean_caption
+from blip2x.errors import UserError
+from blip2x.transfer.download import locked
+
+_VERSION = 1  # of what tables hold: another one makes them anew
+_ROWS = 100_000  # turned into columns at a time
+_ABSENT = -1  # the time of a folder that does not exist
+
+_STORED = {"file": pa.large_string(), "offset": pa.int64(), "length": pa.int64()}
+CAPTIONS = pa.schema(
+    {
+        "image": pa.large_string(),
+        "captions": pa.large_list(pa.large_string()),
+        "image_id": pa.int64(),
+        "group": pa.large_string(),
+    }
+    | _STORED
+)
+QUESTIONS = pa.schema(
+    {
+        "image": pa.large_string(),
+        "question": pa.large_string(),
+        "answers": pa.large_list(pa.large_string()),
+        "question_id": pa.int64(),
+        "question_type": pa.large_string(),
+        "answer_type": pa.large_string(),
+        "image_id": pa.int64(),
+        "group": pa.large_string(),
+    }
+)
+
+
+def caption_table(reader: Format, cache: Path, say: Callable[[str], None]) -> tuple[pa.Table, Path]:
+    """One row per image, in the order in which images first occur, and the table's file.
+
+    Image numbers are those of the file where each image has one of its own, else images are counted from 0.
+
+    Raises:
+        UserError: the annotation files are not there or not what they should be, or the cache cannot be written.
+    """
+    return _open(reader, "captions", cache, lambda: _caption_columns(reader.captions(), say))
+
+
+def question_table(reader: Format, cache: Path, say: Callable[[str], None]) -> tuple[pa.Table, Path]:
+    """One row per question, and the table's file; ``question_id`` is the file's where all have one, else they are counted.
+
+    Errors as `caption_table`, and where a number is given to two questions.
+    """
+    return _open(reader, "questions", cache, lambda: _question_columns(reader.questions(), say))
+
+
+def missing_images(table: pa.Table, path: Path, images: Path) -> np.ndarray:
+    """Rows of the table in `path` whose files are not below `images`, rising.
+
+    One listing per folder: a look at each file is slow over a network. The answer holds until one of the folders changes.
+    """
+    record = path.with_suffix(f".{hashlib.sha256(str(images.resolve()).encode()).hexdigest()[:8]}.images.npz")
+    try:
+        with np.load(record) as known:
+            folders = dict(zip(known["folders"].tolist(), known["times"].tolist(), strict=True))
+            if all(_time(images / folder) == time for folder, time in folders.items()):
+                return known["missing"]
+    except (OSError, ValueError, KeyError):
+        folders = {}
+    column = table["file"] if _has_stored(table) else table["image"]
+    encoded = column.combine_chunks().dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    inner: dict[str, list[int]] = {}
+    for index, name in enumerate(names):
+        inner.setdefault(os.path.dirname(name), []).append(index)
+    gone = np.zeros(len(names), dtype=bool)
+    folders = {}
+    for folder, indexes in inner.items():
+        folders[folder] = _time(images / folder)
+        there = _listing(images / folder)
+        for index in indexes:
+            gone[index] = os.path.basename(names[index]) not in there
+    missing = np.flatnonzero(gone[encoded.indices.to_numpy()])
+    times = np.array(list(folders.values()), dtype=np.int64)
+    _write(record, lambda draft: np.savez(draft, folders=np.array(list(folders)), times=times, missing=missing))
+    return missing
+
+
+def _open(reader: Format, sort: str, cache: Path, make: Callable[[], pa.Table]) -> tuple[pa.Table, Path]:
+    path = cache / f"{_key(reader, sort)}.arrow"
+    if not path.is_file():
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            with locked(path):
+                if not path.is_file():  # another process may have made it meanwhile
+                    table = make()
+                    _write(path, lambda draft: _write_table(table, draft))
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written: {error.strerror or error}; set paths.cache to another folder"
+            ) from error
+    with pa.memory_map(str(path)) as file:
+        return pa.ipc.open_file(file).read_all(), path
+
+
+def _key(reader: Format, sort: str) -> str:
+    """Of everything that a table depends on."""
+    files = []
+    for path in reader.files():
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise UserError(f"annotation file {path} does not exist") from error
+        files.append([str(path.resolve()), found.st_size, found.st_mtime_ns])
+    what = [_VERSION, sort, type(reader).__name__, sorted(map(str, vars(reader).values())), files]
+    name = Path(files[0][0]).stem if files else sort
+    return f"{name[:60]}-{sort}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
+
+
+def _write_table(table: pa.Table, draft: Path) -> None:
+    with pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        writer.write_table(table.combine_chunks())  # one chunk per column, so that a row is found without a search
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """By way of a draft, so that nobody reads half a file."""
+    draft = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(draft)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _caption_columns(rows: Iterator[CaptionRow], say: Callable[[str], None]) -> pa.Table:
+    blocks, unusable, with_captions, without = [], "", False, ""
+    for block in _blocks(rows, "captions", say):
+        columns: dict[str, list[Any]] = {name: [] for name in CAPTIONS.names}
+        for row in block:
+            if row.captions:
+                with_captions = True
+            else:
+                without = without or row.where
+            if not unusable and not all(map(clean_caption, row.captions)):
+                unusable = f"{row.where}: 'caption' is empty but for punctuation: {list(row.captions)}"
+            file, offset, length = row.stored or (None, None, None)
+            values = (row.image, row.captions, row.number, row.group, file, offset, length)
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+        blocks.append(pa.table(columns, schema=CAPTIONS))
+    if with_captions and without:
+        raise UserError(f"{without} has no caption, though others have; add one or remove the entry")
+    table = _by_image(pa.concat_tables(blocks).combine_chunks())
+    return table.replace_schema_metadata({"unusable": unusable})
+
+
+def _by_image(table: pa.Table) -> pa.Table:
+    """One row per image: with the captions of all its rows, and what else the first one says."""
+    encoded = table["image"].combine_chunks().dictionary_encode()
+    image_R = encoded.indices.to_numpy()
+    if len(encoded.dictionary) < len(image_R):
+        order_R = np.argsort(image_R, kind="stable")
+        first_N = order_R[np.searchsorted(image_R[order_R], np.arange(len(encoded.dictionary)))]
+        sorted_captions = table["captions"].take(pa.array(order_R)).combine_chunks()
+        ends_R = np.cumsum(np.diff(sorted_captions.offsets.to_numpy()))
+        last_N = np.searchsorted(image_R[order_R], np.arange(len(encoded.dictionary)), side="right") - 1
+        offsets = np.concatenate([[0], ends_R[last_N]])
+        captions = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), sorted_captions.flatten())
+        table = table.take(pa.array(first_N)).set_column(1, "captions", captions)
+    number = table["image_id"].to_numpy(zero_copy_only=False)
+    return table.set_column(2, "image_id", pa.array(_numbers(number), pa.int64()))
+
+
+def _question_columns(rows: Iterator[QuestionRow], say: Callable[[str], None]) -> pa.Table:
+    blocks, answered, unanswered = [], False, ""
+    for block in _blocks(rows, "questions", say):
+        columns: dict[str, list[Any]] = {name: [] for name in QUESTIONS.names}
+        for row in block:
+            if row.answers:
+                answered = True
+            else:
+                unanswered = unanswered or row.where
+            ids = (row.question_id, row.question_type, row.answer_type, row.number, row.group)
+            for column, value in zip(columns.values(), (row.image, row.question, row.answers, *ids), strict=True):
+                column.append(value)
+        blocks.append(pa.table(columns, schema=QUESTIONS))
+    if answered and unanswered:
+        raise UserError(f"{unanswered} has no 'answer', though others have; add one or remove the entry")
+    table = pa.concat_tables(blocks).combine_chunks()
+    encoded = table["image"].combine_chunks().dictionary_encode()
+    image_R = encoded.indices.to_numpy()
+    _, first_N = np.unique(image_R, return_index=True)
+    numbers_N = _numbers(table["image_id"].to_numpy(zero_copy_only=False)[first_N])
+    table = table.set_column(6, "image_id", pa.array(numbers_N[image_R], pa.int64()))
+    ids = table["question_id"]
+    if ids.null_count:
+        return table.set_column(3, "question_id", pa.array(np.arange(len(table)), pa.int64()))
+    values, counts = np.unique(ids.to_numpy(), return_counts=True)
+    if (counts > 1).any():
+        raise UserError(f"question_id {values[counts > 1][0]} is given more than once")
+    return table
+
+
+def _numbers(given: np.ndarray) -> np.ndarray:
+    """Numbers of images: those given, where each has one of its own; else they are counted."""
+    known = given.dtype == np.int64  # with an image that has none, numpy makes them floats
+    return given if known and len(np.unique(given)) == len(given) else np.arange(len(given))
+
+
+def _blocks(rows: Iterator[Any], what: str, say: Callable[[str], None]) -> Iterator[list[Any]]:
+    done = 0
+    while block := list(islice(rows, _ROWS)):
+        yield block
+        done += len(block)
+        if len(block) == _ROWS:
+            say(f"reading {what}: {done:,}")
+
+
+def _has_stored(table: pa.Table) -> bool:
+    return "file" in table.column_names and table["file"].null_count < len(table)
+
+
+def _time(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return _ABSENT
+
+
+def _listing(folder: Path) -> set[str]:
+    try:
+        return set(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
