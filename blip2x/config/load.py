@@ -44,7 +44,7 @@ from blip2x.registry import (
     WEIGHT_READERS,
 )
 
-CAPTION_METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr")
+CAPTION_METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 
 Rule = tuple[str, Callable[[Any], bool]]  # ("at least 1", whether a number is)
 

@@ -135,7 +135,7 @@ class CaptionConfig(TrainingConfig, DecodingConfig):
     train: bool = MISSING
     prompt: str = MISSING
     max_txt_len: int = MISSING
-    metrics: List[str] = MISSING  # of BLEU, METEOR, ROUGE_L, CIDEr
+    metrics: List[str] = MISSING  # of BLEU, METEOR, ROUGE_L, CIDEr, SPICE
     blind_baseline: bool = MISSING  # also score captions of the language model that sees no image
 
 

