@@ -58,7 +58,7 @@ _PATTERNS = [
     for pattern in (
         rf"{_L}{_W}*(?:[.!?]{_L}{_W}*)*",
         _PARTS,  # t-shirt, 1/2, and/or
-        rf"{_W}+(?:\.{_W}+)*\.?-{_PARTS}",  # U.S.-based, 1.5-inch
+        rf"{_W}+(?:[.,]{_W}+)*[.,]?-{_PARTS}",  # U.S.-based, 1.5-inch; also black,white-and-grey
         rf"{_W}+(?:[-_]{_W}+)*\.(?=[,;:])",  # any word has a period before a comma
         r"[-+]?(?:\d*(?:[.:,]\d+)+|\d+)",  # -1, 1,000.5, 10:30
         rf"[a-z](?:\.[a-z])*\.(?!{_L})",  # initials
@@ -66,7 +66,7 @@ _PATTERNS = [
         rf"{_any_of(_ABBREVIATIONS)}\.",
         rf"(?-i:(?=[A-Z])){_any_of(_CAPITALISED_ABBREVIATIONS)}\.",
         rf"{_any_of(_ABBREVIATIONS_OF_NUMBERS)}\.(?= ?\d)",
-        rf"({_W}+)n['`]t",
+        rf"({_L}+)n['`]t",
         "n['`]t",
         rf"({_PARTS}){_CLITIC}",
         rf"(?<!'){_CLITIC}",
@@ -76,10 +76,10 @@ _PATTERNS = [
         rf"(?-i:[A-HJ-XZ]|[dlon])'{_L}{{2,}}",  # O'Hare, d'oeuvre
         rf"{_L}+[aeiou]'[aeiou]{_L}*",  # Xi'an
         rf"[djl]'|y'(?={_L})",  # y'all
-        r"'\d0s?(?![\w'])",  # the '80s
+        r"'\d(?:\d|0s)(?![\w'])",  # '47, '80s
         r"(?-i:[A-Z]+(?:[&+][A-Z]+)+)",  # R&B
         r"(?-i:[A-Z]+)\$",  # US$
-        r"c\+\+",
+        r"c\+\+|[cf]\#",
         r"https?://[^\s\"<>|(){}]+",
         rf"{_W}+(?:[-.]{_W}+)*\.(?:com|net|org|edu)/[^\s\"<>|(){{}}]*[^\s\"<>|(){{}}.!?,;:]",
         rf"{_W}[\w.-]*@{_W}+(?:[-.]{_W}+)*",
@@ -87,7 +87,7 @@ _PATTERNS = [
         rf"\#{_L}+",
         rf"</?{_L}[^<>]*>",
         "&(?:amp|quot|lt|gt|apos);",
-        rf"[<>]?[:;=]'?[-o]?[]()[|DPO3](?!{_W})",  # :-)
+        rf"[<>]?[:;=](?:'?-?[]()[|DP3]|o[()]|-?(?-i:O))(?!{_W})",  # :-)
         r"[-^<>]_[-^<>]",
         r"\.{3,}|-{2,}|[!?]+|\*+|_+|\#+|@+|>>|<<",
         ".",

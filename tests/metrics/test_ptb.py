@@ -46,7 +46,7 @@ d'oeuvres l'oreal L'a D'Artagnan c'est j'aime Xi'an Ho'ohu Pe'e B'day b'day Qur'
 t-shirt black-and-white black -- white --- a--b ---- ----- -a a- 3-d 5-year-old 10-12-2010 -5 +5 1-800-555-1234
 a_b _a a_ U.S.-based
 1/2 1 1/2 1/2-eaten 3-1/2 50/50 and/or a/b/ w/ c/o a//b 24/7 12/25/2010
-5:30 10:10pm 10PM 12:30am-1pm 5 p.m. 3:a a:b :5 1980s '80s '90 '9 1950's 5'6 5'6" 20" 1st 2x4s 1,000 1,00 .5 5. 1.2.3
+5:30 10:10pm 10PM 12:30am-1pm 5 p.m. 3:a a:b :5 1980s '80s '90 '47 '9 '47s 1950's 5'6 5'6" 20" 1st 2x4s 1,000 1,00 .5 5. 1.2.3
 $5.99 US$5 C$ 5$ $a 5c 100% #5 #tag #a-b a#b @ @a @1 a@b.c
 "hello" ''hello'' ``hello'' `hello' 'hello' ""x"" dog"cat dog'cat
 .. ... .... a...b a..b a.b hello.world dog.Cat dog.1 1.dog .dog dog.? dog?! !! a!b a? dog., dog.; dog." (dog.) t-shirt., 50.,
@@ -57,8 +57,8 @@ Plan B. The man z. Mr. A x y. Yes it w. THE
 www.a.com http://a.b/c a.org flickr.com/photos yahoo.com's
 (a) [a] {a} (a)(b) dog(s) <a> </a> < > >> << -> --> <3 a>b
 AT&T B&B A&b a&b m&m's M&M's Q&A A & B &amp; &quot;
-:) :-) ;) :( :D's :P. :a :)a :)) a:) :( :o) :'( :| :] ^_^ o_o >_< text:(note)
-a*b ** a\\b a+b c++ = == ~ a|b ## @@ %%
+:) :-) ;) :( :D's :P. :d ;p :o :O :a :)a :)) a:) :( :o) :'( :| :] ^_^ o_o >_< text:(note)
+a*b ** a\\b a+b c++ C# a#b = == ~ a|b ## @@ %%
 ’s dog’s don’t “dog” – — … café é. ½ 1½ £5 5¢ © 😀 a😀
 """  # noqa: RUF001
 
