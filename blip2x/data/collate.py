@@ -9,19 +9,27 @@ Shapes: B samples, C channels, H height, W width, L tokens, T output tokens, P p
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
-from blip2x.data.samples import CaptionSample, LabelledImage, QuestionSample
+from blip2x.data.samples import CaptionSample, LabelledImage, Picture, QuestionSample
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.errors import UserError
 
 Batch = dict[str, np.ndarray]
-Transform = Callable[[Image.Image, random.Random], np.ndarray]
+
+
+class Transform(Protocol):
+    """From a picture to [3, size, size] float32; see `blip2x.data.transforms`."""
+
+    def load(self, picture: Picture, rng: random.Random) -> np.ndarray:
+        """Open, crop and normalise; raises `UserError` where that is impossible."""
+
+    def __call__(self, image: Image.Image, rng: random.Random) -> np.ndarray:
+        """The same of an opened picture."""
 
 
 class Collate(Protocol):
@@ -51,7 +59,7 @@ class ImageCollate:
 
     def load(self, sample: CaptionSample | QuestionSample, rng: random.Random) -> tuple[np.ndarray, int]:
         """Open the picture."""
-        return self.transform(sample.image.open(), rng), sample.image_id
+        return self.transform.load(sample.image, rng), sample.image_id
 
     def __call__(self, items: list[tuple[np.ndarray, int]]) -> Batch:
         """Stack."""
@@ -66,7 +74,7 @@ class VisionCollate:
 
     def load(self, sample: LabelledImage, rng: random.Random) -> tuple[np.ndarray, LabelledImage]:
         """Open the picture."""
-        return self.transform(sample.image.open(), rng), sample
+        return self.transform.load(sample.image, rng), sample
 
     def __call__(self, items: list[tuple[np.ndarray, LabelledImage]]) -> Batch:
         """Stack."""
@@ -84,7 +92,7 @@ class CaptionLoading:
 
     def load(self, sample: CaptionSample, rng: random.Random) -> LoadedCaption:
         """Open the picture; `rng` chooses its crop and its caption."""
-        return LoadedCaption(self.transform(sample.image.open(), rng), sample.image_id, rng.choice(sample.captions))
+        return LoadedCaption(self.transform.load(sample.image, rng), sample.image_id, rng.choice(sample.captions))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import requests
 from PIL import Image
 
-from blip2x.data.pictures import decode_picture
+from blip2x.data.pictures import Crop, decode_picture
 from blip2x.errors import UserError
 
 _CHUNK = 1 << 16
@@ -26,9 +26,9 @@ class WebImage:
         """The address."""
         return self.url
 
-    def open(self) -> Image.Image:
-        """Fetch and decode to RGB; raises `UserError` if that is impossible."""
-        return decode_picture(fetch(self.url), self.name, self.max_pixels)
+    def open(self, crop: Crop | None = None) -> Image.Image:
+        """Fetch and decode to RGB, see `decode_picture`; raises `UserError` if that is impossible."""
+        return decode_picture(fetch(self.url), self.name, self.max_pixels, crop)
 
 
 def is_web_address(text: str) -> bool:

@@ -3,15 +3,56 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from blip2x.errors import UserError
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+# No icons (their pictures have sizes of their own, which no header tells), no pages (an EPS file is a program for Ghostscript).
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "DIB", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
+
+_UPRIGHT = {  # EXIF orientation -> what turns the picture upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)  # width and height change places
+
+
+@dataclass(frozen=True)
+class Crop:
+    """The part of a picture that is wanted, and how large.
+
+    Args:
+        choose: the box, from width and height of the upright picture; None: all of it.
+        size: width and height to resize the box to (bicubic, box and resize in one pass).
+    """
+
+    choose: Callable[[int, int], Box | None]
+    size: tuple[int, int]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The part of a picture that is decoded already."""
+        return resize(image, self.choose(*image.size), self.size)
+
+
+def resize(image: Image.Image, box: Box | None, size: tuple[int, int]) -> Image.Image:
+    """The box of a picture, None: all of it, resized to `size`."""
+    if image.size == size and box is None:
+        return image
+    return image.resize(size, Image.Resampling.BICUBIC, box=box)
 
 
 @dataclass(frozen=True)
@@ -26,55 +67,103 @@ class PathImage:
         """The path."""
         return str(self.path)
 
-    def open(self) -> Image.Image:
-        """Decode to RGB; raises `UserError` if that is impossible."""
+    def open(self, crop: Crop | None = None) -> Image.Image:
+        """Decode to RGB, see `decode_picture`; raises `UserError` if that is impossible."""
         try:
             data = self.path.read_bytes()
         except FileNotFoundError as error:
             raise UserError(f"image {self.path} does not exist") from error
-        except OSError as error:
-            raise UserError(f"image {self.path} cannot be read: {error.strerror}") from error
-        return decode_picture(data, self.name, self.max_pixels)
+        except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+            raise UserError(f"image {self.path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        return decode_picture(data, self.name, self.max_pixels, crop)
 
 
-def decode_picture(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """The picture upright (EXIF), as RGB; transparent parts become white, 16-bit grey is scaled to 8.
+def decode_picture(data: bytes, name: str, max_pixels: int, crop: Crop | None = None) -> Image.Image:
+    """The picture upright (EXIF), as RGB; transparent parts become white, 16-bit grey is scaled to 8; of films the first frame.
+
+    With `crop`, only that part at that size: a JPEG is then decoded at a half, a quarter or an eighth of its size where the
+    part still has at least as many pixels as are wanted of it.
 
     Raises:
-        UserError: empty, truncated or corrupt data, no picture at all, more than `max_pixels`, or floating-point pixels.
+        UserError: empty, truncated or corrupt data, a format that is not in `FORMATS`, more than `max_pixels`, or pixels of
+            unknown range.
     """
     if not data:
         raise UserError(f"image {name} is empty (0 bytes)")
     try:
-        with _own_size_limit(), Image.open(io.BytesIO(data)) as image:
+        with _own_size_limit(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise UserError(
                     f"image {name} has {image.width} x {image.height} pixels, more than dataset.max_pixels={max_pixels}; "
                     "scale it down or raise the limit"
                 )
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image), name)
+            Image.MAX_IMAGE_PIXELS = max_pixels  # for what decoders find within
+            if crop is None:
+                return _decode(image, name, _orientation(image))
+            return _decode_part(image, name, crop)
     except UserError:
         raise
     except UnidentifiedImageError as error:
-        raise UserError(f"{name} is not an image that Pillow can read") from error
+        raise UserError(f"{name} is not an image that Pillow can read; formats are {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders meet garbage with all sorts of exceptions, from SyntaxError to struct.error
         raise UserError(f"image {name} is corrupt or truncated: {error}") from error
+
+
+def _decode(image: Image.Image, name: str, orientation: int) -> Image.Image:
+    image.load()
+    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    return to_rgb(upright, name)
+
+
+def _decode_part(image: Image.Image, name: str, crop: Crop) -> Image.Image:
+    orientation = _orientation(image)
+    sideways = orientation in _SIDEWAYS
+    width, height = image.size[::-1] if sideways else image.size
+    left, top, right, bottom = box = crop.choose(width, height) or (0, 0, width, height)
+    # What the whole has to measure for the box to have the size that is wanted; Pillow takes the next larger one that it can.
+    least = math.ceil(width * crop.size[0] / (right - left)), math.ceil(height * crop.size[1] / (bottom - top))
+    full_width = image.width
+    drafted = image.draft(None, least[::-1] if sideways else least)
+    reduction = 1 if drafted is None else full_width / drafted[1][2]
+    # Reduced sides are rounded up, so that the box of a picture that is mirrored may be off by less than one reduced pixel.
+    left, top, right, bottom = (edge / reduction for edge in box)
+    return resize(_decode(image, name, orientation), (left, top, right, bottom), crop.size)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's; 1, upright, where there is none or it cannot be read: a picture is not lost for its camera's notes."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as with pixels, garbage is met with all sorts
+        return 1
 
 
 def to_rgb(image: Image.Image, name: str) -> Image.Image:
     """An opened picture as RGB; transparent parts become white, 16-bit grey is scaled to 8. Errors as `decode_picture`."""
     if image.mode.startswith("I"):  # 16-bit grey; convert("RGB") would clip it to white
-        pixels = np.asarray(image)
-        if pixels.max(initial=0) > np.iinfo(np.uint16).max or pixels.min(initial=0) < 0:
-            raise UserError(f"image {name} has 32-bit pixels; save it with 8 or 16 bits per channel")
-        image = Image.fromarray((pixels // 257).astype(np.uint8))
+        image = _eight_bits(image, name)
     if image.mode == "F":
         raise UserError(f"image {name} has floating-point pixels of unknown range; save it with 8 bits per channel")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    if image.mode == "RGB":
+        return image
+    try:
+        return image.convert("RGB")
+    except ValueError as error:
+        raise UserError(f"image {name} has {image.mode} pixels, which Pillow cannot turn into RGB; save it as RGB") from error
+
+
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
+    pixels = np.asarray(image)
+    if pixels.max(initial=0) > np.iinfo(np.uint16).max or pixels.min(initial=0) < 0:
+        raise UserError(f"image {name} has 32-bit pixels; save it with 8 or 16 bits per channel")
+    grey = Image.fromarray((pixels // 257).astype(np.uint8))
+    if "transparency" in image.info:  # one of the 65,536 greys is not shown
+        shown = Image.fromarray(np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8))
+        return Image.merge("LA", (grey, shown))
+    return grey
 
 
 @contextmanager

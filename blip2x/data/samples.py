@@ -9,6 +9,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from blip2x.data.pictures import Crop
+
 
 class Picture(Protocol):
     """An image that is not decoded yet."""
@@ -17,8 +19,8 @@ class Picture(Protocol):
     def name(self) -> str:
         """How messages and reports call the picture: a path or an address."""
 
-    def open(self) -> Image.Image:
-        """Decode to RGB.
+    def open(self, crop: Crop | None = None) -> Image.Image:
+        """Decode to RGB; with `crop`, only that part of the upright picture, resized.
 
         Raises:
             UserError: there is no such picture, or it cannot be decoded.

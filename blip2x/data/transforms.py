@@ -1,4 +1,4 @@
-"""From a decoded picture to the array that an image encoder reads."""
+"""From a picture to the array that an image encoder reads."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image
 
 from blip2x.config.dataset import TransformConfig
+from blip2x.data.pictures import Box, Crop, resize
+from blip2x.data.samples import Picture
 
 _RATIO = (3 / 4, 4 / 3)  # width to height of a random crop
 _TRIES = 10
-Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 class EvalTransform:
@@ -26,15 +27,18 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> np.ndarray:
         """RGB picture to [3, size, size] float32; `rng` is not used."""
-        return self._normalise(self._resize(image, None))
+        return self._normalise(resize(image, None, self.size))
 
-    def _resize(self, image: Image.Image, box: Box | None) -> Image.Image:
-        if image.size == self.size and box is None:
-            return image
-        return image.resize(self.size, Image.Resampling.BICUBIC, box=box)
+    def load(self, picture: Picture, rng: random.Random | None = None) -> np.ndarray:
+        """As `__call__`, of a picture that is not decoded yet: at its full size, as in the reference."""
+        return self(picture.open(), rng)
 
     def _normalise(self, image: Image.Image) -> np.ndarray:
-        return np.ascontiguousarray((np.asarray(image, dtype=np.float32) * self._scale - self._shift).transpose(2, 0, 1))
+        out = np.empty((3, *self.size), dtype=np.float32)
+        for channel, band in enumerate(image.split()):  # several times as quick as all channels of a pixel together
+            np.multiply(np.asarray(band), self._scale[channel], out=out[channel])
+            out[channel] -= self._shift[channel]
+        return out
 
 
 class TrainTransform(EvalTransform):
@@ -47,13 +51,22 @@ class TrainTransform(EvalTransform):
 
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> np.ndarray:
         """RGB picture to [3, size, size] float32; `rng` decides crop and mirror."""
+        return self._mirror_and_normalise(self._crop(rng)(image), rng)
+
+    def load(self, picture: Picture, rng: random.Random | None = None) -> np.ndarray:
+        """As `__call__`, of a picture that is not decoded yet: no larger than its crop needs it."""
+        return self._mirror_and_normalise(picture.open(self._crop(rng)), rng)
+
+    def _crop(self, rng: random.Random | None) -> Crop:
         if rng is None:
             raise ValueError("a training transform draws by lot and needs rng")
-        box = None if self.crop_scale is None else random_box(image.width, image.height, self.crop_scale, rng)
-        resized = self._resize(image, box)
+        scale = self.crop_scale
+        return Crop(lambda width, height: None if scale is None else random_box(width, height, scale, rng), self.size)
+
+    def _mirror_and_normalise(self, image: Image.Image, rng: random.Random) -> np.ndarray:
         if self.flip and rng.random() < 0.5:
-            resized = resized.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return self._normalise(resized)
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return self._normalise(image)
 
 
 def random_box(width: int, height: int, scale: list[float], rng: random.Random) -> Box:

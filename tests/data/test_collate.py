@@ -23,9 +23,16 @@ DOCUMENT = "a red 3 and a blue 7\nquestion: which digit is red ? short answer: 3
 PICTURE = SimpleNamespace(name="p", open=lambda: "picture")
 
 
-def transform(image, rng):
-    assert image == "picture"
-    return np.full((3, 4, 4), rng.random(), dtype=np.float32)
+class FakeTransform:
+    def __call__(self, image, rng):
+        assert image == "picture"
+        return np.full((3, 4, 4), rng.random(), dtype=np.float32)
+
+    def load(self, picture, rng):
+        return self(picture.open(), rng)
+
+
+transform = FakeTransform()
 
 
 def tokenizer(family):

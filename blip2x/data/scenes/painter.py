@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from blip2x.data.pictures import Crop
 from blip2x.data.scenes.scene import Scene
 
 PALETTE = {  # RGB, 0..255
@@ -56,6 +57,7 @@ class SceneImage:
     painter: Painter
     name: str
 
-    def open(self) -> Image.Image:
-        """Paint the scene, RGB."""
-        return Image.fromarray(self.painter.paint(self.scene))
+    def open(self, crop: Crop | None = None) -> Image.Image:
+        """Paint the scene, RGB; with `crop`, only that part of it, resized."""
+        image = Image.fromarray(self.painter.paint(self.scene))
+        return image if crop is None else crop(image)
