@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from blip2x.errors import UserError
 
@@ -98,9 +99,10 @@ def decode_picture(data: bytes, name: str, max_pixels: int, crop: Crop | None = 
                     "scale it down or raise the limit"
                 )
             Image.MAX_IMAGE_PIXELS = max_pixels  # for what decoders find within
-            if crop is None:
-                return _decode(image, name, _orientation(image))
-            return _decode_part(image, name, crop)
+            if crop is not None and isinstance(image, JpegImageFile):
+                return _decode_part(image, name, crop)
+            upright = _decode(image, name)
+            return upright if crop is None else crop(upright)
     except UserError:
         raise
     except UnidentifiedImageError as error:
@@ -109,25 +111,23 @@ def decode_picture(data: bytes, name: str, max_pixels: int, crop: Crop | None = 
         raise UserError(f"image {name} is corrupt or truncated: {error}") from error
 
 
-def _decode(image: Image.Image, name: str, orientation: int) -> Image.Image:
+def _decode(image: Image.Image, name: str) -> Image.Image:
     image.load()
-    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-    return to_rgb(upright, name)
+    orientation = _orientation(image)  # after the pixels: some formats have it behind them
+    return to_rgb(image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image, name)
 
 
-def _decode_part(image: Image.Image, name: str, crop: Crop) -> Image.Image:
-    orientation = _orientation(image)
-    sideways = orientation in _SIDEWAYS
+def _decode_part(image: JpegImageFile, name: str, crop: Crop) -> Image.Image:
+    sideways = _orientation(image) in _SIDEWAYS
+    full_width = image.width
     width, height = image.size[::-1] if sideways else image.size
     left, top, right, bottom = box = crop.choose(width, height) or (0, 0, width, height)
     # What the whole has to measure for the box to have the size that is wanted; Pillow takes the next larger one that it can.
     least = math.ceil(width * crop.size[0] / (right - left)), math.ceil(height * crop.size[1] / (bottom - top))
-    full_width = image.width
-    drafted = image.draft(None, least[::-1] if sideways else least)
-    reduction = 1 if drafted is None else full_width / drafted[1][2]
+    _, (_, _, reduced_width, _) = image.draft(None, least[::-1] if sideways else least)
     # Reduced sides are rounded up, so that the box of a picture that is mirrored may be off by less than one reduced pixel.
-    left, top, right, bottom = (edge / reduction for edge in box)
-    return resize(_decode(image, name, orientation), (left, top, right, bottom), crop.size)
+    left, top, right, bottom = (edge * reduced_width / full_width for edge in box)
+    return resize(_decode(image, name), (left, top, right, bottom), crop.size)
 
 
 def _orientation(image: Image.Image) -> int:
