@@ -9,6 +9,7 @@ import ctypes
 import os
 import random
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import Any, TypedDict
@@ -33,6 +34,7 @@ class _Made(TypedDict):
     )  # their places in the data set; never empty: paddle's loader takes an item without any array for the end
     problems: list[str]
     give_up: bool
+    seconds: float  # that making it took
 
 
 class Loader:
@@ -42,6 +44,8 @@ class Loader:
         skipped: one sentence per bad image that was left out so far, in the order in which they were met.
         samples: places in the data set of the samples in the batch that was given last.
         left_out: how many samples could not be loaded so far, also where several have the same bad image.
+        images: how many pictures are in the batches that were given so far.
+        loading_seconds: how long it took to make those batches; with several workers, the sum of their times.
     """
 
     def __init__(self, batches: _Batches, num_workers: int):
@@ -50,6 +54,8 @@ class Loader:
         self.skipped: list[str] = []
         self.samples: list[int] = []
         self.left_out = 0
+        self.images = 0
+        self.loading_seconds = 0.0
         self._first = 0
 
     def __len__(self) -> int:
@@ -68,6 +74,8 @@ class Loader:
             if made["give_up"]:
                 raise UserError(f"{_MOST_BAD_IN_A_ROW} images in a row are bad; the last: {problems[-1]}")
             self.left_out += len(problems)
+            self.images += len(made["arrays"].get("image_BCHW", ()))
+            self.loading_seconds += made["seconds"]
             self.skipped += [problem for problem in dict.fromkeys(problems) if problem not in self.skipped]
             if made["arrays"]:
                 self.samples = made["samples"].tolist()
@@ -132,6 +140,7 @@ class _Batches:
         return -(-len(range(self.rank, count, self.world_size)) // self.batch_size)
 
     def __getitem__(self, batch: int) -> _Made:
+        started = time.perf_counter()
         problems: list[str] = []
         own = self._epoch_order()[self.rank :: self.world_size][batch * self.batch_size : (batch + 1) * self.batch_size]
         items, places, give_up = [], [], False
@@ -143,11 +152,13 @@ class _Batches:
             elif self._fills_gaps:
                 give_up = True
                 break
+        arrays = self.collate(items) if items else {}
         return {
-            "arrays": self.collate(items) if items else {},
+            "arrays": arrays,
             "problems": problems,
             "give_up": give_up,
             "samples": np.array(places or [-1]),
+            "seconds": time.perf_counter() - started,
         }
 
     @property

@@ -19,7 +19,7 @@ from blip2x.engine.losses import LossRecord, NotFiniteError
 from blip2x.engine.progress import ProgressBar
 from blip2x.engine.random_state import random_state, set_random_state, unchanged_random_state
 from blip2x.engine.run import Run
-from blip2x.engine.run_files import SCHEDULE_FILE
+from blip2x.engine.run_files import SCHEDULE_FILE, TIMES
 from blip2x.engine.steps import agreed_steps
 from blip2x.engine.stop import StopSignals
 from blip2x.engine.stream import Loader, Stream
@@ -96,7 +96,8 @@ class Training:
         self.metrics: dict[str, float] = {}
         self._stopping = False
         self._started = self._last_line = time.monotonic()
-        self._samples = 0  # since the last line
+        self._samples, self._waited = 0, 0.0  # since the last line: seconds of waiting for batches
+        self._loaded = self._stream.loaded  # at the last line
 
     def fit(self) -> dict[str, float]:
         """Make all steps, or those that are left; the objective is in eval mode afterwards.
@@ -230,7 +231,10 @@ class Training:
         """Gradients of one step: the mean over its micro-batches. Gives each one's loss parts and the samples seen."""
         batches, places = [], []
         for _ in range(self._cfg.accumulate):
-            batches.append(to_tensors(next(self._stream)))
+            asked = time.monotonic()
+            batch = next(self._stream)
+            self._waited += time.monotonic() - asked
+            batches.append(to_tensors(batch))
             places.append(self._stream.samples)
         self._places[step] = places
         if hasattr(self.objective, "prepare"):
@@ -294,6 +298,11 @@ class Training:
     def _write_line(self, line: dict[str, float]) -> None:
         now = time.monotonic()
         line["samples_per_second"] = round(self._samples * self._context.data_size / (now - self._last_line), 3)
+        line["data_wait"] = round(self._waited / (now - self._last_line), 3)  # this rank's share of the time
+        loaded = self._stream.loaded
+        images, seconds = (after - before for before, after in zip(self._loaded, loaded, strict=True))
+        if images:
+            line["images_per_second_per_worker"] = round(images / seconds, 1)
         line["seconds"] = round(now - self._started, 3)
         if self._loss_scale.is_on:
             line["loss_scale"] = self._loss_scale.value
@@ -301,7 +310,7 @@ class Training:
             line["skipped_steps"] = self._skipped
         self._run.log_metrics(self._stage, self.step, line)
         self.metrics = line
-        self._last_line, self._samples = now, 0
+        self._last_line, self._samples, self._waited, self._loaded = now, 0, 0.0, loaded
 
     def _save(self, *, final: bool) -> None:
         self._context.on_main(self._checkpoints.wait)  # what a former one copied is let go before more is copied
@@ -327,5 +336,5 @@ class Training:
 
 
 def _text(metrics: dict[str, float]) -> str:
-    shown = {name: value for name, value in metrics.items() if name not in ("grad_norm", "samples_per_second", "seconds")}
+    shown = {name: value for name, value in metrics.items() if name not in ("grad_norm", *TIMES)}
     return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())

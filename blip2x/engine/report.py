@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blip2x.engine.charts import MAX_POINTS, line_chart
 from blip2x.engine.comparisons import BASELINES, SCOPES, Measure, metric_title, read_measures, stage_title
-from blip2x.engine.run_files import RunFiles, read_run
+from blip2x.engine.run_files import TIMES, RunFiles, read_run
 from blip2x.optim.schedule import planned_rates
 
 RANDOM, EXTREMES = 8, 4  # captioned pictures shown: drawn at random; best and worst
@@ -25,7 +25,7 @@ PREDICTIONS = 60
 
 _HEADLINES = ("i2t_recall@1", "t2i_recall@1", "CIDEr", "accuracy")  # a stage without any shows its first metric
 _LOSS_PARTS = ("loss", "itc", "itm", "lm")
-_NOT_CURVES = ("stage", "step", "seconds", "samples_per_second")
+_NOT_CURVES = ("stage", "step", *TIMES)
 _CURVE_TITLES = {"lr": "learning rate", "grad_norm": "gradient norm"}
 
 Row = dict[str, Any]

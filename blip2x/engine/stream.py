@@ -12,6 +12,8 @@ class Loader(Protocol):
     """Gives the batches of one epoch each time it is iterated, from batch `first` of the last `set_epoch` on."""
 
     samples: list[int]  # places in the data set of those in the batch that was given last
+    images: int  # in all batches so far
+    loading_seconds: float  # that its workers, or this process, took to make them
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
         """Say which epoch comes next."""
@@ -33,6 +35,11 @@ class Stream:
     def samples(self) -> list[int]:
         """Places in the data set of the newest batch's samples."""
         return self._loader.samples
+
+    @property
+    def loaded(self) -> tuple[int, float]:
+        """Pictures that were loaded so far, and the seconds that it took one worker."""
+        return self._loader.images, self._loader.loading_seconds
 
     def move(self, epoch: int, batch: int) -> None:
         """Go on with `batch` of `epoch`."""

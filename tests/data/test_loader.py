@@ -114,6 +114,28 @@ def test_only_bad_images_stop_in_training(workers):
         indexes(loader(bad=range(10), on_bad_image=OnBadImage.skip, num_workers=workers))
 
 
+class Slow(Numbers):
+    """Pictures of which each takes 20 ms."""
+
+    def load(self, sample, rng):
+        time.sleep(0.02)
+        return super().load(sample, rng)
+
+    def __call__(self, items):
+        return {"image_BCHW": np.zeros((len(items), 1)), **super().__call__(items)}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_and_the_time_of_all_workers_are_counted(workers):
+    made = build_loader(
+        range(10), Slow({4}), batch_size=3, shuffle=False, seed=0, num_workers=workers, on_bad_image=OnBadImage.skip
+    )
+    assert (made.images, made.loading_seconds) == (0, 0)
+    for rounds in (1, 2):
+        list(made)
+        assert made.images == 9 * rounds and made.loading_seconds >= 0.2 * rounds
+
+
 def test_nothing_to_load_is_refused():
     with pytest.raises(UserError, match="has no samples"):
         loader(count=0)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from blip2x.config.compose import compose_config
+from blip2x.engine.run_files import TIMES
 from blip2x.errors import Interrupted
 from blip2x.tasks.common.launch import launch
 
@@ -112,9 +113,8 @@ def test_one_rank_is_asked_to_stop_and_the_run_goes_on_later(runs, start, demo, 
     assert [path.name for path in (tmp_path / "r/pretrain_stage1/checkpoints").glob("step-*")] == ["step-00000004"]
     ranks = start(RUNNER, tmp_path / "again", *again, processes=2)
     assert [rank["code"] for rank in ranks] == [0, 0]
-    times = ("seconds", "samples_per_second")
     found, wanted = (
-        [{name: value for name, value in row.items() if name not in times} for row in rows(run / "metrics.jsonl")]
+        [{name: value for name, value in row.items() if name not in TIMES} for row in rows(run / "metrics.jsonl")]
         for run in (tmp_path / "r", runs[2])
     )
     assert found == wanted

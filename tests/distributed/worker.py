@@ -105,6 +105,7 @@ class Batches:
             {name: random.normal(size=(SAMPLES, 6)).astype("float32") for name in ("image", "text")} for _ in range(STEPS)
         ]
         self.context, self.accumulate, self.samples = context, accumulate, []
+        self.images, self.loading_seconds = 0, 0.0
 
     def set_epoch(self, epoch, first=0):
         assert (epoch, first) == (0, 0)

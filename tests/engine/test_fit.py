@@ -17,6 +17,7 @@ from blip2x.config.task import Best, OnNan, PretrainVisionConfig
 from blip2x.engine.fit import Training
 from blip2x.engine.loggers.none import NoLogger
 from blip2x.engine.run import Run
+from blip2x.engine.run_files import TIMES
 from blip2x.engine.steps import count_steps
 from blip2x.errors import Interrupted, UserError
 from blip2x.models.freeze import freeze
@@ -79,6 +80,7 @@ class Batches:
         self.x = random.normal(size=(count * size, 3)).astype("float32")
         self.y = random.normal(size=(count * size, 1)).astype("float32")
         self.size, self.epochs, self.first, self.samples = size, [], 0, []
+        self.images, self.loading_seconds = 0, 0.0
 
     def set_epoch(self, epoch, first=0):
         self.epochs.append(epoch)
@@ -90,6 +92,8 @@ class Batches:
     def __iter__(self):
         for first in range(self.first * self.size, len(self.x), self.size):
             self.samples = list(range(first, first + self.size))
+            self.images += self.size
+            self.loading_seconds += self.size / 50
             yield {"x": self.x[first : first + self.size], "y": self.y[first : first + self.size]}
 
 
@@ -215,8 +219,9 @@ def test_lines_of_metrics(run):
         assert line["loss"] == pytest.approx(np.mean([seen[step] for step in steps]), rel=1e-6)  # of all steps since the last
         shape = {"lr": 0.1, "warmup_start_lr": 0.0, "warmup_steps": 2, "eta_min": 0.01, "total_steps": 5}
         assert line["lr"] == pytest.approx(learning_rate(line["step"] - 1, **shape))  # the one that the step was made with
-        assert line.keys() == {"stage", "step", "lr", "loss", "error", "grad_norm", "samples_per_second", "seconds"}
+        assert line.keys() == {"stage", "step", "lr", "loss", "error", "grad_norm", *TIMES}
         assert line["grad_norm"] > 0 and line["samples_per_second"] > 0
+        assert line["images_per_second_per_worker"] == 50 and 0 <= line["data_wait"] <= 1
     assert {"stage": "s", "step": 5, **result} == found[-1]
 
 

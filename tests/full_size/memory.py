@@ -68,6 +68,7 @@ class TwoSteps:
     def __init__(self, cfg: RunConfig, texts: Texts, classes: dict[str, int]):
         self.cfg, self.texts, self.classes = cfg, texts, classes
         self.samples: list[int] = []
+        self.images, self.loading_seconds = 0, 0.0
 
     def set_epoch(self, epoch: int, first: int = 0) -> None:
         """There is one."""

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from blip2x.engine.run_files import TIMES
+
 ROOT = Path(__file__).parents[2]
 KILLS = 20
 # Stage 1 with all its random numbers, a checkpoint in each step, an epoch that ends within a step
@@ -58,7 +60,7 @@ def zygote():
 
 def lines(folder):
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in ("seconds", "samples_per_second")} for row in rows]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
 def assert_same(run, alone):

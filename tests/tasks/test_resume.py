@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from blip2x.config.compose import compose_config
 from blip2x.engine import fit
+from blip2x.engine.run_files import TIMES
 from blip2x.errors import Interrupted, UserError
 from blip2x.models.weights.manifest import read_manifest
 from blip2x.tasks.common.launch import launch
@@ -81,7 +82,7 @@ def until_it_ends(command: list[str], outputs: Path, name: str) -> tuple[Path, i
 
 def lines(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in ("seconds", "samples_per_second")} for row in rows]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
 
 
 def assert_same(found: Path, wanted: Path, stage: str = ".") -> None:
