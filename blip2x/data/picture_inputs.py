@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from blip2x.data.download import is_web_address
+from blip2x.data.pictures import FORMATS
 from blip2x.errors import UserError
 
 _OTHER_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -82,6 +83,5 @@ def is_picture_name(path: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _suffixes() -> frozenset[str]:
-    """Of the formats that Pillow reads and that are for images: not of films (.mpg), pages (.ps) or data (.h5)."""
-    kinds = {suffix: kind for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return frozenset(suffix for suffix, kind in kinds.items() if Image.MIME.get(kind, "").startswith("image/"))
+    """Of the formats that are read."""
+    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)

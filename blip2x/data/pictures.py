@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,9 @@ _UPRIGHT = {  # EXIF orientation -> what turns the picture upright
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)  # width and height change places
+_FROM_RIGHT, _FROM_BOTTOM = (2, 3, 6, 7), (3, 4, 7, 8)  # the upright picture's left, its top was the file's right or bottom
+_REDUCTIONS = (8, 4, 2)  # by which a JPEG's decoder can divide its sides
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF and one of its values
 
 
 @dataclass(frozen=True)
@@ -113,21 +115,27 @@ def decode_picture(data: bytes, name: str, max_pixels: int, crop: Crop | None = 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
     image.load()
+    if image.format == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        raise UserError(
+            f"image {name} has 16-bit grey with 0 for white; save it with 0 for black"
+        )  # Pillow would show a negative
     orientation = _orientation(image)  # after the pixels: some formats have it behind them
     return to_rgb(image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image, name)
 
 
 def _decode_part(image: JpegImageFile, name: str, crop: Crop) -> Image.Image:
-    sideways = _orientation(image) in _SIDEWAYS
-    full_width = image.width
-    width, height = image.size[::-1] if sideways else image.size
-    left, top, right, bottom = box = crop.choose(width, height) or (0, 0, width, height)
-    # What the whole has to measure for the box to have the size that is wanted; Pillow takes the next larger one that it can.
-    least = math.ceil(width * crop.size[0] / (right - left)), math.ceil(height * crop.size[1] / (bottom - top))
-    _, (_, _, reduced_width, _) = image.draft(None, least[::-1] if sideways else least)
-    # Reduced sides are rounded up, so that the box of a picture that is mirrored may be off by less than one reduced pixel.
-    left, top, right, bottom = (edge * reduced_width / full_width for edge in box)
-    return resize(_decode(image, name), (left, top, right, bottom), crop.size)
+    orientation = _orientation(image)
+    width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
+    left, top, right, bottom = crop.choose(width, height) or (0, 0, width, height)
+    spare = min((right - left) / crop.size[0], (bottom - top) / crop.size[1])
+    reduction = next((divisor for divisor in _REDUCTIONS if divisor <= spare), 1)
+    image.draft(None, (image.width // reduction, image.height // reduction))
+    upright = _decode(image, name)
+    # Reduced sides are rounded up. What is too much stands at the file's right and bottom: turned, it may come before the box.
+    before_x = upright.width - width / reduction if orientation in _FROM_RIGHT else 0
+    before_y = upright.height - height / reduction if orientation in _FROM_BOTTOM else 0
+    box = left / reduction + before_x, top / reduction + before_y, right / reduction + before_x, bottom / reduction + before_y
+    return resize(upright, box, crop.size)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -148,17 +156,14 @@ def to_rgb(image: Image.Image, name: str) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode == "RGB":
-        return image
-    try:
-        return image.convert("RGB")
-    except ValueError as error:
-        raise UserError(f"image {name} has {image.mode} pixels, which Pillow cannot turn into RGB; save it as RGB") from error
+        return image  # convert() would copy it
+    return image.convert("RGB")
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     pixels = np.asarray(image)
     if pixels.max(initial=0) > np.iinfo(np.uint16).max or pixels.min(initial=0) < 0:
-        raise UserError(f"image {name} has 32-bit pixels; save it with 8 or 16 bits per channel")
+        raise UserError(f"image {name} has 32-bit pixels or negative ones; save it with 8 or 16 bits per channel")
     grey = Image.fromarray((pixels // 257).astype(np.uint8))
     if "transparency" in image.info:  # one of the 65,536 greys is not shown
         shown = Image.fromarray(np.where(pixels == image.info["transparency"], 0, 255).astype(np.uint8))

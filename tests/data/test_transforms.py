@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from blip2x.config.dataset import TransformConfig
+from blip2x.data.pictures import PathImage
 from blip2x.data.transforms import EvalTransform, TrainTransform, random_box
 
 
@@ -64,6 +65,39 @@ def test_boxes_have_the_area_and_ratio_asked_for():
 
 def test_very_long_pictures_get_a_central_box():
     assert random_box(1000, 9, [0.9, 1.0], random.Random(0)) == (494.0, 0.0, 506.0, 9.0)
+
+
+def test_normalised_pixels_are_those_of_the_formula_in_float32():
+    pixels = np.arange(768, dtype=np.uint8).reshape(16, 16, 3)
+    mean, std = (np.array(values, dtype=np.float32) for values in ([0.5, 0.25, 0.0], [0.5, 0.25, 2.0]))
+    expected = pixels.astype(np.float32) * (1 / (255 * std)) - mean / std
+    assert np.array_equal(EvalTransform(config(), 16)(Image.fromarray(pixels)), expected.transpose(2, 0, 1))
+
+
+@pytest.fixture
+def files(tmp_path):
+    """The same picture as PNG and as JPEG."""
+    image = gradient(400, 300)
+    for name in ("a.png", "a.jpg"):
+        image.save(tmp_path / name, quality=95)
+    return [PathImage(tmp_path / name, 10**8) for name in ("a.png", "a.jpg")]
+
+
+def test_files_get_the_crops_and_mirrors_of_opened_pictures(files):
+    transform = TrainTransform(config(crop_scale=[0.5, 1.0], flip=True), 32)
+    for seed in range(20):
+        randoms = [random.Random(seed) for _ in range(3)]
+        opened = transform(files[0].open(), randoms[0])
+        exact, reduced = (transform.load(file, rng) for file, rng in zip(files, randoms[1:], strict=True))
+        assert np.array_equal(exact, opened) and np.abs(reduced - opened).max() < 0.1  # 2 is the range
+        assert len({rng.random() for rng in randoms}) == 1
+
+
+def test_evaluation_reads_files_at_their_full_size(files):
+    transform = EvalTransform(config(), 16)
+    for file in files:
+        with Image.open(file.path) as image:
+            assert np.array_equal(transform.load(file), transform(image))
 
 
 def test_training_needs_a_source_of_chance():
