@@ -88,7 +88,7 @@ class Loader:
             return
         import paddle  # only worker processes need it
 
-        # Each worker is two batches ahead (prefetch_factor, as Paddle has it). Workers start anew with each epoch, which takes a
+        # Each worker is two batches ahead (prefetch_factor by default). Workers start anew with each epoch, which takes a
         # fraction of a second: persistent ones would not see the next epoch's order, and Paddle takes 0.5 s to wake them.
         loader = paddle.io.DataLoader(
             _Rest(self._batches, wanted),

@@ -16,6 +16,7 @@ def folder(tmp_path, monkeypatch):
         "p/deep/er/c.webp",
         "p/notes.txt",
         "p/film.mpg",
+        "p/icon.ico",
         "p/._b.jpg",
         "p/.cache/x.jpg",
         "q[1].gif",

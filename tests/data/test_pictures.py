@@ -33,6 +33,8 @@ def test_missing_and_unreadable_files_are_named(tmp_path):
         PathImage(tmp_path / "no.jpg", 100).open()
     with pytest.raises(UserError, match=rf"image {tmp_path} cannot be read: Is a directory"):
         PathImage(tmp_path, 100).open()
+    with pytest.raises(UserError, match=r"cannot be read: embedded null byte"):
+        PathImage(tmp_path / "a\0b.jpg", 100).open()
 
 
 def test_bad_bytes_are_named(photos):
