@@ -94,19 +94,25 @@ def decode_picture(data: bytes, name: str, max_pixels: int, crop: Crop | None = 
     if not data:
         raise UserError(f"image {name} is empty (0 bytes)")
     try:
-        with _own_size_limit(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        # GIF and WebP take memory for their pixels as soon as they are opened: there Pillow has to look before we can.
+        limit = max_pixels if data.startswith((b"GIF8", b"RIFF")) else None
+        with _size_limit(limit), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise UserError(
                     f"image {name} has {image.width} x {image.height} pixels, more than dataset.max_pixels={max_pixels}; "
                     "scale it down or raise the limit"
                 )
-            Image.MAX_IMAGE_PIXELS = max_pixels  # for what decoders find within
             if crop is not None and isinstance(image, JpegImageFile):
                 return _decode_part(image, name, crop)
             upright = _decode(image, name)
             return upright if crop is None else crop(upright)
     except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"image {name} has more than twice as many pixels as dataset.max_pixels={max_pixels}; "
+            "scale it down or raise the limit"
+        ) from error
     except UnidentifiedImageError as error:
         raise UserError(f"{name} is not an image that Pillow can read; formats are {', '.join(FORMATS)}") from error
     except Exception as error:  # decoders meet garbage with all sorts of exceptions, from SyntaxError to struct.error
@@ -172,9 +178,9 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 @contextmanager
-def _own_size_limit() -> Iterator[None]:
-    """Pillow's limit, which `max_pixels` replaces, is a global that warns at 89 and raises at 179 million pixels."""
-    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+def _size_limit(pixels: int | None) -> Iterator[None]:
+    """Pillow's limit, which ours replaces, is a global: above it Pillow warns, above twice of it, it raises."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, pixels
     try:
         yield
     finally:

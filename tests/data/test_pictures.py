@@ -65,6 +65,26 @@ def test_large_pictures_are_refused_before_they_are_decoded():
         decode(bomb)
 
 
+OLD = int(Image.__version__.split(".")[0]) < 13
+
+
+@pytest.mark.parametrize("kind", ["gif", pytest.param("webp", marks=pytest.mark.skipif(OLD, reason="Pillow 12 does not look"))])
+def test_pictures_that_take_memory_when_they_are_opened_are_refused_before(kind, monkeypatch):
+    data = bytearray(encoded(Image.new("RGB", (8, 8), "red"), kind, **({"lossless": True} if kind == "webp" else {})))
+    if kind == "gif":  # its only frame, to be removed when it was shown
+        frame = data.index(b"\x2c")
+        data[frame:frame] = b"\x21\xf9\x04\x08\0\0\0\0"
+        data[frame + 8 + 5 : frame + 8 + 9] = b"\xff\xff\xff\xff"
+        data[6:10] = b"\xff\xff\xff\xff"
+        monkeypatch.setattr(Image.core, "fill", lambda *_: pytest.fail("memory is taken"))
+    else:  # 14 bits of width and of height, each less by one, behind a signature
+        start = data.index(b"VP8L") + 9
+        data[start : start + 4] = struct.pack("<I", 16_382 | 16_382 << 14)
+        monkeypatch.setattr("PIL._webp.WebPAnimDecoder", lambda *_: pytest.fail("memory is taken"))
+    with pytest.raises(UserError, match=r"pic has more than twice as many pixels as dataset.max_pixels=100000;"):
+        decode(bytes(data), max_pixels=10**5)
+
+
 def test_our_limit_replaces_pillows(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # raises above 20, warns above 10
     assert decode(encoded(Image.new("L", (5, 5))), max_pixels=25).size == (5, 5)
