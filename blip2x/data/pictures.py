@@ -122,9 +122,8 @@ def decode_picture(data: bytes, name: str, max_pixels: int, crop: Crop | None = 
 def _decode(image: Image.Image, name: str) -> Image.Image:
     image.load()
     if image.format == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        raise UserError(
-            f"image {name} has 16-bit grey with 0 for white; save it with 0 for black"
-        )  # Pillow would show a negative
+        # Pillow would show a negative
+        raise UserError(f"image {name} has 16-bit grey with 0 for white; save it with 0 for black")
     orientation = _orientation(image)  # after the pixels: some formats have it behind them
     return to_rgb(image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image, name)
 
