@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from blip2x.data.pictures import decode_picture
+from blip2x.data.pictures import Crop, decode_picture
 from blip2x.errors import UserError
 
 
@@ -21,12 +21,12 @@ class StoredImage:
     name: str
     max_pixels: int
 
-    def open(self) -> Image.Image:
-        """Decode to RGB; raises `UserError` if that is impossible."""
+    def open(self, crop: Crop | None = None) -> Image.Image:
+        """Decode to RGB, see `decode_picture`; raises `UserError` if that is impossible."""
         try:
             with self.path.open("rb") as file:
                 file.seek(self.offset)
                 data = file.read(self.length)
         except OSError as error:
             raise UserError(f"shard {self.path} cannot be read: {error.strerror}") from error
-        return decode_picture(data, self.name, self.max_pixels)
+        return decode_picture(data, self.name, self.max_pixels, crop)
