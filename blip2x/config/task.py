@@ -130,8 +130,11 @@ class RetrievalConfig(PretrainStage1Config):
     train: bool = MISSING
     k_test: int = MISSING  # of each image's texts and each text's images, the best ones by contrast that are matched
     eval_max_txt_len: int = MISSING  # of the texts that are searched; max_txt_len is of the training and its validations
+    clean_texts: bool = MISSING  # lower case and without most punctuation, as BLIP's training captions
     pair_batch_size: int = MISSING  # texts that are matched with an image at a time
-    patch_memory_gb: float = MISSING  # patches kept in memory per rank; where they are more, all are in a file in the run folder
+    patch_memory_gb: float = (
+        MISSING  # patches kept in memory per rank; where they are more, all are in a file in the run folder
+    )
     patch_dtype: FloatType = MISSING  # of the kept patches
 
 
@@ -224,6 +227,7 @@ class ExtractFeaturesConfig(TaskConfig):
     shard_size: int = MISSING  # images per file; where mode is text, texts
     eval_batch_size: int = MISSING
     max_txt_len: int = MISSING
+    clean_texts: bool = MISSING  # lower case and without most punctuation, as BLIP's training captions
 
 
 class Format(Enum):

@@ -107,7 +107,7 @@ class Search:
         run: the task's run.
         model: in evaluation mode.
         tokenizer: the Q-Former's.
-        samples: one per image; texts are cleaned as for training.
+        samples: one per image.
     """
 
     def __init__(
@@ -124,7 +124,8 @@ class Search:
         share = Share.of_images(self._cfg, self._run, self._samples, "encode")
         store, image_NQE = self._encode(share)
         samples = [self._samples[place] for place in share.found]
-        captions = [[clean_caption(text) for text in sample.captions] for sample in samples]
+        prepare = clean_caption if self._task.clean_texts else str
+        captions = [[prepare(text) for text in sample.captions] for sample in samples]
         texts = Texts.of(captions, self._tokenizer, self._task.eval_max_txt_len)
         text_ME = text_features(context, self._model, texts, size)
         chosen: list[Shortlists] = []
@@ -159,10 +160,10 @@ class Search:
     def _match(self, store: PatchStore, found: np.ndarray, texts: Texts, pair_K: np.ndarray) -> np.ndarray:
         """The logits [K] of "matches", of all ranks' images."""
         image_K, text_K = np.divmod(pair_K, len(texts.texts))
-        batches = []
+        size, batches = self._task.pair_batch_size, []
         for row in np.flatnonzero(np.isin(found, store.places)):
             first, last = np.searchsorted(image_K, [row, row + 1])
-            batches += [np.arange(first, last)[start:][: self._task.pair_batch_size] for start in range(0, last - first, self._task.pair_batch_size)]
+            batches += [np.arange(start, min(start + size, last)) for start in range(first, last, size)]
         logits = []
         for places_B in track(self._run, batches, "match", len(batches)):
             patch_1PD = store.patches(int(found[image_K[places_B[0]]]))
