@@ -287,8 +287,8 @@ def _check_features(task: ExtractFeaturesConfig) -> None:
     task.inputs = _inputs(task.inputs)
     if task.mode is not FeatureMode.image:
         raise UserError(
-            f"task.mode={task.mode.value} needs texts, and the pictures of task.inputs come without any; set task.mode=image, or "
-            "task.inputs=null and a data set with captions"
+            f"task.mode={task.mode.value} needs texts, and the pictures of task.inputs come without any; set task.mode=image, "
+            "or task.inputs=null and a data set with captions"
         )
 
 

@@ -124,7 +124,7 @@ class FloatType(Enum):
 @schema("task", "retrieval")
 @dataclass
 class RetrievalConfig(PretrainStage1Config):
-    """Find the texts of images and the images of texts: by contrast, the best ones anew by matching; fine-tune where train is true."""
+    """Find texts of images and images of texts: by contrast, then the best by matching; fine-tune first where train is true."""
 
     kind: str = "retrieval"
     train: bool = MISSING

@@ -139,8 +139,8 @@ class Extractor:
 
     Attributes:
         arrays: name -> shape of a row. image_embeds [Q, D] is the queries' output and image_embeds_proj [Q, E] their unit
-            vectors; text_embeds [D] is the output at [CLS] and text_embeds_proj [E] its unit vector; multimodal_embeds [Q, D] is
-            the queries' output when they have seen image and text.
+            vectors; text_embeds [D] is the output at [CLS] and text_embeds_proj [E] its unit vector; multimodal_embeds [Q, D]
+            is the queries' output when they have seen image and text.
         skipped: a sentence per image that could not be read.
 
     Args:

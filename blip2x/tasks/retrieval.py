@@ -1,4 +1,6 @@
-"""Image-text retrieval: the best candidates by contrast are ranked anew by matching; fine-tune first where ``task.train`` is true.
+"""Image-text retrieval: the best candidates by contrast are ranked anew by matching.
+
+Where ``task.train`` is true the model is fine-tuned first.
 
 B rows, N images, M texts, Q queries, E width of the shared space, S candidates on a shortlist, K pairs.
 """

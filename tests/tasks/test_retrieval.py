@@ -51,7 +51,7 @@ def parts(small):
 
 
 def brute_force(itc, itm, k_test, owner):
-    """Recalls of the order (on the shortlist, score) that sorting all candidates one by one gives, and ranks of the first right."""
+    """Recalls, and ranks of the first right ones, when all candidates are sorted by (on the shortlist, score)."""
     found, ranks = {}, {}
     right = np.arange(len(itc))[:, None] == owner
     for way, similarity, logit, same in (("i2t", itc, itm, right), ("t2i", itc.T, itm.T, right.T)):

@@ -1,6 +1,7 @@
 """What stage 1 is worth on held-out images: retrieval by contrast, matching, and captions of the Q-Former alone.
 
-B rows, N images, M texts, L text tokens, Q queries, E width of the shared space, P patches, D width of the image encoder, K pairs.
+B rows, N images, M texts, L text tokens, Q queries, E width of the shared space, P patches, D width of the image encoder,
+K pairs.
 """
 
 from __future__ import annotations
