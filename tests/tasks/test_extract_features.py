@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import paddle
@@ -12,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from blip2x.config.compose import compose_config
-from blip2x.config.task import FeatureFormat
+from blip2x.config.dataset import OnBadImage
+from blip2x.config.task import FeatureFormat, FeatureMode, FloatType
 from blip2x.data.tokenize import clean_caption
 from blip2x.errors import UserError
 from blip2x.models.weights.describe import follow_source
@@ -27,24 +29,32 @@ SCENES, SHARD = 5, 2
 QUERIES, WIDTH, SHARED = 8, 24, 64
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def words(small, trained):
-    """`words(*overrides)` -> the overrides of a command, on five scenes, two to a shard."""
+    """A command on five scenes, two to a shard."""
+    data = ["dataset.train_scenes=1", f"dataset.test_scenes={SCENES}", f"task.shard_size={SHARD}", "task.eval_batch_size=2"]
+    return ["task=extract_features", *small, f"model.weights={trained}/pretrain_stage1/checkpoint", *data, "parallelism=dp"]
 
-    def make(*overrides):
-        data = [f"dataset.test_scenes={SCENES}", f"task.shard_size={SHARD}", "task.eval_batch_size=2"]
-        return ["task=extract_features", *small, f"model.weights={trained}/pretrain_stage1/checkpoint", *data, *overrides]
+
+@pytest.fixture(scope="module")
+def config(words):
+    """`config(mode=..., dataset={...})` -> the command's config with other values of the task and the data set."""
+    composed = compose_config(words)
+
+    def make(dataset=None, **task):
+        dataset = replace(composed.dataset, **(dataset or {}))
+        return replace(composed, task=replace(composed.task, **task), dataset=dataset)
 
     return make
 
 
 @pytest.fixture
-def expected(words, run):
+def expected(config, run):
     """`expected(mode)` -> (arrays as the model's own functions give them, one image or text at a time, rows of the index)."""
 
     @paddle.no_grad()
-    def make(mode, *overrides):
-        cfg = compose_config(words(*overrides))
+    def make(mode, **task):
+        cfg = config(mode=mode, **task)
         cfg.model = follow_source(cfg.model, None)
         model, tokenizer = ModelLoader.of_run(cfg, run).stage1()
         arrays, rows = {}, []
@@ -56,13 +66,13 @@ def expected(words, run):
 
         for sample in build_source(cfg).captions("eval"):
             patch, query, projected, _ = model.image_features(paddle.to_tensor(eval_transform(cfg)(sample.image.open())[None]))
-            if mode == "image":
+            if mode is FeatureMode.image:
                 add(sample, image_embeds=query, image_embeds_proj=projected)
                 continue
             for text in sample.captions:
                 prepared = clean_caption(text) if cfg.task.clean_texts else text
                 ids, mask = map(paddle.to_tensor, tokenizer.encode([prepared], max_length=cfg.task.max_txt_len))
-                if mode == "text":
+                if mode is FeatureMode.text:
                     hidden = model.qformer.encode_text(ids, mask)[:, 0]
                     add(sample, text, text_embeds=hidden, text_embeds_proj=model.text_features(ids, mask))
                 else:
@@ -101,42 +111,44 @@ def read(folder, names):
 @pytest.mark.parametrize(
     ("mode", "format", "dtype"),
     [
-        ("image", "safetensors", "float32"),
-        ("image", "parquet", "float16"),
-        ("text", "parquet", "float32"),
-        ("multimodal", "safetensors", "float16"),
+        (FeatureMode.image, FeatureFormat.safetensors, FloatType.float32),
+        (FeatureMode.image, FeatureFormat.parquet, FloatType.float16),
+        (FeatureMode.text, FeatureFormat.parquet, FloatType.float32),
+        (FeatureMode.multimodal, FeatureFormat.safetensors, FloatType.float16),
     ],
 )
-def test_the_files_hold_what_the_models_own_functions_give(words, run, expected, encoded, mode, format, dtype):
-    overrides = [f"task.mode={mode}", f"task.format={format}", f"task.dtype={dtype}"]
+def test_the_files_hold_what_the_models_own_functions_give(config, run, expected, encoded, mode, format, dtype):
     arrays, rows = expected(mode)
     encoded.clear()
-    metrics = extract(compose_config(words(*overrides)), run)
-    assert sum(encoded) == (0 if mode == "text" else SCENES)
-    assert metrics == {"rows": len(rows), "skipped": 0, "shards": -(-(len(rows) if mode == "text" else SCENES) // SHARD)}
+    metrics = extract(config(mode=mode, format=format, dtype=dtype), run)
+    assert sum(encoded) == (0 if mode is FeatureMode.text else SCENES)
+    assert metrics == {
+        "rows": len(rows),
+        "skipped": 0,
+        "shards": -(-(len(rows) if mode is FeatureMode.text else SCENES) // SHARD),
+    }
     found, index = read(run.folder / "features", arrays.keys())
     assert index == rows
     shapes = {
-        "image": {"image_embeds": (QUERIES, WIDTH), "image_embeds_proj": (QUERIES, SHARED)},
-        "text": {"text_embeds": (WIDTH,), "text_embeds_proj": (SHARED,)},
-        "multimodal": {"multimodal_embeds": (QUERIES, WIDTH)},
+        FeatureMode.image: {"image_embeds": (QUERIES, WIDTH), "image_embeds_proj": (QUERIES, SHARED)},
+        FeatureMode.text: {"text_embeds": (WIDTH,), "text_embeds_proj": (SHARED,)},
+        FeatureMode.multimodal: {"multimodal_embeds": (QUERIES, WIDTH)},
     }[mode]
     for name, array in found.items():
-        assert array.dtype == dtype and array.shape[1:] == shapes[name] and np.ptp(array, axis=0).max() > 1e-3
+        assert array.dtype == dtype.value and array.shape[1:] == shapes[name] and np.ptp(array, axis=0).max() > 1e-3
         # other batches round otherwise; float16 has 11 bits
-        np.testing.assert_allclose(array, arrays[name], atol=1e-5 if dtype == "float32" else 4e-3, err_msg=name)
+        np.testing.assert_allclose(array, arrays[name], atol=1e-5 if dtype is FloatType.float32 else 4e-3, err_msg=name)
         if name.endswith("_proj"):
             np.testing.assert_allclose(np.linalg.norm(array.astype("float32"), axis=-1), 1, atol=1e-3)
     manifest = json.loads((run.folder / "features/manifest.json").read_text())
-    assert manifest["complete"] and manifest["rows"] == len(rows) and manifest["dtype"] == dtype
+    assert manifest["complete"] and manifest["rows"] == len(rows) and manifest["dtype"] == dtype.value
     assert manifest["arrays"] == {name: list(shape) for name, shape in shapes.items()}
 
 
-def test_texts_are_cleaned_where_the_config_says_so(words, run, expected):
-    options = ["task.mode=text", "task.clean_texts=true"]
-    cleaned, _ = expected("text", *options)
-    as_they_are, _ = expected("text")
-    extract(compose_config(words(*options)), run)
+def test_texts_are_cleaned_where_the_config_says_so(config, run, expected):
+    cleaned, _ = expected(FeatureMode.text, clean_texts=True)
+    as_they_are, _ = expected(FeatureMode.text, clean_texts=False)
+    extract(config(mode=FeatureMode.text, clean_texts=True), run)
     found, _ = read(run.folder / "features", cleaned.keys())
     np.testing.assert_allclose(found["text_embeds"], cleaned["text_embeds"], atol=1e-5)
     assert np.abs(as_they_are["text_embeds"] - cleaned["text_embeds"]).max() > 1e-3
@@ -146,8 +158,8 @@ def content(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_any_number_of_ranks_writes_the_same_bytes(words, run, over_ranks, tmp_path):
-    cfg = compose_config(words("task.mode=multimodal", "parallelism=dp"))
+def test_any_number_of_ranks_writes_the_same_bytes(config, run, over_ranks, tmp_path):
+    cfg = config(mode=FeatureMode.multimodal)
     metrics = extract(cfg, run)
     alone = content(run.folder / "features")
     for ranks, tensor in ((2, 1), (4, 2)):
@@ -156,9 +168,9 @@ def test_any_number_of_ranks_writes_the_same_bytes(words, run, over_ranks, tmp_p
         shutil.rmtree(tmp_path / "features")
 
 
-@pytest.mark.parametrize("format", ["safetensors", "parquet"])
-def test_a_run_that_was_killed_goes_on_behind_its_last_whole_shard(words, run, encoded, monkeypatch, tmp_path, format):
-    cfg = compose_config(words(f"task.format={format}"))
+@pytest.mark.parametrize("format", FeatureFormat)
+def test_a_run_that_was_killed_goes_on_behind_its_last_whole_shard(config, run, encoded, monkeypatch, tmp_path, format):
+    cfg = config(format=format)
     metrics = extract(cfg, run)
     features, alone = run.folder / "features", content(run.folder / "features")
     features.rename(tmp_path / "alone")
@@ -167,7 +179,7 @@ def test_a_run_that_was_killed_goes_on_behind_its_last_whole_shard(words, run, e
     def killed(files, shard, items, batches):
         if shard in left:
             return write(files, shard, items, batches)
-        (features / f".{shard:05d}.{format}.partial").write_bytes(b"half")
+        (features / f".{shard:05d}.{format.value}.partial").write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FeatureFiles, "write", killed)
@@ -181,20 +193,20 @@ def test_a_run_that_was_killed_goes_on_behind_its_last_whole_shard(words, run, e
     assert "1 of 3 shards are there already" in run.console.file.getvalue()
 
 
-CHANGES = {
-    "dataset.test_scenes=6": "samples was 5, is 6",
-    "dataset.seed=1": "samples_sha256 was",
-    "task.max_txt_len=9": "max_txt_len was 32, is 9",
-    "task.dtype=float16": 'dtype was "float32", is "float16"',
-}
+CHANGES = [
+    ({"dataset": {"test_scenes": 6}}, "samples was 5, is 6"),
+    ({"dataset": {"seed": 1}}, "samples_sha256 was"),
+    ({"max_txt_len": 9}, "max_txt_len was 32, is 9"),
+    ({"dtype": FloatType.float16}, 'dtype was "float32", is "float16"'),
+]
 
 
-def test_files_of_something_else_are_not_gone_on_with(words, run, monkeypatch):
-    extract(compose_config(words()), run)
+def test_files_of_something_else_are_not_gone_on_with(config, run, monkeypatch):
+    extract(config(), run)
     before = content(run.folder / "features")
-    for change, said in CHANGES.items():
+    for change, said in CHANGES:
         with pytest.raises(UserError, match=rf"holds features of something else \(.*{said}.*choose another run_name"):
-            extract(compose_config(words(change)), run)
+            extract(config(**change), run)
     stage1 = ModelLoader.stage1
 
     def other_numbers(loader):
@@ -204,28 +216,28 @@ def test_files_of_something_else_are_not_gone_on_with(words, run, monkeypatch):
 
     monkeypatch.setattr(ModelLoader, "stage1", other_numbers)
     with pytest.raises(UserError, match=r'model was \{"name": "tiny_opt", "sha256": '):
-        extract(compose_config(words()), run)
+        extract(config(), run)
     assert content(run.folder / "features") == before
 
 
 def test_pictures_of_ones_own_through_the_whole_command(words, pictures, tmp_path):
     (pictures / "broken.png").write_bytes(b"no picture")
-    command = words(f"task.inputs={pictures}", "dataset.on_bad_image=skip", f"paths.outputs={tmp_path}/outputs", "run_name=p")
-    results = launch(compose_config([*command, "resume=auto"]), ["x"])
+    own = [f"task.inputs={pictures}", "dataset.on_bad_image=skip", f"paths.outputs={tmp_path}/outputs", "run_name=p"]
+    cfg = compose_config([*words, *own, "resume=auto"])
+    results = launch(cfg, ["x"])
     assert results["extract_features"] == {"rows": 3, "skipped": 1, "shards": 2}
     found, index = read(tmp_path / "outputs/p/features", {"image_embeds", "image_embeds_proj"})
     assert [row["name"] for row in index] == [str(pictures / name) for name in ("a.png", "b.jpg", "more/c.png")]
     assert [row["image_id"] for row in index] == [0, 1, 3] and len(found["image_embeds"]) == 3
     assert "broken.png" in (tmp_path / "outputs/p/skipped.txt").read_text()
-    assert launch(compose_config([*command, "resume=auto"]), ["x"]) == results
+    assert launch(cfg, ["x"]) == results
 
 
-def test_a_shard_without_any_readable_picture_has_no_rows(words, pictures, run):
+def test_a_shard_without_any_readable_picture_has_no_rows(config, pictures, run):
     for name in ("a.png", "b.jpg"):
         (pictures / name).write_bytes(b"")
-    cfg = compose_config(words(f"task.inputs={pictures}", "dataset.on_bad_image=skip"))
     for format in FeatureFormat:
-        cfg.task.format = format
+        cfg = config(inputs=[str(pictures)], format=format, dataset={"on_bad_image": OnBadImage.skip})
         assert extract(cfg, run) == {"rows": 1, "skipped": 2, "shards": 2}
         found, index = read(run.folder / "features", {"image_embeds", "image_embeds_proj"})
         assert len(index) == len(found["image_embeds"]) == 1

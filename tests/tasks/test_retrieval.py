@@ -29,8 +29,8 @@ RECALLS = [f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 @pytest.fixture(scope="module")
 def parts(small):
     """A config, a model that learned nothing, its tokenizer, six samples, and [images, texts] of ITC and ITM of all pairs."""
-    words = ["task=retrieval", *small, "model.qformer.depth=2", f"dataset.test_scenes={IMAGES}", "task.eval_batch_size=4"]
-    cfg = compose_config([*words, "task.pair_batch_size=5"])
+    data = ["dataset.train_scenes=1", f"dataset.test_scenes={IMAGES}", "task.eval_batch_size=4", "task.pair_batch_size=5"]
+    cfg = compose_config(["task=retrieval", *small, "model.qformer.depth=2", *data])
     cfg.model = follow_source(cfg.model, None)
     samples = build_source(cfg).captions("eval")
     tokenizer = train_tokenizer([text for sample in samples for text in sample.captions], "bert")
