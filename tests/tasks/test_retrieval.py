@@ -15,11 +15,13 @@ from blip2x.data.tokenize import train_tokenizer
 from blip2x.errors import UserError
 from blip2x.models.assemblies.stage1 import build_stage1
 from blip2x.models.freeze import set_eval_mode
+from blip2x.models.memory.predict import Layout
 from blip2x.models.weights.describe import follow_source
 from blip2x.models.weights.manifest import read_manifest
 from blip2x.tasks import retrieval
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.loading import eval_transform
+from blip2x.tasks.doctor import prediction_of, texts_of, trainings
 from blip2x.tasks.retrieval import Search
 
 IMAGES = 6
@@ -153,6 +155,19 @@ def test_weights_without_stage_1_are_refused(trained, small):
         UserError, match="is a checkpoint of pretrain_stage2, but task=retrieval needs one of pretrain_stage1 or"
     ):
         retrieval.Retrieval.check(compose_config(start))
+
+
+def test_only_fine_tuning_trains_and_takes_stage_1s_memory():
+    def prediction(of, *overrides):
+        quoted = ",".join(f"'{word}'" for word in ["model.vision.frozen=false", "task.max_steps=1", *overrides])
+        words = ["task=doctor", f"task.of={of}", f"task.overrides=[{quoted}]", "dataset.train_scenes=8"]
+        (cfg,) = trainings(compose_config(words).task).values()
+        return prediction_of(cfg, Layout.of(cfg, 1), texts_of(cfg))[0]
+
+    tuned = prediction("retrieval", "task.train=true")
+    assert tuned == prediction("pretrain_stage1", "task.contrast_steps=0") and tuned.peak > 0
+    with pytest.raises(UserError, match=r"task=retrieval trains nothing.*task.overrides=\['task.train=true'\]"):
+        prediction("retrieval")
 
 
 @pytest.mark.parametrize(
