@@ -193,10 +193,11 @@ def _check_parallelism(cfg: HybridConfig) -> None:
 
 def _check_shared(cfg: HybridConfig, task: TaskConfig) -> None:
     """Tensor parallelism is of frozen models, and trains nothing faster where the task has none."""
-    without_language = isinstance(task, (PretrainVisionConfig, PretrainLanguageConfig, PretrainStage1Config))
-    if cfg.tp == 1 or not without_language or (isinstance(task, PretrainStage1Config) and cfg.tp_vision):
+    of_stage1 = isinstance(task, (PretrainStage1Config, ExtractFeaturesConfig))
+    without_language = of_stage1 or isinstance(task, (PretrainVisionConfig, PretrainLanguageConfig))
+    if cfg.tp == 1 or not without_language or (of_stage1 and cfg.tp_vision):
         return
-    vision = ", or share the image encoder with parallelism.tp_vision=true" if isinstance(task, PretrainStage1Config) else ""
+    vision = ", or share the image encoder with parallelism.tp_vision=true" if of_stage1 else ""
     raise UserError(
         f"parallelism.tp={cfg.tp}: task={task.kind} has no frozen language model that ranks could share, and all of them would "
         f"do the same; use parallelism=dp{vision}"

@@ -138,6 +138,7 @@ class Search:
 
         pair_K = context.on_main(choose)  # once: ranks could choose differently where similarities are close
         score_K = self._match(store, share.found, texts, pair_K)
+        self._run.console.print(f"{len(pair_K):,} pairs matched; ranking", highlight=False)
 
         def rank() -> dict[str, float]:
             found, similarity_NM = chosen[0].rerank(pair_K, score_K), chosen[0].similarity_NM

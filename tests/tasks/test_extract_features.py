@@ -254,6 +254,7 @@ def test_a_shard_without_any_readable_picture_has_no_rows(config, pictures, run)
         (["task.inputs=[]"], r"task.inputs=\[\]: give files"),
         (["task.shard_size=0"], "task.shard_size must be at least 1"),
         (["task.mode=text", "task.max_txt_len=65"], "task.max_txt_len=65 is more than model.qformer.max_positions=64"),
+        (["parallelism=tp2"], "task=extract_features has no frozen language model.*or share the image encoder with"),
         (["task.max_txt_len=2"], "task.max_txt_len must be at least 3"),
     ],
 )

@@ -67,7 +67,9 @@ class PatchStore:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self._folder) as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk is met here, not as a crash in the middle of writing
+                file.truncate(size)
+                if hasattr(os, "posix_fallocate"):  # a full disk is met here, not as a crash in the middle of writing
+                    os.posix_fallocate(file.fileno(), 0, size)
                 return np.memmap(file, self._dtype, mode="r+", shape=shape)
         except OSError as error:
             raise UserError(
