@@ -20,12 +20,15 @@ from blip2x.config.task import (
     ConvertConfig,
     DecodingConfig,
     DoctorConfig,
+    ExtractFeaturesConfig,
+    FeatureMode,
     PipelineConfig,
     PredictConfig,
     PretrainLanguageConfig,
     PretrainStage1Config,
     PretrainStage2Config,
     PretrainVisionConfig,
+    RetrievalConfig,
     TaskConfig,
     TrainingConfig,
     ValidationConfig,
@@ -49,6 +52,7 @@ CAPTION_METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 Rule = tuple[str, Callable[[Any], bool]]  # ("at least 1", whether a number is)
 
 AT_LEAST_1: Rule = ("at least 1", lambda value: value >= 1)
+AT_LEAST_3: Rule = ("at least 3 (a first token, a word, an end)", lambda value: value >= 3)  # tokens of a text
 NOT_NEGATIVE: Rule = ("at least 0 and finite", lambda value: 0 <= value < math.inf)  # nan is not, either
 POSITIVE: Rule = ("above 0 and finite", lambda value: 0 < value < math.inf)
 SHARE: Rule = ("at least 0 and below 1", lambda value: 0 <= value < 1)
@@ -202,10 +206,11 @@ def _check_parallelism(cfg: HybridConfig) -> None:
 
 def _check_shared(cfg: HybridConfig, task: TaskConfig) -> None:
     """Tensor parallelism is of frozen models, and trains nothing faster where the task has none."""
-    without_language = isinstance(task, (PretrainVisionConfig, PretrainLanguageConfig, PretrainStage1Config))
-    if cfg.tp == 1 or not without_language or (isinstance(task, PretrainStage1Config) and cfg.tp_vision):
+    of_stage1 = isinstance(task, (PretrainStage1Config, ExtractFeaturesConfig))
+    without_language = of_stage1 or isinstance(task, (PretrainVisionConfig, PretrainLanguageConfig))
+    if cfg.tp == 1 or not without_language or (of_stage1 and cfg.tp_vision):
         return
-    vision = ", or share the image encoder with parallelism.tp_vision=true" if isinstance(task, PretrainStage1Config) else ""
+    vision = ", or share the image encoder with parallelism.tp_vision=true" if of_stage1 else ""
     raise UserError(
         f"parallelism.tp={cfg.tp}: task={task.kind} has no frozen language model that ranks could share, and all of them would "
         f"do the same; use parallelism=dp{vision}"
@@ -243,12 +248,18 @@ def _check_task(task: TaskConfig) -> None:
             )
     if isinstance(task, (PretrainStage1Config, PretrainStage2Config)):
         _check_validation(task.validation)
+    if isinstance(task, RetrievalConfig):
+        _numbers("task", task, AT_LEAST_1, "k_test", "pair_batch_size")
+        _numbers("task", task, NOT_NEGATIVE, "patch_memory_gb")
+        _numbers("task", task, AT_LEAST_3, "eval_max_txt_len")
     if isinstance(task, CaptionConfig):
         _choices("task.metrics", task.metrics, CAPTION_METRICS)
     if isinstance(task, VqaZeroshotConfig) and "{}" not in task.prompt:
         raise UserError(f"task.prompt={task.prompt!r} has no {{}}, so the question would not be asked; put {{}} in its place")
     if isinstance(task, PredictConfig):
         _check_predict(task)
+    if isinstance(task, ExtractFeaturesConfig):
+        _check_features(task)
     if isinstance(task, ConvertConfig):
         _numbers("task", task, POSITIVE, "max_shard_gb")
     if isinstance(task, PipelineConfig):
@@ -273,16 +284,33 @@ def _check_validation(cfg: ValidationConfig) -> None:
 
 def _check_predict(task: PredictConfig) -> None:
     _choices("task.stage", [task.stage], (1, 2))
-    given = task.inputs if isinstance(task.inputs, list) else [task.inputs]
-    if not given or any(isinstance(entry, (type(None), list, dict)) or not str(entry).strip() for entry in given):
-        raise UserError(f"task.inputs={task.inputs}: give files, folders, patterns or web addresses, e.g. task.inputs=cat.jpg")
-    task.inputs = [str(entry) for entry in given]  # a file may be called 7
+    task.inputs = _inputs(task.inputs)
     if task.stage == 1 and task.prompt.strip():
         raise UserError(f"task.prompt={task.prompt!r} with task.stage=1: the Q-Former takes no prompt; leave it empty")
     if "{}" in task.prompt:
         raise UserError(
             f"task.prompt={task.prompt!r} has {{}}, but there is no question to put there; write it into the prompt"
         )
+
+
+def _check_features(task: ExtractFeaturesConfig) -> None:
+    _numbers("task", task, AT_LEAST_1, "shard_size")
+    _numbers("task", task, AT_LEAST_3, "max_txt_len")
+    if task.inputs is None:
+        return
+    task.inputs = _inputs(task.inputs)
+    if task.mode is not FeatureMode.image:
+        raise UserError(
+            f"task.mode={task.mode.value} needs texts, and the pictures of task.inputs come without any; set task.mode=image, "
+            "or task.inputs=null and a data set with captions"
+        )
+
+
+def _inputs(inputs: Any) -> list[str]:
+    given = inputs if isinstance(inputs, list) else [inputs]
+    if not given or any(isinstance(entry, (type(None), list, dict)) or not str(entry).strip() for entry in given):
+        raise UserError(f"task.inputs={inputs}: give files, folders, patterns or web addresses, e.g. task.inputs=cat.jpg")
+    return [str(entry) for entry in given]  # a file may be called 7
 
 
 def _check_training(task: TrainingConfig) -> None:
@@ -299,7 +327,7 @@ def _check_training(task: TrainingConfig) -> None:
             f"task.keep_best={task.keep_best} without task.best_metric: say by which metric; or set task.keep_best=0"
         )
     if hasattr(task, "max_txt_len"):
-        _numbers("task", task, ("at least 3 (a first token, a word, an end)", lambda value: value >= 3), "max_txt_len")
+        _numbers("task", task, AT_LEAST_3, "max_txt_len")
 
 
 def _check_decoding(task: DecodingConfig) -> None:
@@ -320,6 +348,10 @@ def _check_lengths(task: TaskConfig, model: ModelConfig) -> None:
         of_qformer = {"max_txt_len": task.max_txt_len}
         if task.validation.captions:
             of_qformer["validation.max_new_tokens"] = task.validation.max_new_tokens
+    if isinstance(task, RetrievalConfig):
+        of_qformer["eval_max_txt_len"] = task.eval_max_txt_len
+    if isinstance(task, ExtractFeaturesConfig) and task.mode is not FeatureMode.image:
+        of_qformer["max_txt_len"] = task.max_txt_len
     if isinstance(task, PredictConfig) and task.stage == 1:
         of_qformer = {"max_new_tokens": task.max_new_tokens}
     for name, length in of_qformer.items():

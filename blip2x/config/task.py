@@ -114,6 +114,30 @@ class PretrainStage1Config(TrainingConfig):
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
 
+class FloatType(Enum):
+    """Types in which NumPy holds what a model computed."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
+@schema("task", "retrieval")
+@dataclass
+class RetrievalConfig(PretrainStage1Config):
+    """Find texts of images and images of texts: by contrast, then the best by matching; fine-tune first where train is true."""
+
+    kind: str = "retrieval"
+    train: bool = MISSING
+    k_test: int = MISSING  # of each image's texts and each text's images, the best ones by contrast that are matched
+    eval_max_txt_len: int = MISSING  # of the texts that are searched; max_txt_len is of the training and its validations
+    clean_texts: bool = MISSING  # lower case and without most punctuation, as BLIP's training captions
+    pair_batch_size: int = MISSING  # texts that are matched with an image at a time
+    patch_memory_gb: float = (
+        MISSING  # patches kept in memory per rank; where they are more, all are in a file in the run folder
+    )
+    patch_dtype: FloatType = MISSING  # of the kept patches
+
+
 @schema("task", "pretrain_stage2")
 @dataclass
 class PretrainStage2Config(TrainingConfig):
@@ -140,8 +164,8 @@ class CaptionConfig(TrainingConfig, DecodingConfig):
 
 
 def trains(task: TaskConfig) -> bool:
-    """Whether it changes weights: of those with a training's settings, all but captions that are only written."""
-    return isinstance(task, TrainingConfig) and (not isinstance(task, CaptionConfig) or task.train)
+    """Whether it changes weights: of those with a training's settings, all but the ones whose `train` is false."""
+    return isinstance(task, TrainingConfig) and getattr(task, "train", True)
 
 
 @schema("task", "vqa_zeroshot")
@@ -165,6 +189,46 @@ class PredictConfig(DecodingConfig):
     inputs: Any = MISSING  # files, folders, patterns (*, ?, [a-z], **) and http(s) addresses: a list of them, or a single one
     prompt: str = MISSING
     stage: int = MISSING  # 1: captions from the Q-Former alone; 2: from the language model
+
+
+class Split(Enum):
+    """The parts of a data set."""
+
+    train = "train"
+    val = "val"
+    eval = "eval"
+
+
+class FeatureMode(Enum):
+    """What features are of."""
+
+    image = "image"
+    text = "text"
+    multimodal = "multimodal"  # of an image and a text together
+
+
+class FeatureFormat(Enum):
+    """Files that features are written to."""
+
+    safetensors = "safetensors"
+    parquet = "parquet"
+
+
+@schema("task", "extract_features")
+@dataclass
+class ExtractFeaturesConfig(TaskConfig):
+    """Write what a stage-1 model makes of images, texts, or both together."""
+
+    kind: str = "extract_features"
+    mode: FeatureMode = MISSING
+    split: Split = MISSING  # of the data set
+    inputs: Any = MISSING  # pictures as for task=predict, instead of the data set's; null: the data set's
+    format: FeatureFormat = MISSING
+    dtype: FloatType = MISSING  # of the features in the files
+    shard_size: int = MISSING  # images per file; where mode is text, texts
+    eval_batch_size: int = MISSING
+    max_txt_len: int = MISSING
+    clean_texts: bool = MISSING  # lower case and without most punctuation, as BLIP's training captions
 
 
 class Format(Enum):

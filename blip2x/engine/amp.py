@@ -139,4 +139,5 @@ def _require_gpu(name: PrecisionName, device: str) -> None:
 
 
 def _reads_t5(cfg: RunConfig) -> bool:
-    return cfg.model.language.kind == "t5" and cfg.task.kind not in ("pretrain_vision", "pretrain_stage1")
+    without = ("pretrain_vision", "pretrain_stage1", "retrieval", "extract_features")
+    return cfg.model.language.kind == "t5" and cfg.task.kind not in without

@@ -1,11 +1,12 @@
-"""Recall of image-text retrieval, both directions, and the pairs that are hardest to tell apart.
+"""Recall of image-text retrieval, both directions, re-ranked shortlists, and the pairs that are hardest to tell apart.
 
-N images, M texts, K pairs.
+N images, M texts, K pairs, R queries (images or texts), C candidates of each, S of them on its shortlist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import comb
 
 import numpy as np
@@ -30,17 +31,120 @@ def recall_at_k(
     Raises:
         UserError: a score is no number, or an image or a text has no partner.
     """
-    same_NM = np.asarray(image_id_N)[:, None] == np.asarray(text_image_id_M)[None, :]
-    if similarity_NM.shape != same_NM.shape:
-        raise ValueError(f"similarity has shape {similarity_NM.shape} for {same_NM.shape[0]} images, {same_NM.shape[1]} texts")
-    broken = int((~np.isfinite(similarity_NM)).sum())
-    if broken:
-        raise UserError(f"{broken} of {similarity_NM.size} image-text scores are not finite; the model's weights are broken")
+    images, texts = len(image_id_N), len(text_image_id_M)
+    if similarity_NM.shape != (images, texts):
+        raise ValueError(f"similarity has shape {similarity_NM.shape} for {images} images, {texts} texts")
+    require_finite(similarity_NM)
     return {
-        f"{name}_recall@{k}": value
-        for name, scores, same in (("i2t", similarity_NM, same_NM), ("t2i", similarity_NM.T, same_NM.T))
-        for k, value in zip(ks, _recalls(scores, same, ks), strict=True)
+        **recall_of_rows("i2t", similarity_NM, image_id_N, text_image_id_M, ks),
+        **recall_of_rows("t2i", similarity_NM.T, text_image_id_M, image_id_N, ks),
     }
+
+
+def recall_of_rows(
+    name: str,
+    rows: Iterable[np.ndarray],
+    query_id_R: Sequence[int],
+    candidate_id_C: Sequence[int],
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, float]:
+    """One direction of `recall_at_k`, as ``<name>_recall@k``; each query's scores [C] may be made when they are asked for.
+
+    Raises:
+        UserError: a query has no partner.
+    """
+    candidate_id_C = np.asarray(candidate_id_C)
+    _check_partners(np.isin(query_id_R, candidate_id_C))
+    found = np.zeros(len(ks))
+    for row, query_id in zip(rows, query_id_R, strict=True):
+        positive = candidate_id_C == query_id
+        best = row[positive].max()
+        ahead = int((row > best).sum())
+        right, tied = int((row[positive] == best).sum()), int((row[~positive] == best).sum())
+        found += [_probability(k - ahead, right, tied) for k in ks]
+    return {f"{name}_recall@{k}": float(value) for k, value in zip(ks, found / len(query_id_R), strict=True)}
+
+
+def require_finite(scores: np.ndarray) -> None:
+    """Raise `UserError` where a score of an image and a text is no number."""
+    broken = int((~np.isfinite(scores)).sum())
+    if broken:
+        raise UserError(f"{broken} of {scores.size} image-text scores are not finite; the model's weights are broken")
+
+
+def shortlist(similarity_RC: np.ndarray, size: int) -> np.ndarray:
+    """Places [R, S] of each query's most similar candidates, S = min(size, C), in no order."""
+    size = min(size, similarity_RC.shape[1])
+    best = np.empty((len(similarity_RC), size), dtype=np.int64)
+    for place, row in enumerate(similarity_RC):
+        best[place] = np.argpartition(-row, size - 1)[:size]
+    return best
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """Candidates ranked by similarity, those on a shortlist anew and before all others.
+
+    Attributes:
+        similarity_RC: higher is more alike.
+        shortlist_RS: places of candidates.
+        score_RS: of the candidates on the shortlist; higher is better, in any unit.
+    """
+
+    similarity_RC: np.ndarray
+    shortlist_RS: np.ndarray
+    score_RS: np.ndarray
+
+    def row(self, query: int) -> np.ndarray:
+        """Scores [C] in the order of the whole ranking: on the shortlist those given, else similarities, moved below these."""
+        chosen, scores = self.shortlist_RS[query], self.score_RS[query].astype(np.float64)
+        row = self.similarity_RC[query].astype(np.float64)
+        row += scores.min() - row.max() - 1
+        row[chosen] = scores
+        return row
+
+
+@dataclass(frozen=True)
+class Shortlists:
+    """The texts most similar to each image and the images most similar to each text, to be looked at again.
+
+    Attributes:
+        similarity_NM: higher is more alike.
+        text_NS: places of texts, per image.
+        image_MS: places of images, per text.
+    """
+
+    similarity_NM: np.ndarray
+    text_NS: np.ndarray
+    image_MS: np.ndarray
+
+    @classmethod
+    def of(cls, similarity_NM: np.ndarray, size: int) -> Shortlists:
+        """The `size` best of each. Raises `UserError` where a similarity is no number."""
+        require_finite(similarity_NM)
+        return cls(similarity_NM, shortlist(similarity_NM, size), shortlist(similarity_NM.T, size))
+
+    def pairs(self) -> np.ndarray:
+        """The pairs on both kinds of lists, each once, as numbers image * M + text [K] int64, rising."""
+        return np.unique(np.concatenate([numbers.ravel() for numbers in self._numbers()]))
+
+    def rerank(self, pair_K: np.ndarray, score_K: np.ndarray) -> tuple[Reranked, Reranked]:
+        """Texts of images, and images of texts, by what `score_K` says of `pairs` plus their similarity.
+
+        Raises:
+            UserError: a score is no number.
+        """
+        require_finite(score_K)
+        text_of_image, image_of_text = (score_K[np.searchsorted(pair_K, numbers)] for numbers in self._numbers())
+        similarity_MN = self.similarity_NM.T
+        return (
+            Reranked(self.similarity_NM, self.text_NS, text_of_image + _taken(self.similarity_NM, self.text_NS)),
+            Reranked(similarity_MN, self.image_MS, image_of_text + _taken(similarity_MN, self.image_MS)),
+        )
+
+    def _numbers(self) -> tuple[np.ndarray, np.ndarray]:
+        images, texts = self.similarity_NM.shape
+        return np.arange(images)[:, None] * texts + self.text_NS, self.image_MS * texts + np.arange(texts)[:, None]
 
 
 def chance_recall(image_id_N: Sequence[int], text_image_id_M: Sequence[int], k: int = 1) -> float:
@@ -83,16 +187,8 @@ def hardest_pairs(similarity_NM: np.ndarray, captions: Sequence[Sequence[str]]) 
     return np.concatenate([np.stack([image_N, first_N, np.ones_like(image_N)], axis=1), *negatives])
 
 
-def _recalls(scores: np.ndarray, same: np.ndarray, ks: Sequence[int]) -> np.ndarray:
-    """Recall at each k, averaged over the rows of `scores`."""
-    _check_partners(same.any(axis=1))
-    found = np.zeros(len(ks))
-    for row, positive in zip(scores, same, strict=True):
-        best = row[positive].max()
-        ahead = int((row > best).sum())
-        right, tied = int((row[positive] == best).sum()), int((row[~positive] == best).sum())
-        found += [_probability(k - ahead, right, tied) for k in ks]
-    return found / len(scores)
+def _taken(similarity_RC: np.ndarray, place_RS: np.ndarray) -> np.ndarray:
+    return np.take_along_axis(similarity_RC, place_RS, axis=1)
 
 
 def _chance(query_ids: Sequence[int], candidate_ids: Sequence[int], k: int) -> float:

@@ -13,7 +13,14 @@ from paddle import nn
 
 from blip2x.config.compose import compose_config, inner_overrides
 from blip2x.config.run import PrecisionName, RunConfig
-from blip2x.config.task import CaptionConfig, DoctorConfig, PipelineConfig, trains
+from blip2x.config.task import (
+    DoctorConfig,
+    PipelineConfig,
+    PretrainStage1Config,
+    PretrainVisionConfig,
+    TrainingConfig,
+    trains,
+)
 from blip2x.data.tokenize import TextTokenizer, build_tokenizer
 from blip2x.engine.memory import free_memory
 from blip2x.engine.memory_table import amount, markdown, show
@@ -125,7 +132,7 @@ def trainings(task: DoctorConfig) -> dict[str, RunConfig]:
     found = {name: stage for name, stage in stages.items() if trains(stage.task)}
     if not found:
         hint = "set task.of to one that does"
-        if isinstance(cfg.task, CaptionConfig):
+        if isinstance(cfg.task, TrainingConfig):  # one that can also evaluate alone
             hint = "set \"task.overrides=['task.train=true']\""
         raise UserError(f"task={cfg.task.kind} trains nothing, so there is no step whose memory could be predicted; {hint}")
     return found
@@ -156,7 +163,7 @@ def model_of(cfg: RunConfig, layout: Layout, vocab_sizes: Mapping[str, int], cla
             return PatchClassifier(VISION_ENCODERS.get(shape.vision.kind)(shape.vision), classes)
         if kind == "pretrain_language":
             return LANGUAGE_MODELS.get(shape.language.kind)(shape.language, vocab_sizes["language"])
-        if kind == "pretrain_stage1":
+        if isinstance(cfg.task, PretrainStage1Config):
             model = build_stage1(shape, vocab_size=vocab_sizes["qformer"])
         else:
             model = build_stage2(shape, vocab_size=vocab_sizes["language"])
@@ -184,8 +191,8 @@ def texts_of(cfg: RunConfig) -> Texts:
     """
     kind, shape, limit = cfg.task.kind, cfg.model, getattr(cfg.task, "max_txt_len", 0)
     vocab_sizes = {"qformer": shape.qformer.vocab_size or 0, "language": shape.language.vocab_size or 0}
-    if kind in ("pretrain_vision", "pretrain_stage1"):
-        if kind == "pretrain_stage1" and not vocab_sizes["qformer"]:
+    if isinstance(cfg.task, (PretrainVisionConfig, PretrainStage1Config)):
+        if kind != "pretrain_vision" and not vocab_sizes["qformer"]:
             vocab_sizes["qformer"] = _tokenizer(cfg, "qformer", "bert").vocab_size
         return Texts(limit, 0, vocab_sizes)  # stage 1 fills its texts up
     tokenizer = None if vocab_sizes["language"] else _tokenizer(cfg, "language", shape.language.kind)

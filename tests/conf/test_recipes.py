@@ -184,11 +184,12 @@ def test_retrieval_fine_tuning(vit, model, optim):
     config = experiment(f"retrieval_coco_ft_{vit}")
     vision = config.model.vision
     assert config.optim == compose_config(["task=convert", f"optim={optim}"]).optim
-    assert (config.task.kind, config.dataset.name, config.model.name) == ("pretrain_stage1", "coco", model)
+    assert (config.task.kind, config.task.train, config.dataset.name, config.model.name) == ("retrieval", True, "coco", model)
     assert (vision.image_size, vision.frozen, vision.recompute, vision.drop_path_rate) == (364, False, True, 0)
     assert pairs_per_step(config) == 224 and config.task.max_txt_len == 32
     assert config.task.max_epochs * IMAGES["coco"] == pytest.approx(5 * PAIRS["coco"], rel=0.02)
     assert (config.task.itc_weight, config.task.itm_weight, config.task.lm_weight) == (1, 1, 1)
+    assert (config.task.k_test, config.task.eval_max_txt_len, config.task.clean_texts) == (128, 35, True)  # LAVIS's search
 
 
 @pytest.mark.parametrize("dataset", ["coco", "coco_vg"])

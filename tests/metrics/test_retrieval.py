@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blip2x.errors import UserError
-from blip2x.metrics.retrieval import chance_recall, hardest_pairs, recall_at_k
+from blip2x.metrics.retrieval import Shortlists, chance_recall, hardest_pairs, recall_at_k, recall_of_rows
 
 
 def test_hand_worked_case_with_two_captions_per_image():
@@ -103,3 +103,42 @@ def test_what_has_no_other_image_or_text_gives_no_negative():
     assert hardest_pairs(np.array([[0.5]]), [["a"]]).tolist() == [[0, 0, 1]]
     assert hardest_pairs(np.ones((2, 2)), [["a"], ["a"]]).tolist() == [[0, 0, 1], [1, 1, 1]]
     assert hardest_pairs(np.ones((0, 3)), []).shape == (0, 3)
+
+
+def test_shortlists_by_hand():
+    """What is on no list is behind all that is, in the order of similarity, however bad the scores of the others are."""
+    similarity = np.array([[0.9, 0.1, 0.8, 0.3], [0.2, 0.4, 0.5, 0.6]], dtype=np.float32)
+    lists = Shortlists.of(similarity, 2)
+    pairs = lists.pairs()  # image * 4 + text: texts 0, 2 of image 0, texts 2, 3 of image 1, and two images of each text are all
+    assert pairs.tolist() == list(range(8))
+    texts, images = lists.rerank(pairs, np.array([-9, 7, 5, 7, 7, 7, -1, -2], dtype=np.float32))
+    assert np.argsort(-texts.row(0)).tolist() == [2, 0, 3, 1] and np.argsort(-texts.row(1)).tolist() == [2, 3, 1, 0]
+    assert texts.row(0)[[2, 0]] == pytest.approx([5.8, -8.1]) and images.row(0) == pytest.approx([-8.1, 7.2])
+
+    one = Shortlists.of(similarity, 1)
+    assert one.pairs().tolist() == [0, 2, 5, 7]  # text 0 and image 0 chose each other, as did text 3 and image 1
+    texts, images = one.rerank(one.pairs(), np.zeros(4, dtype=np.float32))
+    assert np.argsort(-texts.row(1)).tolist() == [3, 2, 1, 0]
+    assert [int(images.row(text).argmax()) for text in range(4)] == [0, 1, 0, 1]
+
+
+def test_with_every_candidate_on_the_list_similarity_and_score_decide_together():
+    rng = np.random.default_rng(0)
+    similarity, score = rng.random((4, 9), dtype=np.float32), rng.random((4, 9), dtype=np.float32)
+    lists = Shortlists.of(similarity, 100)
+    texts, images = lists.rerank(lists.pairs(), score.ravel())
+    for rows, expected in ((texts, similarity + score), (images, (similarity + score).T)):
+        found = np.stack([rows.row(place) for place in range(len(expected))])
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+    owner = [0, 0, 0, 1, 1, 1, 2, 2, 3]
+    both = recall_of_rows("i2t", map(texts.row, range(4)), range(4), owner)
+    both |= recall_of_rows("t2i", map(images.row, range(9)), owner, range(4))
+    assert both == recall_at_k(similarity + score, range(4), owner)
+
+
+def test_broken_scores_are_named_before_and_behind_matching():
+    with pytest.raises(UserError, match="1 of 4 image-text scores are not finite"):
+        Shortlists.of(np.array([[1.0, np.inf], [0.0, 1.0]]), 1)
+    lists = Shortlists.of(np.eye(2), 2)
+    with pytest.raises(UserError, match="1 of 4 image-text scores are not finite"):
+        lists.rerank(lists.pairs(), np.array([0, 1, np.nan, 0]))

@@ -115,8 +115,12 @@ class QFormer(nn.Layer):
         return self._run(self._normalise(self.text.embed(ids_BL)), num_queries=0, bias=bias)[0]
 
     def encode_pair(self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """The queries' output [B, Q, D] where queries and text see each other (bidirectional mask)."""
-        embeds_BTD = paddle.concat([self._queries(patch_BPD), self.text.embed(ids_BL)], axis=1)
+        """The queries' output [B, Q, D] where queries and text see each other (bidirectional mask).
+
+        `patch_BPD` may be of a single image, [1, P, D], with which all the texts are paired: then each layer makes its keys and
+        values once for all of them.
+        """
+        embeds_BTD = paddle.concat([self._queries(ids_BL), self.text.embed(ids_BL)], axis=1)
         query_mask_BQ = paddle.ones([mask_BL.shape[0], self.num_queries], dtype=mask_BL.dtype)
         visible_B11T = paddle.concat([query_mask_BQ, mask_BL], axis=1).astype("bool").unsqueeze([1, 2])
         bias = attention_bias(visible_B11T, embeds_BTD.dtype)
@@ -148,8 +152,8 @@ class QFormer(nn.Layer):
         )
         return self.text.logits(hidden_BLD), cache
 
-    def _queries(self, patch_BPD: Tensor) -> Tensor:
-        return self.query_tokens.expand([patch_BPD.shape[0], -1, -1])
+    def _queries(self, rows_B: Tensor) -> Tensor:
+        return self.query_tokens.expand([rows_B.shape[0], -1, -1])
 
     def _normalise(self, embeds_BTD: Tensor) -> Tensor:
         return F.dropout(self.embeddings_norm(embeds_BTD), self.dropout, training=self.training)

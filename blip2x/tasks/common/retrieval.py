@@ -1,11 +1,12 @@
 """What stage 1 is worth on held-out images: retrieval by contrast, matching, and captions of the Q-Former alone.
 
-N images, M texts, Q queries, E width of the shared space, P patches, D width of the image encoder, K pairs.
+B rows, N images, M texts, L text tokens, Q queries, E width of the shared space, P patches, D width of the image encoder,
+K pairs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,9 +21,10 @@ from blip2x.engine.amp import full_precision
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.run import Run
 from blip2x.metrics.caption import score_names
-from blip2x.metrics.retrieval import chance_recall, hardest_pairs, recall_at_k
+from blip2x.metrics.retrieval import chance_recall, hardest_pairs, recall_of_rows, require_finite
 from blip2x.models.assemblies.stage1 import Stage1Model
 from blip2x.models.qformer.qformer import Cache
+from blip2x.parallel.context import Context
 from blip2x.tasks.common.captioning import (
     VALIDATION_METRICS,
     captions_behind,
@@ -33,7 +35,69 @@ from blip2x.tasks.common.captioning import (
 from blip2x.tasks.common.loading import Share
 from blip2x.tasks.common.merge import gather_array, gather_rows
 
-_RECALLS = tuple(f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))
+RECALLS = tuple(f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))
+
+Row = Callable[[int], np.ndarray]  # place of an image or a text -> the scores of all texts or images
+
+
+@dataclass(frozen=True)
+class Texts:
+    """All texts of images, one image after the other, as tokens."""
+
+    texts: list[str]
+    owner_M: np.ndarray  # the place of each text's image
+    ids_ML: np.ndarray
+    mask_ML: np.ndarray
+
+    @classmethod
+    def of(cls, captions: Sequence[Sequence[str]], tokenizer: TextTokenizer, max_length: int) -> Texts:
+        """Of each image's captions; at least one in all."""
+        texts = [text for own in captions for text in own]
+        owner_M = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
+        return cls(texts, owner_M, *tokenizer.encode(texts, max_length=max_length))
+
+    def tensors(self, places: Sequence[int] | np.ndarray) -> tuple[Tensor, Tensor]:
+        """Token numbers and mask [B, L] of the texts at `places`, as long as the longest of them."""
+        mask_BL = self.mask_ML[places]
+        length = int(mask_BL.sum(axis=1).max())
+        return paddle.to_tensor(self.ids_ML[places][:, :length]), paddle.to_tensor(mask_BL[:, :length])
+
+
+def text_features(context: Context, model: Stage1Model, texts: Texts, batch_size: int) -> np.ndarray:
+    """Unit vectors [M, E] in float32, each text encoded by one rank. All ranks must call it."""
+    own, blocks = range(context.data_rank, len(texts.texts), context.data_size), []
+    for start in range(0, len(own), batch_size):
+        text_BE = model.text_features(*texts.tensors(own[start : start + batch_size]))
+        blocks.append(text_BE.astype("float32").numpy())
+    return gather_array(context, own, blocks, np.arange(len(texts.texts)))
+
+
+def similarities(image_NQE: np.ndarray, text_ME: np.ndarray, batch_size: int) -> np.ndarray:
+    """Scores [N, M] of all pairs, each by its best query, in float32; `batch_size` images at a time."""
+    found_NM, text = np.empty((len(image_NQE), len(text_ME)), dtype=np.float32), paddle.to_tensor(text_ME)
+    with full_precision():
+        for start in range(0, len(image_NQE), batch_size):
+            image_BQE = paddle.to_tensor(image_NQE[start : start + batch_size])
+            found_NM[start : start + batch_size] = paddle.matmul(image_BQE, text, transpose_y=True).max(axis=1).numpy()
+    return found_NM
+
+
+def recalls(text_scores: Row, image_scores: Row, samples: Sequence[CaptionSample], owner_M: np.ndarray) -> dict[str, float]:
+    """Recalls and what chance gets, of all and per group of images, as "group/name".
+
+    A group's images and texts are each other's only candidates, so that it has its own chance; they are in the order that they
+    have among all.
+    """
+    groups = sorted({sample.group for sample in samples} - {""})
+    results = {}
+    for group in ("", *(groups if len(groups) > 1 else ())):
+        rows = np.array([row for row, sample in enumerate(samples) if group in ("", sample.group)])
+        columns = np.flatnonzero(np.isin(owner_M, rows))
+        found = recall_of_rows("i2t", (text_scores(row)[columns] for row in rows), rows, owner_M[columns])
+        found |= recall_of_rows("t2i", (image_scores(column)[rows] for column in columns), owner_M[columns], rows)
+        found["chance"] = chance_recall(rows, owner_M[columns])
+        results |= {f"{group}/{name}" if group else name: value for name, value in found.items()}
+    return results
 
 
 @dataclass
@@ -75,7 +139,7 @@ class Stage1Validation:
         """What it gives of all images together; there are no values of losses that are not trained."""
         matching = {"eval_itm_accuracy", "majority_eval_itm_accuracy"} if task.itm_weight else set()
         scores = score_names(VALIDATION_METRICS) if task.validation.captions and task.lm_weight else set()
-        return {*_RECALLS, "chance", "eval_temperature", *matching, *scores}
+        return {*RECALLS, "chance", "eval_temperature", *matching, *scores}
 
     @paddle.no_grad()
     def __call__(self) -> dict[str, float]:
@@ -85,21 +149,22 @@ class Stage1Validation:
         images = self._look(share)
         image_NQE = gather_array(context, images.places, images.features, share.found)
         samples = [self._samples[place] for place in share.found]
-        texts = [(caption, row) for row, sample in enumerate(samples) for caption in sample.captions]
-        text_ME = self._text_features([text for text, _ in texts])
+        texts = Texts.of([sample.captions for sample in samples], self._tokenizer, self._task.max_txt_len)
+        text_ME = text_features(context, self._model, texts, self._task.eval_batch_size)
         captioned = share.found if limit is None else share.found[share.found < limit]
 
         def compare() -> tuple[dict[str, float], np.ndarray]:
-            similarity_NM = self._similarities(image_NQE, text_ME)
+            similarity_NM = similarities(image_NQE, text_ME, self._task.eval_batch_size)
+            require_finite(similarity_NM)
             pairs_K3 = hardest_pairs(similarity_NM[: len(captioned)], [sample.captions for sample in samples[: len(captioned)]])
-            return _recalls(similarity_NM, samples, np.array([row for _, row in texts])), pairs_K3
+            return recalls(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M), pairs_K3
 
         # once, and the same everywhere: ranks that chose pairs by themselves could choose differently where scores are close
         metrics, pairs_K3 = context.on_main(compare)
         metrics["eval_temperature"] = float(self._model.temp)
         if self._task.itm_weight and len(pairs_K3):
             patches = {row: images.patches[place] for row, place in enumerate(captioned.tolist()) if place in images.patches}
-            metrics["eval_itm_accuracy"] = self._match(patches, [text for text, _ in texts], pairs_K3)
+            metrics["eval_itm_accuracy"] = self._match(patches, texts, pairs_K3)
             matching = pairs_K3[:, 2].mean()  # a third, and guessing "no" each time is right for the rest
             metrics["majority_eval_itm_accuracy"] = float(max(matching, 1 - matching))
         if self._settings and len(captioned):
@@ -121,58 +186,21 @@ class Stage1Validation:
                 found.captions += [(places[row], texts[0].text) for row, texts in zip(chosen, written, strict=True)]
         return found
 
-    def _text_features(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors [M, E], each text encoded by one rank."""
-        context, size = self._run.context, self._task.eval_batch_size
-        own = range(context.data_rank, len(texts), context.data_size)
-        blocks = []
-        for start in range(0, len(own), size):
-            text_BE = self._model.text_features(*self._tokens([texts[place] for place in own[start : start + size]]))
-            blocks.append(text_BE.astype("float32").numpy())
-        return gather_array(context, own, blocks, np.arange(len(texts)))
-
-    def _similarities(self, image_NQE: np.ndarray, text_ME: np.ndarray) -> np.ndarray:
-        """Scores [N, M] of all pairs, each by its best query, in float32; a batch of images at a time."""
-        size, text = self._task.eval_batch_size, paddle.to_tensor(text_ME)
-        blocks = [paddle.to_tensor(image_NQE[start : start + size]) for start in range(0, len(image_NQE), size)]
-        with full_precision():
-            return np.concatenate([paddle.matmul(block, text, transpose_y=True).max(axis=1).numpy() for block in blocks])
-
-    def _match(self, patches: dict[int, Tensor], texts: Sequence[str], pairs_K3: np.ndarray) -> float:
+    def _match(self, patches: dict[int, Tensor], texts: Texts, pairs_K3: np.ndarray) -> float:
         """Share of right decisions about the pairs (image, text, whether they match); `patches` are of this rank's images."""
         own, size = pairs_K3[np.isin(pairs_K3[:, 0], list(patches))], self._task.eval_batch_size
         right = 0
         for start in range(0, len(own), size):
             image_B, text_B, label_B = own[start : start + size].T
             patch_BPD = paddle.stack([patches[row] for row in image_B])
-            logits_B2 = self._model.itm_logits(patch_BPD, *self._tokens([texts[row] for row in text_B]))
+            logits_B2 = self._model.itm_logits(patch_BPD, *texts.tensors(text_B))
             right += int((logits_B2.argmax(axis=1).numpy() == label_B).sum())
         rights, counts = zip(*self._run.context.gather_objects((right, len(own))), strict=True)
         if sum(counts) != len(pairs_K3):
             raise RuntimeError(f"{sum(counts)} pairs were judged by all ranks together, not {len(pairs_K3)}")
         return sum(rights) / len(pairs_K3)
 
-    def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        ids_BL, mask_BL = self._tokenizer.encode(texts, max_length=self._task.max_txt_len)
-        return paddle.to_tensor(ids_BL), paddle.to_tensor(mask_BL)
-
 
 def _rows(cache: Cache, rows: list[int]) -> Cache:
     index = paddle.to_tensor(rows)
     return [tuple(paddle.index_select(tensor, index, axis=0) for tensor in pair) for pair in cache]
-
-
-def _recalls(similarity_NM: np.ndarray, samples: Sequence[CaptionSample], owner_M: np.ndarray) -> dict[str, float]:
-    """Recalls and what chance gets, of all and per group of images.
-
-    A group's images and texts are each other's only candidates, so that it has its own chance.
-    """
-    groups = sorted({sample.group for sample in samples} - {""})
-    results = {}
-    for group in ("", *(groups if len(groups) > 1 else ())):
-        rows = np.array([row for row, sample in enumerate(samples) if group in ("", sample.group)])
-        columns = np.flatnonzero(np.isin(owner_M, rows))
-        found = recall_at_k(similarity_NM[np.ix_(rows, columns)], rows, owner_M[columns])
-        found["chance"] = chance_recall(rows, owner_M[columns])
-        results |= {f"{group}/{name}" if group else name: value for name, value in found.items()}
-    return results

@@ -1,0 +1,234 @@
+"""Image-text retrieval: the best candidates by contrast are ranked anew by matching.
+
+Where ``task.train`` is true the model is fine-tuned first.
+
+B rows, N images, M texts, Q queries, E width of the shared space, S candidates on a shortlist, K pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import paddle
+
+from blip2x.config.run import RunConfig
+from blip2x.config.task import RetrievalConfig
+from blip2x.data.collate import Stage1Collate
+from blip2x.data.samples import CaptionSample
+from blip2x.data.source import Split
+from blip2x.data.tokenize import TextTokenizer, clean_caption
+from blip2x.engine.batches import to_tensors
+from blip2x.engine.evaluate import track
+from blip2x.engine.result import TaskResult
+from blip2x.engine.run import Run
+from blip2x.metrics.retrieval import Reranked, Shortlists
+from blip2x.models.assemblies.stage1 import Stage1Model
+from blip2x.objectives.stage1 import Stage1Objective
+from blip2x.registry import TASKS
+from blip2x.tasks.common.loading import Share, train_transform
+from blip2x.tasks.common.merge import gather_array
+from blip2x.tasks.common.models import ModelLoader
+from blip2x.tasks.common.patch_store import PatchStore
+from blip2x.tasks.common.pictures import save_pictures
+from blip2x.tasks.common.retrieval import RECALLS, Stage1Validation, Texts, recalls, similarities, text_features
+from blip2x.tasks.common.task import Task
+from blip2x.tasks.common.train import train
+from blip2x.tasks.common.weights import Start
+
+_SHOWN = 10  # candidates of each image and text in predictions.jsonl
+
+
+@TASKS.register("retrieval")
+class Retrieval(Task):
+    """Recall in both directions, by contrast alone (itc_) and re-ranked; each pair of an image and a text is matched once."""
+
+    @classmethod
+    def reads(cls, cfg: RunConfig) -> list[tuple[str, Split | None]]:
+        """Captions to search, and to train on and choose by."""
+        return [("captions", split) for split in (("eval", "train", "val") if cfg.task.train else ("eval",))]
+
+    @classmethod
+    def starts_from(cls, cfg: RunConfig) -> Start:
+        """A model that went through stage 1."""
+        return Start("itm_head.", "pretrain_stage1 or retrieval")
+
+    @classmethod
+    def weight_keys(cls, cfg: RunConfig) -> list[str]:
+        """The image encoder, where the whole model's weights do not bring it."""
+        return ["model.vision.weights", "model.weights"]
+
+    @classmethod
+    def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
+        """As stage 1's: contrast is what a validation ranks by."""
+        return Stage1Validation.names(cfg.task)
+
+    def run(self) -> TaskResult:
+        """Train where asked for, then search."""
+        loader = ModelLoader.of_run(self.cfg, self.run_folder)
+        model, tokenizer = loader.stage1()
+        samples = self.read(self.source.captions, "eval")
+        weights = {}
+        if self.task.train:
+            self._train(loader, model, tokenizer)
+            weights = {"model.weights": self.checkpoint_folder()}
+        search = Search(self.cfg, self.run_folder, model, tokenizer, samples)
+        metrics = search()
+        self.run_folder.write_lines(search.rows, "predictions.jsonl")
+        return TaskResult(metrics, weights)
+
+    def _train(self, loader: ModelLoader, model: Stage1Model, tokenizer: TextTokenizer) -> None:
+        evaluation = self.read(self.source.captions, "val")
+        train(
+            self.cfg,
+            self.run_folder,
+            Stage1Objective(model, self.context, self.task, dec_id=tokenizer.dec_id),
+            model,
+            self.read(self.source.captions, "train"),
+            Stage1Collate(train_transform(self.cfg), tokenizer, self.task.max_txt_len),
+            tokenizers={"qformer": tokenizer},
+            frozen_origin=loader.frozen_origin("vision"),
+            evaluate=Stage1Validation(self.cfg, self.run_folder, model, tokenizer, evaluation),
+        )
+
+
+class Search:
+    """Ranks all texts for each image and all images for each text, as LAVIS's compute_sim_matrix.
+
+    Each image is encoded once: its queries' unit vectors are gathered from all ranks, its patches stay with the rank that
+    encoded it, which matches it with all the texts that it shares a shortlist with. A pair scores its logit of "matches" plus
+    its similarity. What is on no shortlist comes behind, by similarity.
+
+    Attributes:
+        rows: of predictions.jsonl, on the main rank, after the call.
+
+    Args:
+        cfg: the whole config.
+        run: the task's run.
+        model: in evaluation mode.
+        tokenizer: the Q-Former's.
+        samples: one per image.
+    """
+
+    def __init__(
+        self, cfg: RunConfig, run: Run, model: Stage1Model, tokenizer: TextTokenizer, samples: Sequence[CaptionSample]
+    ):
+        self._cfg, self._run, self._model, self._tokenizer, self._samples = cfg, run, model, tokenizer, samples
+        self._task: RetrievalConfig = cfg.task
+        self.rows: list[dict[str, Any]] = []
+
+    @paddle.no_grad()
+    def __call__(self) -> dict[str, float]:
+        """Recalls by name, also per group of images, as "group/name". All ranks must call it."""
+        context, size = self._run.context, self._task.eval_batch_size
+        share = Share.of_images(self._cfg, self._run, self._samples, "encode")
+        store, image_NQE = self._encode(share)
+        samples = [self._samples[place] for place in share.found]
+        prepare = clean_caption if self._task.clean_texts else str
+        captions = [[prepare(text) for text in sample.captions] for sample in samples]
+        texts = Texts.of(captions, self._tokenizer, self._task.eval_max_txt_len)
+        text_ME = text_features(context, self._model, texts, size)
+        chosen: list[Shortlists] = []
+
+        def choose() -> np.ndarray:
+            chosen.append(Shortlists.of(similarities(image_NQE, text_ME, size), self._task.k_test))
+            return chosen[0].pairs()
+
+        pair_K = context.on_main(choose)  # once: ranks could choose differently where similarities are close
+        score_K = self._match(store, share.found, texts, pair_K)
+        self._run.console.print(f"{len(pair_K):,} pairs matched; ranking", highlight=False)
+
+        def rank() -> dict[str, float]:
+            found, similarity_NM = chosen[0].rerank(pair_K, score_K), chosen[0].similarity_NM
+            by_contrast = recalls(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M)
+            self.rows = self._predictions(samples, texts, *found)
+            return _together(recalls(found[0].row, found[1].row, samples, texts.owner_M), by_contrast)
+
+        return context.on_main(rank)
+
+    def _encode(self, share: Share) -> tuple[PatchStore, np.ndarray]:
+        context, task = self._run.context, self._task
+        own = len(range(context.data_rank, len(self._samples), context.data_size))
+        memory, dtype = 1e9 * task.patch_memory_gb, task.patch_dtype.value
+        store = PatchStore(self._run.folder, own, memory_bytes=memory, dtype=dtype)
+        features = []
+        for places, batch in share:
+            patch_BPD, _, image_BQE, _ = self._model.image_features(to_tensors(batch)["image_BCHW"])
+            store.add(places, patch_BPD)
+            features.append(image_BQE.astype("float32").numpy())
+        return store, gather_array(context, store.places, features, share.found)
+
+    def _match(self, store: PatchStore, found: np.ndarray, texts: Texts, pair_K: np.ndarray) -> np.ndarray:
+        """The logits [K] of "matches", of all ranks' images."""
+        image_K, text_K = np.divmod(pair_K, len(texts.texts))
+        size, batches = self._task.pair_batch_size, []
+        for row in np.flatnonzero(np.isin(found, store.places)):
+            first, last = np.searchsorted(image_K, [row, row + 1])
+            batches += [np.arange(start, min(start + size, last)) for start in range(first, last, size)]
+        logits = []
+        for places_B in track(self._run, batches, "match", len(batches)):
+            patch_1PD = store.patches(int(found[image_K[places_B[0]]]))
+            logit_B2 = self._model.itm_logits(patch_1PD, *texts.tensors(text_K[places_B]))
+            logits.append(logit_B2[:, 1].astype("float32").numpy())
+        own = np.concatenate(batches) if batches else np.zeros(0, np.int64)
+        return gather_array(self._run.context, own, logits, np.arange(len(pair_K)))
+
+    def _predictions(
+        self, samples: Sequence[CaptionSample], texts: Texts, texts_of: Reranked, images_of: Reranked
+    ) -> list[dict[str, Any]]:
+        """A row per image with its best texts, then one per text with its best images."""
+        originals = [text for sample in samples for text in sample.captions]
+        pictures = save_pictures(self._run, samples)
+
+        def about(image: int) -> dict[str, Any]:
+            sample = samples[image]
+            return {"image_id": sample.image_id, "name": sample.image.name, "image": pictures.get(sample.image_id)}
+
+        stage, owner_M, image_N = self._run.stage, texts.owner_M, np.arange(len(samples))
+        rows = []
+        for image, sample in enumerate(samples):
+            rank, best = _best(texts_of, image, owner_M == image)
+            found = [{"text": originals[text], **entry} for text, entry in best]
+            rows.append({"stage": stage, "group": sample.group, **about(image), "rank": rank, "retrieved_texts": found})
+        for text, owner in enumerate(owner_M.tolist()):
+            rank, best = _best(images_of, text, image_N == owner)
+            found = [{**about(image), **entry} for image, entry in best]
+            own = {"text": originals[text], "image_id": samples[owner].image_id, "rank": rank}
+            rows.append({"stage": stage, "group": samples[owner].group, **own, "retrieved_images": found})
+        return rows
+
+
+def _best(ranking: Reranked, query: int, right_C: np.ndarray) -> tuple[int, list[tuple[int, dict[str, Any]]]]:
+    """The place of the best right candidate, counted from 1, and the first candidates: place, and what is said of them."""
+    row_C = ranking.row(query)
+    order = np.argsort(-row_C, kind="stable")[:_SHOWN].tolist()
+    matched = set(ranking.shortlist_RS[query].tolist())
+    best = [
+        (
+            place,
+            {
+                "score": float(row_C[place]) if place in matched else None,
+                "similarity": float(ranking.similarity_RC[query, place]),
+                "right": bool(right_C[place]),
+            },
+        )
+        for place in order
+    ]
+    return 1 + int((row_C > row_C[right_C].max()).sum()), best
+
+
+def _together(reranked: dict[str, float], by_contrast: dict[str, float]) -> dict[str, float]:
+    """Both with the mean of their six recalls; contrast alone is called itc_."""
+    metrics = {}
+    for prefix, found in (("", reranked), ("itc_", by_contrast)):
+        for name, value in found.items():
+            group, slash, rest = name.rpartition("/")
+            before = f"{group}{slash}"
+            if rest == "chance":  # of any order
+                metrics[name] = value
+                continue
+            metrics[f"{before}{prefix}{rest}"] = value
+            if rest == RECALLS[-1]:
+                metrics[f"{before}{prefix}r_mean"] = float(np.mean([found[before + recall] for recall in RECALLS]))
+    return metrics
