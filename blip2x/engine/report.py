@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blip2x.engine.charts import MAX_POINTS, line_chart
-from blip2x.engine.comparisons import BASELINES, SCOPES, Measure, metric_title, read_measures, stage_title
+from blip2x.engine.comparisons import BASELINES, PARTS, Measure, metric_title, read_measures, stage_title
 from blip2x.engine.run_files import RunFiles, read_run
 from blip2x.optim.schedule import planned_rates
 
@@ -87,8 +87,8 @@ def _render(run: RunFiles) -> str:
         questions={stage: _question_groups(rows) for stage, rows in _by(questions, "stage").items()},
         predicted=predicted[:PREDICTIONS],
         predicted_total=len(predicted),
-        parts=[measure for measure in measures if measure.part and not measure.scope],
-        part_counts=Counter((row.get("stage"), row.get("question_type")) for row in questions),
+        parts=_parts(measures),
+        part_counts=Counter((row.get("stage"), f"{kind}/{row.get(kind)}") for row in questions for kind in PARTS),
         scopes=_scopes(measures),
         cost=_cost(run),
         stage_costs=_stage_costs(run.metrics),
@@ -218,11 +218,22 @@ def _choose(
     return groups
 
 
+def _parts(measures: list[Measure]) -> dict[str, list[tuple[str, Measure]]]:
+    """By what an accuracy was split by, each type with its measure."""
+    found: dict[str, list[tuple[str, Measure]]] = {}
+    for measure in measures:
+        if measure.part and not measure.scope:
+            kind, _, label = measure.part.partition("/")
+            title, label = (PARTS[kind], label) if kind in PARTS else ("type", measure.part)
+            found.setdefault(title, []).append((label, measure))
+    return found
+
+
 def _scopes(measures: list[Measure]) -> tuple[list[str], list[dict[str, Measure]]]:
     """The scopes that occur, and per metric its measure in each; empty where nothing was reported apart."""
     rows = _group([m for m in measures if not m.part], lambda measure: (measure.stage, measure.name)).values()
     apart = [{measure.scope: measure for measure in row} for row in rows if any(measure.scope for measure in row)]
-    return [scope for scope in ("", *SCOPES) if any(scope in row for row in apart)], apart
+    return sorted(dict.fromkeys(scope for row in apart for scope in row), key=bool), apart  # "", all, comes first
 
 
 def _cost(run: RunFiles) -> dict[str, str]:
