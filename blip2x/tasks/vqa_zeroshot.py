@@ -15,7 +15,7 @@ from blip2x.metrics.vqa import majority_answers
 from blip2x.registry import TASKS
 from blip2x.tasks.common.answering import Answering, clean_questions
 from blip2x.tasks.common.models import ModelLoader
-from blip2x.tasks.common.results import answer_results, has_truth, tell_no_score
+from blip2x.tasks.common.results import answer_results, check_questions, has_truth
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.weights import STAGE2, Start
 
@@ -51,8 +51,8 @@ class VqaZeroshot(Task):
 
     @classmethod
     def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[QuestionSample]) -> None:
-        """All questions have true answers, or none has."""
-        has_truth(samples)
+        """All questions have true answers, as many as the rules want, or none has."""
+        check_questions(cfg, samples)
 
     def run(self) -> TaskResult:
         """Answer all questions; accuracy beside what is scored without the image and by the commonest answers."""
@@ -74,9 +74,7 @@ class VqaZeroshot(Task):
         baselines = {"blind": answering.answer_blind()} if self.task.blind_baseline else {}
 
         def score() -> dict[str, float]:
-            if not has_truth(questions):
-                tell_no_score(self.run_folder, self.source.name, questions)
-            elif self.task.blind_baseline:
+            if self.task.blind_baseline and has_truth(questions):
                 baselines.update(self._commonest(questions))
             return answer_results(
                 self.run_folder,

@@ -1,4 +1,7 @@
-"""What evaluations have in common: intervals, groups, splits without truth, and files for evaluation servers."""
+"""From what a model said to results: scores with intervals and baselines, predictions.jsonl, and files for evaluation servers.
+
+A test split whose owner keeps the truth has predictions, but no score.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from blip2x.config.run import RunConfig
+from blip2x.config.task import AnswerRules
 from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.metrics.bootstrap import mean_interval
+from blip2x.metrics.caption import CaptionScores
 from blip2x.metrics.lemmatise import lemmatise
 from blip2x.metrics.vqa import answer_scores
+from blip2x.tasks.common.captioning import score_captions
 from blip2x.tasks.common.pictures import save_pictures
 
 LEADERBOARD_FILE = "leaderboard.json"
+_MEANS = ("ROUGE_L", "CIDEr", "SPICE")  # whose value of a set of images is the mean over them; BLEU's and METEOR's are not
 _TYPES: Mapping[str, Callable[[QuestionSample], str]] = {
     "question_type": lambda question: question.question_type,
     "answer_type": lambda question: question.answer_type,
@@ -37,10 +44,15 @@ def has_truth(samples: Sequence[CaptionSample | QuestionSample]) -> bool:
     return not bare
 
 
-def tell_no_score(run: Run, dataset: str, samples: Sequence[CaptionSample | QuestionSample]) -> None:
-    """Say why there are predictions and no scores."""
-    what, _ = _words(samples[0])
-    run.console.print(f"no score exists: {dataset} has no true {what} for eval", markup=False, highlight=False)
+def check_questions(cfg: RunConfig, questions: Sequence[QuestionSample]) -> None:
+    """Raise `UserError` where `has_truth` does, or where the rules to score by know one answer and there are several."""
+    rules = cfg.task.answer_rules
+    several = [question for question in questions if len(question.answers) > 1]
+    if has_truth(questions) and several and rules in (AnswerRules.gqa, AnswerRules.gqa_lavis):
+        raise UserError(
+            f"task.answer_rules={rules.value} compares with one answer per question, but {len(several)} of {len(questions)} "
+            f"questions have several, e.g. question {several[0].question_id}; choose vqa or aokvqa"
+        )
 
 
 def metric_key(name: str, *, scope: str = "", part: str = "") -> str:
@@ -55,23 +67,6 @@ def interval_metrics(
     ends = mean_interval(values, images) or ()  # one image has none
     names = (f"ci95_low_{name}", f"ci95_high_{name}")
     return {metric_key(end, scope=scope, part=part): value for end, value in zip(names, ends, strict=False)}
-
-
-def write_leaderboard(run: Run, cfg: RunConfig, rows: list[dict[str, Any]], *, left_out: int) -> None:
-    """Write the file that evaluation servers take, whole, and only if nothing of the split is missing; else say why not.
-
-    Args:
-        run: the task's run.
-        cfg: the whole config.
-        rows: {"question_id", "answer"} (VQAv2) or {"image_id", "caption"} (COCO, NoCaps) per question or image.
-        left_out: how many of the split are not in `rows` since their image is missing or cannot be read.
-    """
-    if cfg.dataset.eval_limit is None and not left_out:
-        run.write_json(rows, LEADERBOARD_FILE)
-        return
-    limit = f"dataset.eval_limit={cfg.dataset.eval_limit} leaves images out"
-    reason = limit if cfg.dataset.eval_limit is not None else f"{left_out} left out with images that cannot be read"
-    run.console.print(f"no {LEADERBOARD_FILE} was written: {reason}", markup=False, highlight=False)
 
 
 def answer_results(
@@ -118,6 +113,8 @@ def answer_results(
             own = answer_scores(predictions, truth, cfg.task.answer_rules.value)
             metrics |= _accuracies(prefix, own, questions)
             scores = scores or own
+    else:
+        _tell_no_score(run, cfg, "answers")
     metrics |= {
         "questions": len(questions),
         "images_encoded": images_encoded,
@@ -147,16 +144,92 @@ def answer_results(
         "predictions.jsonl",
     )
     answers = [{"question_id": question_id, "answer": answer} for question_id, answer in found[""].items()]
-    write_leaderboard(run, cfg, answers, left_out=left_out)
+    _write_leaderboard(run, cfg, answers, left_out=left_out)
     return metrics
+
+
+def caption_results(
+    run: Run,
+    cfg: RunConfig,
+    pairs: Sequence[tuple[CaptionSample, dict[str, Any]]],
+    *,
+    blind: str | None,
+    left_out: int,
+) -> dict[str, float]:
+    """Score captions and write predictions.jsonl and leaderboard.json. On the main rank alone.
+
+    Args:
+        run: the task's run.
+        cfg: the whole config, of the task caption.
+        pairs: samples, each with its row of `HeldOutCaptions`.
+        blind: the caption of the model that sees no image, to be scored for comparison; None: there is none.
+        left_out: images that were not captioned since they are missing or cannot be read.
+
+    Returns:
+        The scores of `task.metrics` of all images and, where there are several groups, of each group as a set of its own;
+        their intervals and baselines; the count of images.
+    """
+    samples, scores = [sample for sample, _ in pairs], CaptionScores()
+    captions = {sample.image_id: row["caption"] for sample, row in pairs}
+    metrics: dict[str, float] = {}
+    if has_truth(samples):
+        scores, metrics = _caption_scores(run, samples, captions, blind, cfg.task.metrics)
+        names = [name for name in cfg.task.metrics if name not in scores.failures]  # told once is enough
+        # NoCaps' domains are evaluated so, each from its own images: a phrase's weight in CIDEr is its rarity among them
+        for group, own in _split_by(samples, lambda sample: sample.group).items():
+            metrics |= _caption_scores(run, own, captions, blind, names, scope=group)[1]
+    else:
+        _tell_no_score(run, cfg, "captions")
+    metrics["images"] = len(pairs)
+    pictures = save_pictures(run, samples)
+    run.write_lines(
+        [
+            {
+                "stage": run.stage,
+                "group": sample.group,
+                "image": pictures.get(sample.image_id),
+                "name": sample.image.name,
+                **row,
+                "references": list(sample.captions),
+                "blind": blind,
+                "scores": {name: values[sample.image_id] for name, values in scores.per_image.items()},
+            }
+            for sample, row in pairs
+        ],
+        "predictions.jsonl",
+    )
+    said = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
+    _write_leaderboard(run, cfg, said, left_out=left_out)
+    return metrics
+
+
+def _caption_scores(
+    run: Run,
+    samples: Sequence[CaptionSample],
+    captions: Mapping[int, str],
+    blind: str | None,
+    names: Sequence[str],
+    scope: str = "",
+) -> tuple[CaptionScores, dict[str, float]]:
+    """Scores of these images' captions, and the same as metrics with intervals and with the blind caption's beside."""
+    references = {sample.image_id: sample.captions for sample in samples}
+    scores = score_captions(run, {image_id: captions[image_id] for image_id in references}, references, names)
+    metrics = {metric_key(name, scope=scope): value for name, value in scores.scores.items()}
+    for name in [name for name in _MEANS if name in scores.per_image]:
+        values = scores.per_image[name]
+        metrics |= interval_metrics(name, list(values.values()), list(values), scope=scope)
+    if blind is not None:
+        without = score_captions(run, dict.fromkeys(references, blind), references, names)
+        metrics |= {metric_key(f"blind_{name}", scope=scope): value for name, value in without.scores.items()}
+    return scores, metrics
 
 
 def _accuracies(prefix: str, scores: Mapping[int, float], questions: Sequence[QuestionSample]) -> dict[str, float]:
     """Of all questions, by type, and by group of images; a single type or group is no part. Baselines have no interval."""
     own = [("", "", list(questions))]
     for name, type_of in _TYPES.items():
-        own += [("", f"{name}/{kind}", asked) for kind, asked in split_by(questions, type_of).items()]
-    own += [(group, "", asked) for group, asked in split_by(questions, lambda question: question.group).items()]
+        own += [("", f"{name}/{kind}", asked) for kind, asked in _split_by(questions, type_of).items()]
+    own += [(group, "", asked) for group, asked in _split_by(questions, lambda question: question.group).items()]
     results = {}
     for scope, part, asked in own:
         values = [100 * scores[question.question_id] for question in asked]
@@ -167,13 +240,34 @@ def _accuracies(prefix: str, scores: Mapping[int, float], questions: Sequence[Qu
     return results
 
 
-def split_by(samples: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list[Any]]:
+def _split_by(samples: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list[Any]]:
     """The samples by what `key` gives, in the alphabet's order; nothing unless there are several, samples without any aside."""
     parts: dict[str, list[Any]] = {}
     for sample in samples:
         parts.setdefault(key(sample), []).append(sample)
     parts.pop("", None)
     return dict(sorted(parts.items())) if len(parts) > 1 else {}
+
+
+def _write_leaderboard(run: Run, cfg: RunConfig, rows: list[dict[str, Any]], *, left_out: int) -> None:
+    """Write the file that evaluation servers take, whole, and only if nothing of the split is missing; else say why not.
+
+    Args:
+        run: the task's run.
+        cfg: the whole config.
+        rows: {"question_id", "answer"} (VQAv2) or {"image_id", "caption"} (COCO, NoCaps) per question or image.
+        left_out: how many of the split are not in `rows` since their image is missing or cannot be read.
+    """
+    if cfg.dataset.eval_limit is None and not left_out:
+        run.write_json(rows, LEADERBOARD_FILE)
+        return
+    limit = f"dataset.eval_limit={cfg.dataset.eval_limit} leaves images out"
+    reason = limit if cfg.dataset.eval_limit is not None else f"{left_out} left out with images that cannot be read"
+    run.console.print(f"no {LEADERBOARD_FILE} was written: {reason}", markup=False, highlight=False)
+
+
+def _tell_no_score(run: Run, cfg: RunConfig, what: str) -> None:
+    run.console.print(f"no score exists: {cfg.dataset.name} has no true {what} for eval", markup=False, highlight=False)
 
 
 def _truth(sample: CaptionSample | QuestionSample) -> tuple[str, ...]:
