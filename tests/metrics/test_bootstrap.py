@@ -5,7 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from blip2x.metrics.bootstrap import mean_interval
+from blip2x.metrics.bootstrap import mean_intervals
+
+
+def mean_interval(values, images):
+    return mean_intervals(values, images, [range(len(values))])[0]
 
 
 def test_the_interval_of_single_values_is_that_of_the_normal_distribution():
@@ -37,7 +41,7 @@ def test_the_same_values_give_the_same_interval_and_the_numbers_of_images_do_not
 
 
 def test_few_images():
-    assert mean_interval([], []) is None
+    assert mean_intervals([], [], []) == [] and mean_interval([], []) is None
     assert mean_interval([1, 0, 1], [5, 5, 5]) is None
     assert mean_interval([1, 1], [1, 2]) == (1, 1)
 
@@ -47,3 +51,21 @@ def test_many_images_are_drawn_in_pieces_alike(monkeypatch):
     whole = mean_interval(values, np.arange(50))
     monkeypatch.setattr("blip2x.metrics.bootstrap._AT_ONCE", 170)
     assert mean_interval(values, np.arange(50)) == pytest.approx(whole)
+
+
+def test_parts_have_intervals_of_their_own_values():
+    values, images = np.random.default_rng(4).random(600), np.arange(600) // 3
+    parts = [range(600), range(300), [0, 1, 2], [], range(300, 600)]
+    whole, first, single, none, last = mean_intervals(values, images, parts)
+    assert single is None and none is None and whole == mean_interval(values, images)
+    for (low, high), part in ((first, parts[1]), (last, parts[4])):
+        assert low < values[part].mean() < high
+        alone = mean_interval(values[part], images[part])
+        assert high - low == pytest.approx(alone[1] - alone[0], rel=0.15)  # also the number of its images varies
+    assert whole[1] - whole[0] == pytest.approx((first[1] - first[0]) / 2**0.5, rel=0.15)
+
+
+def test_a_rare_part_is_that_of_the_draws_that_have_it():
+    values = [0.0, 1.0] + [0.5] * 98
+    (ends,) = mean_intervals(values, range(100), [[0, 1]])
+    assert ends == (0, 1)

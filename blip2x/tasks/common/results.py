@@ -13,7 +13,7 @@ from blip2x.config.task import AnswerRules
 from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
-from blip2x.metrics.bootstrap import mean_interval
+from blip2x.metrics.bootstrap import mean_intervals
 from blip2x.metrics.caption import CaptionScores
 from blip2x.metrics.lemmatise import lemmatise
 from blip2x.metrics.vqa import answer_scores
@@ -60,13 +60,12 @@ def metric_key(name: str, *, scope: str = "", part: str = "") -> str:
     return "/".join(piece for piece in (scope, name, part) if piece)
 
 
-def interval_metrics(
-    name: str, values: Sequence[float], images: Sequence[int], *, scope: str = "", part: str = ""
-) -> dict[str, float]:
-    """The ends of the 95 % interval of the values' mean, under the names that stand beside `name` in results.json."""
-    ends = mean_interval(values, images) or ()  # one image has none
+def interval_metrics(name: str, ends: tuple[float, float] | None, *, scope: str = "", part: str = "") -> dict[str, float]:
+    """The ends of a 95 % interval under the names that stand beside `name` in results.json; nothing for None."""
+    if ends is None:
+        return {}
     names = (f"ci95_low_{name}", f"ci95_high_{name}")
-    return {metric_key(end, scope=scope, part=part): value for end, value in zip(names, ends, strict=False)}
+    return {metric_key(end, scope=scope, part=part): value for end, value in zip(names, ends, strict=True)}
 
 
 def answer_results(
@@ -176,7 +175,8 @@ def caption_results(
         scores, metrics = _caption_scores(run, samples, captions, blind, cfg.task.metrics)
         names = [name for name in cfg.task.metrics if name not in scores.failures]  # told once is enough
         # NoCaps' domains are evaluated so, each from its own images: a phrase's weight in CIDEr is its rarity among them
-        for group, own in _split_by(samples, lambda sample: sample.group).items():
+        for group, places in _places_by([sample.group for sample in samples]).items():
+            own = [samples[place] for place in places]
             metrics |= _caption_scores(run, own, captions, blind, names, scope=group)[1]
     else:
         _tell_no_score(run, cfg, "captions")
@@ -217,7 +217,8 @@ def _caption_scores(
     metrics = {metric_key(name, scope=scope): value for name, value in scores.scores.items()}
     for name in [name for name in _MEANS if name in scores.per_image]:
         values = scores.per_image[name]
-        metrics |= interval_metrics(name, list(values.values()), list(values), scope=scope)
+        (ends,) = mean_intervals(list(values.values()), list(values), [range(len(values))])
+        metrics |= interval_metrics(name, ends, scope=scope)
     if blind is not None:
         without = score_captions(run, dict.fromkeys(references, blind), references, names)
         metrics |= {metric_key(f"blind_{name}", scope=scope): value for name, value in without.scores.items()}
@@ -226,27 +227,29 @@ def _caption_scores(
 
 def _accuracies(prefix: str, scores: Mapping[int, float], questions: Sequence[QuestionSample]) -> dict[str, float]:
     """Of all questions, by type, and by group of images; a single type or group is no part. Baselines have no interval."""
-    own = [("", "", list(questions))]
+    parts = [("", "", list(range(len(questions))))]  # scope, part, places among the questions
     for name, type_of in _TYPES.items():
-        own += [("", f"{name}/{kind}", asked) for kind, asked in _split_by(questions, type_of).items()]
-    own += [(group, "", asked) for group, asked in _split_by(questions, lambda question: question.group).items()]
+        parts += [("", f"{name}/{kind}", places) for kind, places in _places_by([type_of(q) for q in questions]).items()]
+    parts += [(group, "", places) for group, places in _places_by([question.group for question in questions]).items()]
+    values = [100 * scores[question.question_id] for question in questions]
+    images = [question.image_id for question in questions]
+    ends = mean_intervals(values, images, [] if prefix else [places for *_, places in parts])
     results = {}
-    for scope, part, asked in own:
-        values = [100 * scores[question.question_id] for question in asked]
-        results[metric_key(f"{prefix}accuracy", scope=scope, part=part)] = sum(values) / len(values)
+    for index, (scope, part, places) in enumerate(parts):
+        key = metric_key(f"{prefix}accuracy", scope=scope, part=part)
+        results[key] = sum(values[place] for place in places) / len(places)
         if not prefix:
-            images = [question.image_id for question in asked]
-            results |= interval_metrics("accuracy", values, images, scope=scope, part=part)
+            results |= interval_metrics("accuracy", ends[index], scope=scope, part=part)
     return results
 
 
-def _split_by(samples: Sequence[Any], key: Callable[[Any], str]) -> dict[str, list[Any]]:
-    """The samples by what `key` gives, in the alphabet's order; nothing unless there are several, samples without any aside."""
-    parts: dict[str, list[Any]] = {}
-    for sample in samples:
-        parts.setdefault(key(sample), []).append(sample)
-    parts.pop("", None)
-    return dict(sorted(parts.items())) if len(parts) > 1 else {}
+def _places_by(kinds: Sequence[str]) -> dict[str, list[int]]:
+    """Where each kind stands, in the alphabet's order; nothing unless there are several, places with "" aside."""
+    found: dict[str, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        found.setdefault(kind, []).append(place)
+    found.pop("", None)
+    return dict(sorted(found.items())) if len(found) > 1 else {}
 
 
 def _write_leaderboard(run: Run, cfg: RunConfig, rows: list[dict[str, Any]], *, left_out: int) -> None:
