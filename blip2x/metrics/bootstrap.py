@@ -47,9 +47,8 @@ def mean_intervals(
     for start in range(0, RESAMPLES, at_once):
         count = min(at_once, RESAMPLES - start)
         drawn_RI = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
-        drawn_IR = (
-            np.bincount(drawn_RI.ravel(), minlength=count * images).reshape(count, images).T.astype(np.float64, order="C")
-        )
+        times_RI = np.bincount(drawn_RI.ravel(), minlength=count * images).reshape(count, images)
+        times_IR = times_RI.T.astype(np.float64, order="C")
         size_KR = size_KI @ times_IR
         np.divide(sum_KI @ times_IR, size_KR, out=means_KR[:, start : start + count], where=size_KR > 0)
     quantiles, images_K = [(1 - LEVEL) / 2, (1 + LEVEL) / 2], np.diff(size_KI.indptr)
