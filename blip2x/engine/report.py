@@ -185,7 +185,8 @@ def _caption_groups(rows: list[Row]) -> list[Shown]:
         value = (row.get("scores") or {}).get(name)
         return float(value) if _is_number(value) else math.nan
 
-    return _choose(rows, score, f"captions by {name}", "captioned pictures", RANDOM, EXTREMES)
+    kept = [row for row in rows if row.get("image")]
+    return _choose(rows, kept, score, f"captions by {name}", "captioned pictures", RANDOM, EXTREMES)
 
 
 def _question_groups(rows: list[Row]) -> list[Shown]:
@@ -196,20 +197,24 @@ def _question_groups(rows: list[Row]) -> list[Shown]:
         return statistics.fmean(values) if values else math.nan
 
     criterion = "pictures by mean score of their answers"
-    return _choose(pictures, score, criterion, "pictures with questions", QUESTION_PICTURES, QUESTION_EXTREMES)
+    kept = [picture for picture in pictures if picture[0].get("image")]
+    return _choose(pictures, kept, score, criterion, "pictures with questions", QUESTION_PICTURES, QUESTION_EXTREMES)
 
 
 def _choose(
-    items: list[Any], score: Callable[[Any], float], criterion: str, what: str, at_random: int, extremes: int
+    items: list[Any], kept: list[Any], score: Callable[[Any], float], criterion: str, what: str, at_random: int, extremes: int
 ) -> list[Shown]:
-    """Random ones first, for they tell what to expect; then the best and the worst."""
+    """Random ones first, of those whose picture was `kept`, for they tell what to expect; then the best and the worst."""
     scored = sorted((item for item in items if math.isfinite(score(item))), key=score, reverse=True)
     if len(items) <= at_random + 2 * extremes:
         rest = [item for item in items if not math.isfinite(score(item))]
         order = ", best first" if scored else ""
         return [Shown("All", f"All {len(items)} {what}{order}.", scored + rest)]
-    drawn = random.Random(0).sample(items, at_random)
-    groups = [Shown("Random", f"{at_random} of {len(items)} {what}, drawn at random whatever their score.", drawn)]
+    pool = kept if len(kept) >= at_random else items
+    drawn = random.Random(0).sample(pool, at_random)
+    source = f" from the {len(pool)} that copies were kept of" if len(pool) < len(items) else ""
+    note = f"{at_random} of {len(items)} {what}, drawn at random{source} whatever their score."
+    groups = [Shown("Random", note, drawn)]
     if scored:
         ties = "ties as they come in the file"
         best, worst = scored[:extremes], sorted(scored, key=score)[:extremes]

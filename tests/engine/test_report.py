@@ -155,7 +155,7 @@ def test_metrics_stand_beside_their_baselines(run_folder):
 def test_values_have_their_intervals_in_brackets(run_folder):
     text = report(run_folder)
     assert text.count("[69.5, 72.5]") == 3  # in the summary, among the groups and among all figures
-    assert "where 95 % of the values lie" in text and "ci95" not in text
+    assert "95 % of the values" in text and "ci95" not in text
 
 
 def test_accuracies_by_type_of_question_and_of_answer_have_their_counts(run_folder):
@@ -245,6 +245,16 @@ def test_best_worst_and_random_say_how_they_were_chosen(run_folder):
     best, worst = text[text.index("The 4 best of 40") :].split("The 4 worst of 40")
     assert re.findall(r'"said">caption (\d+)', best) == ["39", "38", "37", "36"]
     assert re.findall(r'"said">caption (\d+)', worst.split("</section>")[0]) == ["0", "1", "2", "3"]
+
+
+def test_random_pictures_are_drawn_from_those_that_were_kept(run_folder):
+    kept = range(0, 400, 20)
+    rows = [caption(number, 1.0, image="images/small.png" if number in kept else None) for number in range(400)]
+    write_lines(run_folder / "predictions.jsonl", rows)
+    text = report(run_folder)
+    assert "8 of 400 captioned pictures, drawn at random from the 20 that copies were kept of" in text
+    drawn = re.findall(r'"said">caption (\d+)', text.split("The 4 best")[0])
+    assert len(drawn) == 8 and all(int(number) in kept for number in drawn)
 
 
 def test_pictures_with_questions_are_chosen_by_the_mean_of_their_answers(run_folder):

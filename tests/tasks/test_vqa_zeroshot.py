@@ -65,7 +65,6 @@ def test_every_question_is_asked_in_the_prompt_and_blind_ones_once(run_task, dem
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["task.prompt=why"], "has no {}, where the question goes"),
         (["task.lemmatise=true"], "needs spaCy"),
         (["task.answer_rules=okvqa"], "answer_rules"),
     ],

@@ -11,6 +11,7 @@ from typing import Any
 from blip2x.config.run import RunConfig
 from blip2x.config.task import AnswerRules
 from blip2x.data.samples import CaptionSample, QuestionSample
+from blip2x.engine.report import EXTREMES, QUESTION_EXTREMES
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.metrics.bootstrap import mean_intervals
@@ -18,7 +19,7 @@ from blip2x.metrics.caption import CaptionScores
 from blip2x.metrics.lemmatise import lemmatise
 from blip2x.metrics.vqa import answer_scores
 from blip2x.tasks.common.captioning import score_captions
-from blip2x.tasks.common.pictures import save_pictures
+from blip2x.tasks.common.pictures import MOST_PICTURES, save_pictures
 
 LEADERBOARD_FILE = "leaderboard.json"
 _MEANS = ("ROUGE_L", "CIDEr", "SPICE")  # whose value of a set of images is the mean over them; BLEU's and METEOR's are not
@@ -119,7 +120,11 @@ def answer_results(
         "images_encoded": images_encoded,
         "questions_per_image_encoded": len(questions) / images_encoded,
     }
-    pictures = save_pictures(run, questions)
+    of_image: dict[int, list[float]] = {}
+    for question in questions if scores else []:
+        of_image.setdefault(question.image_id, []).append(scores[question.question_id])
+    means = {image_id: sum(values) / len(values) for image_id, values in of_image.items()}
+    pictures = _save_pictures(run, questions, means, QUESTION_EXTREMES)
     run.write_lines(
         [
             {
@@ -181,7 +186,8 @@ def caption_results(
     else:
         _tell_no_score(run, cfg, "captions")
     metrics["images"] = len(pairs)
-    pictures = save_pictures(run, samples)
+    ranking = scores.per_image.get(min(scores.per_image, key=lambda name: (name != "CIDEr", name), default=""), {})
+    pictures = _save_pictures(run, samples, ranking, EXTREMES)
     run.write_lines(
         [
             {
@@ -250,6 +256,18 @@ def _places_by(kinds: Sequence[str]) -> dict[str, list[int]]:
         found.setdefault(kind, []).append(place)
     found.pop("", None)
     return dict(sorted(found.items())) if len(found) > 1 else {}
+
+
+def _save_pictures(
+    run: Run, samples: Sequence[CaptionSample | QuestionSample], scores: Mapping[int, float], extremes: int
+) -> dict[int, str]:
+    """Keep copies for the report: of the images that score best and worst, which it shows, and of as many others as fit."""
+    of_image = {sample.image_id: sample for sample in samples}
+    ranked = [sorted(scores, key=scores.__getitem__, reverse=best)[:extremes] for best in (True, False)]
+    first = list(dict.fromkeys(image_id for ends in ranked for image_id in ends))
+    others = [image_id for image_id in of_image if image_id not in first]
+    others = others[:: max(1, -(-len(others) // (MOST_PICTURES - len(first))))]
+    return save_pictures(run, [of_image[image_id] for image_id in (*first, *others)])
 
 
 def _write_leaderboard(run: Run, cfg: RunConfig, rows: list[dict[str, Any]], *, left_out: int) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from blip2x.config.compose import compose_config
 from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.errors import UserError
-from blip2x.metrics.caption import caption_scores
+from blip2x.metrics.caption import CaptionScores, caption_scores
 from blip2x.tasks.common import results
 from blip2x.tasks.common.results import answer_results, caption_results, check_questions, has_truth
 
@@ -149,6 +149,26 @@ def test_what_is_incomplete_is_not_for_a_server(answers_of, run, words, left_out
     answers_of(answered(["yes"], [asked(0)]), *words, left_out=left_out)
     assert not (run.folder / "leaderboard.json").exists() and (run.folder / "predictions.jsonl").exists()
     assert f"no leaderboard.json was written: {reason}" in run.console.file.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["caption", "vqa_zeroshot"])
+def test_the_report_has_pictures_of_the_best_and_the_worst_of_many(task, run, answers_of, monkeypatch, kind):
+    """Also where so many images were evaluated that few copies are kept."""
+    monkeypatch.setattr(results, "MOST_PICTURES", 40)
+    monkeypatch.setattr("blip2x.tasks.common.pictures.MOST_PICTURES", 40)
+    values = {number: (number * 7919 % 501) / 501 for number in range(501)}
+    if kind == "caption":
+        scores = CaptionScores(scores={"CIDEr": 0.5}, per_image={"BLEU-1": dict.fromkeys(values, 0.0), "CIDEr": values})
+        monkeypatch.setattr(results, "score_captions", lambda *_: scores)
+        samples = [CaptionSample(Plain(), ("a",), number) for number in values]
+        caption_results(run, task("caption"), captioned(["a"] * 501, samples), blind=None, left_out=0)
+    else:
+        monkeypatch.setattr(results, "answer_scores", lambda *_: values)
+        answers_of(answered(["a"] * 501, [asked(number) for number in values]))
+    kept = {row["image_id"] for row in lines(run) if row["image"]}
+    assert {path.stem for path in (run.folder / "images").iterdir()} == {str(number) for number in kept}
+    ranked, shown = sorted(values, key=values.get), 4 if kind == "caption" else 3
+    assert 30 < len(kept) <= 40 and {*ranked[:shown], *ranked[-shown:]} <= kept
 
 
 def test_groups_of_captions_are_scored_as_sets_of_their_own(run, task):
