@@ -34,10 +34,10 @@ def lemmatise(answers: Sequence[str]) -> list[str]:
     name = require_lemmatiser()
     import spacy  # an optional extra
 
-    pipeline = spacy.load(name)
+    pipeline = spacy.load(name)  # whole, as in LAVIS: without the parser, "have" would be told otherwise
     different = list(dict.fromkeys(answers))
     lemmas = {
         answer: " ".join(token.lemma_ if token.pos_ in ("NOUN", "VERB") else token.text for token in document)
-        for answer, document in zip(different, map(pipeline, different), strict=True)  # one by one, as LAVIS does
+        for answer, document in zip(different, pipeline.pipe(different), strict=True)
     }
     return [lemmas[answer] for answer in answers]

@@ -31,7 +31,7 @@ def test_only_nouns_and_verbs_change_and_each_answer_is_read_once(monkeypatch):
         return [SimpleNamespace(text=word, pos_=tokens[word][0], lemma_=tokens[word][1]) for word in text.split()]
 
     spacy = ModuleType("spacy")
-    spacy.load = lambda name: pipeline
+    spacy.load = lambda name: SimpleNamespace(pipe=lambda texts: map(pipeline, texts))
     monkeypatch.setitem(sys.modules, "spacy", spacy)
     monkeypatch.setattr(module, "find_spec", lambda name: True)
     assert lemmatise(["two dogs", "ran redder", "two dogs", ""]) == ["two dog", "run redder", "two dog", ""]
