@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -13,6 +14,8 @@ from blip2x.config.compose import compose_config
 from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.errors import UserError
 from blip2x.metrics.caption import CaptionScores, caption_scores
+from blip2x.registry import TASKS
+from blip2x.tasks.caption import Caption
 from blip2x.tasks.common import results
 from blip2x.tasks.common.results import answer_results, caption_results, check_questions, has_truth
 
@@ -212,17 +215,19 @@ def test_several_answers_are_refused_where_the_rules_know_one(task):
 
 
 @pytest.mark.parametrize("kind", ["caption", "vqa_zeroshot"])
-def test_tasks_look_at_the_truth_before_work(task, kind):
-    from blip2x.registry import TASKS
-
-    mixed = {"caption": [CaptionSample(Plain(), texts, 0) for texts in (("a",), ())], "vqa_zeroshot": [asked(0), asked(1, ())]}
-    with pytest.raises(UserError, match="1 of 2 samples"):
-        TASKS.get(kind).check_samples(task(kind), "eval", mixed[kind])
+def test_tasks_look_at_the_truth_before_work(task, monkeypatch, kind):
+    captions, questions = [CaptionSample(Plain(), t, 0) for t in (("a",), ())], [asked(0), asked(1, ())]
+    source = SimpleNamespace(captions=lambda split: captions, questions=lambda split: questions)
+    monkeypatch.setattr("blip2x.tasks.common.task.build_source", lambda cfg: source)
+    promised = frozenset(f"model.{part}weights" for part in ("", "vision.", "language."))
+    with pytest.raises(UserError, match="1 of 2 samples to evaluate on have no true"):
+        TASKS.get(kind).check(task(kind), promised)
+    captions.pop()
+    questions.pop()
+    TASKS.get(kind).check(task(kind), promised)
 
 
 def test_a_training_needs_captions_to_be_validated_on(task):
-    from blip2x.tasks.caption import Caption
-
     samples = [CaptionSample(Plain(), (), 0)]
     Caption.check_samples(task("caption"), "eval", samples)
     with pytest.raises(UserError, match=r"task\.train=true is validated on .* mine has none"):
