@@ -46,6 +46,7 @@ def test_a_checkpoint_alone_answers_what_the_pipeline_answered(run_task, demo, e
 
 def test_every_question_is_asked_in_the_prompt_and_blind_ones_once(run_task, demo, prompts):
     stage2 = demo("model=tiny_opt").checkpoint("pretrain_stage2")
+    prompts.clear()  # of the demo, if it has just been run
     metrics, folder = run_task("vqa_zeroshot", f"model.weights={stage2}", "task.prompt='{} say:'", "task.blind_baseline=true")
     found = rows(folder)
     seeing = Counter(prompt for sees, asked in prompts for prompt in asked if sees)
