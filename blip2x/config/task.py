@@ -168,14 +168,33 @@ def trains(task: TaskConfig) -> bool:
     return isinstance(task, TrainingConfig) and getattr(task, "train", True)
 
 
+class AnswerRules(Enum):
+    """Which published evaluation an answer is scored by."""
+
+    vqa = "vqa"  # VQAv2's official program, also for OK-VQA
+    vqa_lavis = "vqa_lavis"  # what BLIP-2's published figures were computed by
+    gqa = "gqa"  # equal to the only answer
+    gqa_lavis = "gqa_lavis"  # equal after both were normalised by the VQA rules
+    aokvqa = "aokvqa"  # A-OKVQA's direct answers: min(1, matches / 3)
+
+
+@dataclass
+class AnsweringConfig(DecodingConfig):
+    """A task that answers the evaluation questions."""
+
+    eval_batch_size: int = MISSING
+    prompt: str = MISSING  # "{}" is replaced by the question
+    clean_questions: bool = MISSING  # lower case, none of .!"()*#:;~ and at most 50 words, as in LAVIS's evaluations
+    answer_rules: AnswerRules = MISSING
+    lemmatise: bool = MISSING  # nouns and verbs of answers in their basic form, as LAVIS does for OK-VQA; needs spaCy
+
+
 @schema("task", "vqa_zeroshot")
 @dataclass
-class VqaZeroshotConfig(DecodingConfig):
+class VqaZeroshotConfig(AnsweringConfig):
     """Answer the evaluation questions without having been trained on any."""
 
     kind: str = "vqa_zeroshot"
-    eval_batch_size: int = MISSING
-    prompt: str = MISSING  # "{}" is replaced by the question
     blind_baseline: bool = MISSING  # also answer without the image, and by the commonest answer per question type
 
 

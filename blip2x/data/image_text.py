@@ -20,6 +20,13 @@ from blip2x.registry import ANNOTATION_FORMATS
 _NAMED = 3  # missing images that a message names
 
 
+def image_folder(path: str) -> Path:
+    """The folder; raises `UserError` if there is none."""
+    if not Path(path).is_dir():
+        raise UserError(f"image folder {path} does not exist")
+    return Path(path)
+
+
 @dataclass
 class ImageTextFolder:
     """Reads annotation files and checks that the images they name are there.
@@ -35,9 +42,7 @@ class ImageTextFolder:
     skipped: list[str] = field(default_factory=list)  # a sentence per missing image, as opening it would say
 
     def __post_init__(self):
-        self.images = Path(self.part.images)
-        if not self.images.is_dir():
-            raise UserError(f"image folder {self.images} does not exist")
+        self.images = image_folder(self.part.images)
 
     def captions(self, files: AnnotationFiles, *, clean: bool) -> Samples[CaptionSample]:
         """One sample per image, in the order of the file; with `clean`, captions are prepared for training."""

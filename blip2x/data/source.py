@@ -22,6 +22,11 @@ class Source:
     name: str
     skipped: list[str]
 
+    @property
+    def val_is_eval(self) -> bool:
+        """Whether trainings choose by the same samples as evaluations report."""
+        return True
+
     def captions(self, split: Split) -> Sequence[CaptionSample]:
         """One sample per image, with all its captions."""
         raise self.lacks(f"captions for {split}")

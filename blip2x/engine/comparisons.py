@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +12,12 @@ BASELINES = {
     "blind": "no picture",
     "majority": "commonest answer",
 }
-SCOPES = ("seen", "held_out")
+PARTS = {"question_type": "question type", "answer_type": "answer type"}  # what an accuracy is split by
 COST_KEYS = ("seconds", "peak_memory_gb")
+Place = tuple[str, str, str]  # scope, name, part: see `Measure`
 MINUS, TIMES = "\u2212", "\u00d7"
+
+_ENDS = ("ci95_low", "ci95_high")  # of a 95 % interval
 
 _GAINS = {  # how a sentence goes on after "12x" or "+34 points"
     "chance": ("chance", "over chance"),
@@ -45,11 +48,12 @@ class Measure:
     """One number of results.json; its key was ``[scope/]name[/part]``."""
 
     stage: str
-    scope: str  # "": everything evaluated; else one of SCOPES
+    scope: str  # "": everything evaluated; else a group of images, such as "held_out"
     name: str
-    part: str  # a question type, or ""
+    part: str  # what it was split by and a type, such as "answer_type/number", or ""
     value: float
     baselines: tuple[Baseline, ...]
+    interval: tuple[float, float] | None = None  # 95 %, where the run has computed it
 
     @property
     def key(self) -> str:
@@ -66,10 +70,16 @@ class Measure:
         percent = self.percent(value)
         return f"{percent:.2f} %" if 0 < abs(percent) < 1 else f"{percent:.1f} %"
 
+    def shown_interval(self) -> str:
+        """The 95 % interval as `[low, high]` in the unit of `shown`; "" where there is none."""
+        if self.interval is None or not all(map(math.isfinite, self.interval)):
+            return ""
+        return f"[{', '.join(self.shown(end).removesuffix(' %') for end in self.interval)}]"
+
     @property
     def is_share(self) -> bool:
         """Whether the metric is a part of a whole, shown in per cent."""
-        return self.name.endswith("accuracy") or "recall@" in self.name
+        return self.name.endswith(("accuracy", "r_mean")) or "recall@" in self.name
 
     def percent(self, value: float) -> float:
         """`value` of a share in per cent: VQA's `accuracy` is stored so, the others as fractions of one."""
@@ -99,7 +109,8 @@ def read_measures(results: dict[str, Any]) -> list[Measure]:
     """Every metric of every stage in the file's order, baselines attached.
 
     ``blind_X`` and ``majority_X`` belong to ``X``; ``chance`` belongs to recall@1, or where a stage has none to its
-    accuracies. A baseline is taken from the same scope only: the held-out part has its own chance.
+    accuracies. A baseline is taken from the same scope only: the held-out part has its own chance. ``ci95_low_X`` and
+    ``ci95_high_X`` are the interval of ``X``.
     """
     return [measure for stage, metrics in _stages(results) for measure in _stage_measures(stage, metrics)]
 
@@ -135,39 +146,60 @@ def _stages(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _stage_measures(stage: str, metrics: dict[str, Any]) -> list[Measure]:
-    values: dict[tuple[str, str, str], float] = {}
-    baselines: dict[tuple[str, str, str], list[Baseline]] = {}
+    values: dict[Place, float] = {}
+    baselines: dict[Place, list[Baseline]] = {}
+    ends: dict[Place, dict[str, float]] = {}
+    whole = {_kind(key)[1] for key in metrics if "/" not in key}
     for key, value in metrics.items():
-        kind, place = _parse(key)
+        kind, place = _parse(key, whole)
         number = _number(value)
         if number is None or key in COST_KEYS:
             continue
-        if kind:
+        if kind in _ENDS:
+            ends.setdefault(place, {})[kind] = number
+        elif kind:
             baselines.setdefault(place, []).append(Baseline(kind, number))
         else:
             values[place] = number
-    for scope in ("", *SCOPES):
+    for scope in dict.fromkeys(place[0] for place in values):
         chance = baselines.pop((scope, "", ""), [])
         for place in _places_of_chance([place for place in values if place[0] == scope]):
             baselines.setdefault(place, [])[:0] = chance
-    return [Measure(stage, *place, value, tuple(baselines.get(place, ()))) for place, value in values.items()]
+    return [
+        Measure(stage, *place, value, tuple(baselines.get(place, ())), _interval(ends.get(place, {})))
+        for place, value in values.items()
+    ]
 
 
-def _parse(key: str) -> tuple[str, tuple[str, str, str]]:
-    """``held_out/blind_accuracy/how many`` -> ("blind", ("held_out", "accuracy", "how many"))."""
+def _parse(key: str, whole: Set[str]) -> tuple[str, Place]:
+    """``held_out/blind_accuracy/how many`` -> ("blind", ("held_out", "accuracy", "how many")).
+
+    What comes first is a group of images unless it is one of `whole`, the metrics that the stage has of everything.
+    """
     scope, _, rest = key.partition("/")
-    if scope not in SCOPES or not rest:
+    if not rest or _kind(scope)[1] in whole:
         scope, rest = "", key
     name, _, part = rest.partition("/")
+    kind, name = _kind(name)
+    return kind, (scope, name, part)
+
+
+def _kind(name: str) -> tuple[str, str]:
+    """``blind_accuracy`` -> ("blind", "accuracy"); ``chance`` -> ("chance", ""); no baseline and no end -> ("", name)."""
     if name == "chance":
-        return "chance", (scope, "", part)
-    for kind in BASELINES:
+        return "chance", ""
+    for kind in (*BASELINES, *_ENDS):
         if name.startswith(f"{kind}_"):
-            return kind, (scope, name.removeprefix(f"{kind}_"), part)
-    return "", (scope, name, part)
+            return kind, name.removeprefix(f"{kind}_")
+    return "", name
 
 
-def _places_of_chance(places: list[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+def _interval(ends: dict[str, float]) -> tuple[float, float] | None:
+    low, high = (ends.get(kind) for kind in _ENDS)
+    return None if low is None or high is None else (low, high)
+
+
+def _places_of_chance(places: list[Place]) -> list[Place]:
     first = [place for place in places if place[1].endswith("recall@1")]
     return first or [place for place in places if place[1].endswith("accuracy")]
 

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from blip2x.engine.charts import MAX_POINTS, line_chart
-from blip2x.engine.comparisons import BASELINES, SCOPES, Measure, metric_title, read_measures, stage_title
+from blip2x.engine.comparisons import BASELINES, PARTS, Measure, metric_title, read_measures, stage_title
 from blip2x.engine.run_files import TIMES, RunFiles, read_run
 from blip2x.optim.schedule import planned_rates
 
@@ -87,8 +87,8 @@ def _render(run: RunFiles) -> str:
         questions={stage: _question_groups(rows) for stage, rows in _by(questions, "stage").items()},
         predicted=predicted[:PREDICTIONS],
         predicted_total=len(predicted),
-        parts=[measure for measure in measures if measure.part and not measure.scope],
-        part_counts=Counter((row.get("stage"), row.get("question_type")) for row in questions),
+        parts=_parts(measures),
+        part_counts=Counter((row.get("stage"), f"{kind}/{row.get(kind)}") for row in questions for kind in PARTS),
         scopes=_scopes(measures),
         cost=_cost(run),
         stage_costs=_stage_costs(run.metrics),
@@ -185,7 +185,8 @@ def _caption_groups(rows: list[Row]) -> list[Shown]:
         value = (row.get("scores") or {}).get(name)
         return float(value) if _is_number(value) else math.nan
 
-    return _choose(rows, score, f"captions by {name}", "captioned pictures", RANDOM, EXTREMES)
+    kept = [row for row in rows if row.get("image")]
+    return _choose(rows, kept, score, f"captions by {name}", "captioned pictures", RANDOM, EXTREMES)
 
 
 def _question_groups(rows: list[Row]) -> list[Shown]:
@@ -196,20 +197,24 @@ def _question_groups(rows: list[Row]) -> list[Shown]:
         return statistics.fmean(values) if values else math.nan
 
     criterion = "pictures by mean score of their answers"
-    return _choose(pictures, score, criterion, "pictures with questions", QUESTION_PICTURES, QUESTION_EXTREMES)
+    kept = [picture for picture in pictures if picture[0].get("image")]
+    return _choose(pictures, kept, score, criterion, "pictures with questions", QUESTION_PICTURES, QUESTION_EXTREMES)
 
 
 def _choose(
-    items: list[Any], score: Callable[[Any], float], criterion: str, what: str, at_random: int, extremes: int
+    items: list[Any], kept: list[Any], score: Callable[[Any], float], criterion: str, what: str, at_random: int, extremes: int
 ) -> list[Shown]:
-    """Random ones first, for they tell what to expect; then the best and the worst."""
+    """Random ones first, of those whose picture was `kept`, for they tell what to expect; then the best and the worst."""
     scored = sorted((item for item in items if math.isfinite(score(item))), key=score, reverse=True)
     if len(items) <= at_random + 2 * extremes:
         rest = [item for item in items if not math.isfinite(score(item))]
         order = ", best first" if scored else ""
         return [Shown("All", f"All {len(items)} {what}{order}.", scored + rest)]
-    drawn = random.Random(0).sample(items, at_random)
-    groups = [Shown("Random", f"{at_random} of {len(items)} {what}, drawn at random whatever their score.", drawn)]
+    pool = kept if len(kept) >= at_random else items
+    drawn = random.Random(0).sample(pool, at_random)
+    source = f" from the {len(pool)} that copies were kept of" if len(pool) < len(items) else ""
+    note = f"{at_random} of {len(items)} {what}, drawn at random{source} whatever their score."
+    groups = [Shown("Random", note, drawn)]
     if scored:
         ties = "ties as they come in the file"
         best, worst = scored[:extremes], sorted(scored, key=score)[:extremes]
@@ -218,11 +223,22 @@ def _choose(
     return groups
 
 
+def _parts(measures: list[Measure]) -> dict[str, list[tuple[str, Measure]]]:
+    """By what an accuracy was split by, each type with its measure."""
+    found: dict[str, list[tuple[str, Measure]]] = {}
+    for measure in measures:
+        if measure.part and not measure.scope:
+            kind, _, label = measure.part.partition("/")
+            title, label = (PARTS[kind], label) if kind in PARTS else ("type", measure.part)
+            found.setdefault(title, []).append((label, measure))
+    return found
+
+
 def _scopes(measures: list[Measure]) -> tuple[list[str], list[dict[str, Measure]]]:
     """The scopes that occur, and per metric its measure in each; empty where nothing was reported apart."""
     rows = _group([m for m in measures if not m.part], lambda measure: (measure.stage, measure.name)).values()
     apart = [{measure.scope: measure for measure in row} for row in rows if any(measure.scope for measure in row)]
-    return [scope for scope in ("", *SCOPES) if any(scope in row for row in apart)], apart
+    return sorted(dict.fromkeys(scope for row in apart for scope in row), key=bool), apart  # "", all, comes first
 
 
 def _cost(run: RunFiles) -> dict[str, str]:

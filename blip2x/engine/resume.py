@@ -17,7 +17,7 @@ AUTO, NEVER = "auto", "never"
 # What may be another than in the run that is gone on with: it changes where, how fast, and what is kept. Samples per step and
 # micro-batch, and so ranks, are looked at where a training goes on (engine/fit.py).
 _FREE_GROUPS = ("parallelism", "logger", "paths")
-_FREE_KEYS = ("resume", "overwrite", "run_name", "device", "threads", "dataset.num_workers")
+_FREE_KEYS = ("resume", "overwrite", "run_name", "device", "threads", "dataset.num_workers", "dataset.annotation_cache")
 _FREE_KEYS += tuple(f"model.{part}.recompute" for part in ("vision", "qformer", "language"))
 _FREE_TASK_KEYS = (
     "log_every",
@@ -29,6 +29,8 @@ _FREE_TASK_KEYS = (
     "batch_size",
     "accumulate",
     "eval_batch_size",
+    "pair_batch_size",
+    "patch_memory_gb",
     "on_nan",
 )
 _SHOWN = 5

@@ -13,7 +13,7 @@ from blip2x.engine.comparisons import BASELINES, Measure, read_measures
 
 
 def results_table(results: dict[str, Any]) -> Table:
-    """Metrics of `results` (the content of results.json), each beside its baselines; question types are in the report."""
+    """Metrics of `results` (the content of results.json), each with its interval and its baselines; types are in the report."""
     table = Table(title="Results", caption=_cost(results), title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("stage", style="bold", no_wrap=True)
     table.add_column("metric")
@@ -25,7 +25,8 @@ def results_table(results: dict[str, Any]) -> Table:
         table.add_section()
         for index, measure in enumerate(group):
             # Text, not str: square brackets in a name are no markup
-            table.add_row(Text("" if index else stage), Text(measure.key), measure.shown(), *_baseline_cells(measure))
+            value = Text(f"{measure.shown()} {measure.shown_interval()}".rstrip())
+            table.add_row(Text("" if index else stage), Text(measure.key), value, *_baseline_cells(measure))
     return table
 
 

@@ -1,15 +1,21 @@
-"""VQA accuracy by the rules of the official evaluation (visualqa.org), its quirks included.
+"""Scores of answers, each by the rules of a published evaluation with its quirks, for they change published numbers.
 
-The quirks change published numbers, so they stay: answers are left as they are when all annotators agree, only the first 32
-periods of an answer are removed, and a comma between digits makes every punctuation mark vanish instead of leaving a blank.
-Unlike the official program, leave-one-out goes by position, which needs no ``answer_id``.
+``vqa``: the official program of VQAv2 (visualqa.org), also used for OK-VQA. Answers are left as they are when all annotators
+agree, only the first 32 periods of an answer are removed, and a comma between digits makes every punctuation mark vanish
+instead of leaving a blank. Unlike the official program, leave-one-out goes by position, which needs no ``answer_id``.
+``vqa_lavis``: what BLIP-2's published figures were computed by. The prediction is always normalised, even when all annotators
+agree; of the annotators' answers only the punctuation is. So "two", "a cat" or "Yes" from an annotator are never met.
+``gqa``: equal to the only answer, letter by letter. ``gqa_lavis``: equal after both were normalised by the VQA rules.
+``aokvqa``: A-OKVQA's direct answers, min(1, matches / 3) among all ten, letter by letter and without leaving one out.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, lru_cache
+from types import MappingProxyType
 from typing import Protocol
 
 from blip2x.errors import UserError
@@ -45,14 +51,14 @@ class Question(Protocol):
     answers: Sequence[str]
 
 
+@lru_cache(maxsize=200_000)  # the few thousand answers that are usual make up nearly all of a data set's
 def normalise_answer(text: str) -> str:
     """Lower case, number words as digits, no articles, apostrophes in contractions, no punctuation."""
-    words = [_DIGITS.get(word, word) for word in _strip_marks(_one_line(text)).lower().split()]
-    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
+    return _normalise_words(_strip_marks(_one_line(text)))
 
 
 def answer_score(prediction: str, answers: Sequence[str]) -> float:
-    """How right one answer is, 0 to 1.
+    """How right one answer is by VQAv2's rules, 0 to 1.
 
     Of four answers and more: min(1, matches / 3), averaged over leaving out each annotator. Of one to three, which the
     official rules do not know: 1 if any of them is met after normalisation.
@@ -62,31 +68,55 @@ def answer_score(prediction: str, answers: Sequence[str]) -> float:
     prediction, given = _one_line(prediction), [_one_line(answer) for answer in answers]
     if len(set(given)) > 1:
         prediction, given = normalise_answer(prediction), [normalise_answer(answer) for answer in given]
-    matches = [answer == prediction for answer in given]
-    return sum(min(1.0, (sum(matches) - match) / 3) for match in matches) / len(matches)
+    return _leave_one_out(given.count(prediction), len(given))
 
 
-def vqa_accuracy(
-    predictions: Mapping[int, str], answers: Mapping[int, Sequence[str]], types: Mapping[int, str] | None = None
-) -> dict[str, float]:
-    """Mean score in per cent as ``accuracy``, and as ``accuracy/<type>`` for each type of question (or answer) in `types`.
+def _lavis_score(prediction: str, answers: Sequence[str]) -> float:
+    if len(answers) < _FEW:
+        return answer_score(prediction, answers)
+    given = answers if len(set(answers)) == 1 else [_strip_marks(answer) for answer in answers]
+    return _leave_one_out(given.count(normalise_answer(prediction)), len(given))
+
+
+def _gqa_score(prediction: str, answers: Sequence[str]) -> float:
+    return float(prediction == _only(answers))
+
+
+def _gqa_lavis_score(prediction: str, answers: Sequence[str]) -> float:
+    # no newline is made a blank and nothing is stripped here, but words are split at both
+    return float(_normalise_words(_strip_marks(prediction)) == _normalise_words(_strip_marks(_only(answers))))
+
+
+def _aokvqa_score(prediction: str, answers: Sequence[str]) -> float:
+    return min(1.0, sum(answer == prediction for answer in answers) / 3)
+
+
+RULES: Mapping[str, Callable[[str, Sequence[str]], float]] = MappingProxyType(
+    {
+        "vqa": answer_score,
+        "vqa_lavis": _lavis_score,
+        "gqa": _gqa_score,
+        "gqa_lavis": _gqa_lavis_score,
+        "aokvqa": _aokvqa_score,
+    }
+)
+
+
+def answer_scores(predictions: Mapping[int, str], answers: Mapping[int, Sequence[str]], rules: str = "vqa") -> dict[int, float]:
+    """How right each answer is, 0 to 1, by question id in the order of `answers`.
 
     Args:
         predictions: question id -> answer.
         answers: question id -> the annotators' answers, the same ids.
-        types: question id -> type; None leaves the single types out.
+        rules: a key of `RULES`.
 
     Raises:
-        UserError: there is no question, a question has no answers or no prediction, or a prediction no question.
+        UserError: there is no question, a question has no answers or no prediction, a prediction no question, or a question
+            has several answers where the rules know one only.
     """
     _check(predictions, answers)
-    scores: dict[str, list[float]] = defaultdict(list)
-    for question_id, given in answers.items():
-        score = 100 * answer_score(predictions[question_id], given)
-        scores["accuracy"].append(score)
-        if types is not None:
-            scores[f"accuracy/{types[question_id]}"].append(score)
-    return {name: sum(values) / len(values) for name, values in sorted(scores.items())}
+    score = RULES[rules]
+    return {question_id: score(predictions[question_id], given) for question_id, given in answers.items()}
 
 
 def most_common_answers(questions: Iterable[Question]) -> dict[str, str]:
@@ -118,17 +148,39 @@ def _compared(text: str) -> str:
     return normalise_answer(text) or _one_line(text).lower()  # "a" is an article, yet no answer is not the answer "a"
 
 
+@cache
+def _leave_one_out(matches: int, count: int) -> float:
+    """The mean of min(1, matches / 3) over leaving out each of `count` answers, of which `matches` are met."""
+    return (matches * min(1.0, (matches - 1) / 3) + (count - matches) * min(1.0, matches / 3)) / count
+
+
+def _only(answers: Sequence[str]) -> str:
+    if len(answers) != 1:
+        raise UserError(
+            f"GQA's rules know one answer per question, but one here has {len(answers)}, e.g. {answers[0]!r}; "
+            "choose other rules by task.answer_rules"
+        )
+    return answers[0]
+
+
 def _one_line(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@lru_cache(maxsize=200_000)
 def _strip_marks(text: str) -> str:
     always = _COMMA_IN_NUMBER.search(text) is not None
     stripped = text
     for mark in _MARKS:
-        beside_blank = f"{mark} " in text or f" {mark}" in text
-        stripped = stripped.replace(mark, "" if always or beside_blank else " ")
+        if mark in text:
+            beside_blank = f"{mark} " in text or f" {mark}" in text
+            stripped = stripped.replace(mark, "" if always or beside_blank else " ")
     return _PERIOD.sub("", stripped, count=_MAX_PERIODS)
+
+
+def _normalise_words(text: str) -> str:
+    words = [_DIGITS.get(word, word) for word in text.lower().split()]
+    return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
 def _check(predictions: Mapping[int, str], answers: Mapping[int, Sequence[str]]) -> None:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from blip2x.config.run import RunConfig
 from blip2x.data.samples import CaptionSample
 from blip2x.data.source import Split
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.result import TaskResult
+from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
-from blip2x.metrics.caption import CaptionScores, score_names
+from blip2x.metrics.caption import score_names
 from blip2x.models.assemblies.stage2 import Stage2Model
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.registry import TASKS
-from blip2x.tasks.common.captioning import HeldOutCaptions, score_captions, stage2_collate
+from blip2x.tasks.common.captioning import HeldOutCaptions, stage2_collate
 from blip2x.tasks.common.loading import train_transform
 from blip2x.tasks.common.models import ModelLoader
-from blip2x.tasks.common.pictures import save_pictures
+from blip2x.tasks.common.results import caption_results, has_truth
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.train import train
 from blip2x.tasks.common.weights import STAGE2, Start
@@ -31,8 +30,8 @@ class Caption(Task):
 
     @classmethod
     def reads(cls, cfg: RunConfig) -> list[tuple[str, Split | None]]:
-        """Captions to score against, and to train on."""
-        return [("captions", "eval"), *([("captions", "train")] if cfg.task.train else [])]
+        """Captions to score against, and to train on and choose by."""
+        return [("captions", split) for split in (("eval", "train", "val") if cfg.task.train else ("eval",))]
 
     @classmethod
     def starts_from(cls, cfg: RunConfig) -> Start:
@@ -51,31 +50,49 @@ class Caption(Task):
         super().check(cfg, promised)
 
     @classmethod
+    def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[CaptionSample]) -> None:
+        """A training is validated on true captions."""
+        if split == "val" and not has_truth(samples):
+            raise UserError(
+                f"task.train=true needs true captions to validate on, and {cfg.dataset.name} has none for val; "
+                "train on a data set that has some, and caption with task.train=false"
+            )
+
+    @classmethod
     def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
         """The losses, and the captions' scores but for METEOR and SPICE, which take long to start."""
         return {"eval_loss", "blind_eval_loss", *score_names(_quick(cfg.task.metrics))}
 
     def run(self) -> TaskResult:
-        """Train where asked for, then evaluate; the last validation's captions are those of the trained model."""
+        """Train where asked for, then evaluate; where both are of the same images, the last validation's captions are kept."""
         loader = ModelLoader.of_run(self.cfg, self.run_folder)
         model, tokenizer = loader.stage2(new_projection=False)
         samples = self.read(self.source.captions, "eval")
+        missing = len(self.source.skipped)
         settings, names = GenerationSettings.from_config(self.task), _quick(self.task.metrics)
-        held_out = HeldOutCaptions(
-            self.cfg, self.run_folder, model, tokenizer, samples, settings=settings, limit=None, names=names
-        )
-        weights = {}
+
+        def held_out_captions(samples: Sequence[CaptionSample]) -> HeldOutCaptions:
+            return HeldOutCaptions(
+                self.cfg, self.run_folder, model, tokenizer, samples, settings=settings, limit=None, names=names
+            )
+
+        held_out, weights = held_out_captions(samples), {}
         if self.task.train:
-            self._train(loader, model, tokenizer, held_out)
+            chosen_by = held_out if self.source.val_is_eval else held_out_captions(self.read(self.source.captions, "val"))
+            self._train(loader, model, tokenizer, chosen_by)
             weights = {"model.weights": self.checkpoint_folder()}
         if not held_out.rows:
             held_out.caption()
         blind = held_out.caption_blind() if self.task.blind_baseline else None
         by_id = {sample.image_id: sample for sample in samples}
         pairs = [(by_id[row["image_id"]], row) for row in held_out.rows]
-        return TaskResult(self.context.on_main(lambda: self._score(pairs, blind)), weights)
+        left_out = missing + len(samples) - len(pairs)
+        metrics = self.context.on_main(
+            lambda: caption_results(self.run_folder, self.cfg, pairs, blind=blind, left_out=left_out)
+        )
+        return TaskResult(metrics, weights)
 
-    def _train(self, loader: ModelLoader, model: Stage2Model, tokenizer: TextTokenizer, held_out: HeldOutCaptions) -> None:
+    def _train(self, loader: ModelLoader, model: Stage2Model, tokenizer: TextTokenizer, chosen_by: HeldOutCaptions) -> None:
         train(
             self.cfg,
             self.run_folder,
@@ -85,51 +102,9 @@ class Caption(Task):
             stage2_collate(self.task, tokenizer, train_transform(self.cfg)),
             tokenizers={"language": tokenizer},
             frozen_origin=loader.frozen_origin("vision", "language"),
-            evaluate=held_out.validate,
+            evaluate=chosen_by.validate,
         )
-
-    def _score(self, pairs: list[tuple[CaptionSample, dict[str, Any]]], blind: str | None) -> dict[str, float]:
-        references = {sample.image_id: sample.captions for sample, _ in pairs}
-        captions = {sample.image_id: row["caption"] for sample, row in pairs}
-        scores, without = score_captions(self.run_folder, captions, references, self.task.metrics), CaptionScores()
-        if blind is not None:
-            without = score_captions(self.run_folder, dict.fromkeys(references, blind), references, self.task.metrics)
-        metrics = {**scores.scores, **{f"blind_{name}": value for name, value in without.scores.items()}}
-        metrics |= _group_means(pairs, scores, without)
-        pictures = save_pictures(self.run_folder, [sample for sample, _ in pairs])
-        self.run_folder.write_lines(
-            [
-                {
-                    "stage": self.run_folder.stage,
-                    "group": sample.group,
-                    "image": pictures.get(sample.image_id),
-                    "name": sample.image.name,
-                    **row,
-                    "references": list(sample.captions),
-                    "blind": blind,
-                    "scores": {name: values[sample.image_id] for name, values in scores.per_image.items()},
-                }
-                for sample, row in pairs
-            ],
-            "predictions.jsonl",
-        )
-        return metrics
 
 
 def _quick(metrics: list[str]) -> list[str]:
     return [name for name in metrics if name not in ("METEOR", "SPICE")]
-
-
-def _group_means(
-    pairs: list[tuple[CaptionSample, dict[str, Any]]], scores: CaptionScores, without: CaptionScores
-) -> dict[str, float]:
-    """CIDEr per group: the mean over its images; n-grams are weighed by their rarity among all images."""
-    groups = sorted({sample.group for sample, _ in pairs} - {""})
-    results = {}
-    for group in groups if len(groups) > 1 else []:
-        members = [sample.image_id for sample, _ in pairs if sample.group == group]
-        for prefix, found in (("", scores), ("blind_", without)):
-            if "CIDEr" in found.per_image:
-                values = found.per_image["CIDEr"]
-                results[f"{group}/{prefix}CIDEr"] = float(np.mean([values[image_id] for image_id in members]))
-    return results

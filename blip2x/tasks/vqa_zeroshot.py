@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import paddle
+from collections.abc import Sequence
 
 from blip2x.config.run import RunConfig
 from blip2x.data.samples import QuestionSample
 from blip2x.data.source import Split
-from blip2x.data.tokenize import TextTokenizer
-from blip2x.engine.batches import to_tensors
 from blip2x.engine.result import TaskResult
 from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
-from blip2x.metrics.vqa import answer_score, majority_answers, vqa_accuracy
-from blip2x.models.assemblies.stage2 import Stage2Model
+from blip2x.metrics.lemmatise import require_lemmatiser
+from blip2x.metrics.vqa import majority_answers
 from blip2x.registry import TASKS
-from blip2x.tasks.common.captioning import write_texts
-from blip2x.tasks.common.loading import Share
-from blip2x.tasks.common.merge import gather_rows
+from blip2x.tasks.common.answering import Answering, clean_questions
 from blip2x.tasks.common.models import ModelLoader
-from blip2x.tasks.common.pictures import save_pictures
+from blip2x.tasks.common.results import answer_results, check_questions, has_truth
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.weights import STAGE2, Start
 
@@ -48,106 +41,55 @@ class VqaZeroshot(Task):
 
     @classmethod
     def check(cls, cfg: RunConfig, promised: frozenset[str] = frozenset()) -> None:
-        """As for all tasks, and the decoding options and the prompt."""
+        """As for all tasks, and the decoding options, the prompt and the lemmatiser."""
         GenerationSettings.from_config(cfg.task)
         if "{}" not in cfg.task.prompt:
             raise UserError(f"task.prompt={cfg.task.prompt!r} has no {{}}, where the question goes")
+        if cfg.task.lemmatise:
+            require_lemmatiser()
         super().check(cfg, promised)
+
+    @classmethod
+    def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[QuestionSample]) -> None:
+        """All questions have as many true answers as the rules want, or none."""
+        check_questions(cfg, samples)
 
     def run(self) -> TaskResult:
         """Answer all questions; accuracy beside what is scored without the image and by the commonest answers."""
         model, tokenizer = ModelLoader.of_run(self.cfg, self.run_folder).stage2(new_projection=False)
         questions = self.read(self.source.questions, "eval")
-        rows = self._answer(model, tokenizer, questions)
-        asked = {question.question_id: question for question in questions}
-        pairs = [(asked[row["question_id"]], row) for row in rows]
-        if self.task.blind_baseline:
-            self._answer_blind(model, tokenizer, pairs)
-        return TaskResult(self.context.on_main(lambda: self._score(pairs)))
-
-    @paddle.no_grad()
-    def _answer(self, model: Stage2Model, tokenizer: TextTokenizer, questions: list[QuestionSample]) -> list[dict[str, Any]]:
-        settings, size = GenerationSettings.from_config(self.task), self.task.eval_batch_size
-        asked: dict[int, list[tuple[int, QuestionSample]]] = {}
-        for place, question in enumerate(questions):
-            asked.setdefault(question.image_id, []).append((place, question))
-        images = [of_image[0][1] for of_image in asked.values()]
-        share, rows = Share.of_images(self.cfg, self.run_folder, images, "answer"), []
-        for _, batch in share:
-            query_BQD = model.encode(to_tensors(batch)["image_BCHW"])
-            here = [(row, *pair) for row, image_id in enumerate(batch["image_id_B"].tolist()) for pair in asked[image_id]]
-            for start in range(0, len(here), size):
-                chunk = here[start : start + size]
-                query_NQD = query_BQD.index_select(paddle.to_tensor([row for row, _, _ in chunk]))
-                written = write_texts(model, tokenizer, query_NQD, [self._prompt(question) for *_, question in chunk], settings)
-                rows += [
-                    (place, {"question_id": question.question_id, "prediction": texts[0].text, "score": texts[0].score})
-                    for (_, place, question), texts in zip(chunk, written, strict=True)
-                ]
-        seen = {images[place].image_id for place in share.found}
-        answered = [place for place, question in enumerate(questions) if question.image_id in seen]
-        return gather_rows(self.context, rows, np.array(answered))
-
-    @paddle.no_grad()
-    def _answer_blind(
-        self, model: Stage2Model, tokenizer: TextTokenizer, pairs: list[tuple[QuestionSample, dict[str, Any]]]
-    ) -> None:
-        """Answer each different question once from its text alone."""
-        settings, size = GenerationSettings.from_config(self.task), self.task.eval_batch_size
-        prompts = sorted({self._prompt(question) for question, _ in pairs})
-        answers = {}
-        for start in range(0, len(prompts), size):
-            chunk = prompts[start : start + size]
-            written = write_texts(model, tokenizer, None, chunk, settings)
-            answers |= {prompt: texts[0].text for prompt, texts in zip(chunk, written, strict=True)}
-        for question, row in pairs:
-            row["blind"] = answers[self._prompt(question)]
-
-    def _prompt(self, question: QuestionSample) -> str:
-        return self.task.prompt.replace("{}", question.question)
-
-    def _score(self, pairs: list[tuple[QuestionSample, dict[str, Any]]]) -> dict[str, float]:
-        questions = [question for question, _ in pairs]
-        found = {"": {row["question_id"]: row["prediction"] for _, row in pairs}}
-        if self.task.blind_baseline:
-            found["blind_"] = {row["question_id"]: row["blind"] for _, row in pairs}
-            try:
-                found["majority_"] = majority_answers(self.source.questions("train"), questions)
-            except UserError as error:
-                self.console.print(f"note: no commonest answers to compare with: {error}", markup=False)
-        metrics = {}
-        for prefix, predictions in found.items():
-            metrics |= _accuracies(prefix, predictions, questions)
-        pictures = save_pictures(self.run_folder, questions)
-        self.run_folder.write_lines(
-            [
-                {
-                    "stage": self.run_folder.stage,
-                    "image_id": question.image_id,
-                    "group": question.group,
-                    "image": pictures.get(question.image_id),
-                    "name": question.image.name,
-                    "question": question.question,
-                    "question_type": question.question_type,
-                    "answers": list(question.answers),
-                    "correct": answer_score(row["prediction"], question.answers),
-                    **row,
-                }
-                for question, row in pairs
-            ],
-            "predictions.jsonl",
+        missing = len(self.source.skipped)
+        answering = Answering(
+            self.cfg,
+            self.run_folder,
+            model,
+            tokenizer,
+            clean_questions(questions) if self.task.clean_questions else questions,
+            settings=GenerationSettings.from_config(self.task),
+            prompt=self.task.prompt,
+            encode=model.encode,
+            queries=lambda feature_NQD, _: feature_NQD,
         )
-        return metrics
+        pairs = answering.answer()
+        baselines = {"blind": answering.answer_blind()} if self.task.blind_baseline else {}
 
+        def score() -> dict[str, float]:
+            if self.task.blind_baseline and has_truth(questions):
+                baselines.update(self._commonest(questions))
+            return answer_results(
+                self.run_folder,
+                self.cfg,
+                pairs,
+                baselines=baselines,
+                images_encoded=answering.images_encoded,
+                left_out=missing + len(questions) - len(pairs),
+            )
 
-def _accuracies(prefix: str, predictions: dict[int, str], questions: list[QuestionSample]) -> dict[str, float]:
-    """Of all questions, by type, and by group of images where there are several."""
-    answers = {question.question_id: question.answers for question in questions}
-    types = {question.question_id: question.question_type for question in questions}
-    results = {f"{prefix}{name}": value for name, value in vqa_accuracy(predictions, answers, types).items()}
-    groups = sorted({question.group for question in questions} - {""})
-    for group in groups if len(groups) > 1 else []:
-        ids = [question.question_id for question in questions if question.group == group]
-        own = vqa_accuracy({i: predictions[i] for i in ids}, {i: answers[i] for i in ids})
-        results[f"{group}/{prefix}accuracy"] = own["accuracy"]
-    return results
+        return TaskResult(self.context.on_main(score))
+
+    def _commonest(self, questions: Sequence[QuestionSample]) -> dict[str, dict[int, str]]:
+        try:
+            return {"majority": majority_answers(self.source.questions("train"), questions)}
+        except UserError as error:
+            self.console.print(f"note: no commonest answers to compare with: {error}", markup=False)
+            return {}

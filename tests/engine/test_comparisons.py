@@ -66,6 +66,39 @@ def test_chance_is_of_the_accuracies_where_there_is_no_recall():
     assert measures["pretrain_vision", "loss"].baselines == ()
 
 
+def test_an_interval_belongs_to_its_measure_and_is_none_itself():
+    metrics = {"accuracy": 71.0, "ci95_low_accuracy": 70.04, "ci95_high_accuracy": 71.96, "accuracy/answer_type/yes/no": 3.0}
+    metrics |= {"ci95_low_accuracy/answer_type/yes/no": 2.0, "ci95_high_accuracy/answer_type/yes/no": 4.0}
+    metrics |= {"x/accuracy": 1.0, "x/ci95_low_accuracy": 0.5, "x/ci95_high_accuracy": 1.5, "y/accuracy": 1.0}
+    measures = found({"vqa_zeroshot": metrics})
+    assert len(measures) == 4
+    assert {key: measure.shown_interval() for (_, key), measure in measures.items()} == {
+        "accuracy": "[70.0, 72.0]",
+        "accuracy/answer_type/yes/no": "[2.0, 4.0]",
+        "x/accuracy": "[0.50, 1.5]",
+        "y/accuracy": "",
+    }
+    assert measures["vqa_zeroshot", "accuracy/answer_type/yes/no"].part == "answer_type/yes/no"
+
+
+@pytest.mark.parametrize("end", ["ci95_low_CIDEr", "ci95_high_CIDEr"])
+def test_half_an_interval_is_none(end):
+    (measure,) = read_measures({"caption": {"CIDEr": 1.0, end: 0.9}})
+    assert measure.interval is None
+    (measure,) = read_measures({"caption": {"CIDEr": 1.0, "ci95_low_CIDEr": math.nan, "ci95_high_CIDEr": 2.0}})
+    assert measure.shown_interval() == ""
+
+
+def test_groups_of_any_name_are_told_from_types():
+    metrics = {"CIDEr": 1.0, "in-domain/CIDEr": 1.2, "in-domain/blind_CIDEr": 0.2, "CIDEr/long": 0.5, "blind_CIDEr/long": 0.1}
+    places = {(measure.scope, measure.name, measure.part): measure.baselines for measure in read_measures({"caption": metrics})}
+    assert places == {
+        ("", "CIDEr", ""): (),
+        ("in-domain", "CIDEr", ""): (Baseline("blind", 0.2),),
+        ("", "CIDEr", "long"): (Baseline("blind", 0.1),),
+    }
+
+
 @pytest.mark.parametrize(
     ("stage", "key", "shown", "gains"),
     [

@@ -13,7 +13,7 @@ from blip2x.engine.report import write_report
 from blip2x.errors import UserError
 
 VOID = {"meta", "img", "link", "br", "hr", "input", "line", "circle", "polyline"}
-SECTIONS = {"summary", "captions", "questions", "predictions", "types", "heldout", "curves", "figures", "cost", "config"}
+SECTIONS = {"summary", "captions", "questions", "predictions", "types", "groups", "curves", "figures", "cost", "config"}
 
 
 class Page(HTMLParser):
@@ -54,7 +54,7 @@ def caption(number: int, score: float | None, **other) -> dict:
     return {**row, "references": ["a red two"], "scores": {"CIDEr": score}, "blind": "a blue one", **other}
 
 
-def question(number: int, correct: float, image_id: int = 1) -> dict:
+def question(number: int, correct: float | None, image_id: int = 1) -> dict:
     row = {
         "stage": "vqa_zeroshot",
         "question_id": number,
@@ -62,7 +62,13 @@ def question(number: int, correct: float, image_id: int = 1) -> dict:
         "group": "held_out",
         "image": "images/small.png",
     }
-    texts = {"question": f"question {number}?", "question_type": "which digit", "answers": ["two"], "prediction": "two"}
+    texts = {
+        "question": f"question {number}?",
+        "question_type": "which digit",
+        "answer_type": "other",
+        "answers": ["two"],
+        "prediction": "two",
+    }
     return {**row, **texts, "blind": "seven", "correct": correct}
 
 
@@ -78,7 +84,12 @@ def run_folder(tmp_path) -> Path:
         "vqa_zeroshot": {
             "accuracy": 71.0,
             "blind_accuracy": 35.2,
-            "accuracy/which digit": 60.0,
+            "ci95_low_accuracy": 69.5,
+            "ci95_high_accuracy": 72.5,
+            "accuracy/question_type/which digit": 60.0,
+            "accuracy/answer_type/other": 61.0,
+            "ci95_low_accuracy/answer_type/other": 58.5,
+            "ci95_high_accuracy/answer_type/other": 63.0,
             "held_out/accuracy": float("nan"),
         },
         "seconds": 280.1,
@@ -141,6 +152,27 @@ def test_metrics_stand_beside_their_baselines(run_folder):
     assert "not a number" in text
 
 
+def test_values_have_their_intervals_in_brackets(run_folder):
+    text = report(run_folder)
+    assert text.count("[69.5, 72.5]") == 3  # in the summary, among the groups and among all figures
+    assert "95 % of the values" in text and "ci95" not in text
+
+
+def test_accuracies_by_type_of_question_and_of_answer_have_their_counts(run_folder):
+    types = report(run_folder).split('<section id="types">')[1].split("</section>")[0]
+    by_question, by_answer = types.split("By answer type")
+    assert re.search(r'which digit</th><td class="n wide">3</td>.*?60\.0 %', by_question, re.DOTALL)
+    assert re.search(r'other</th><td class="n wide">3</td>.*?61\.0 %.*?\[58\.5, 63\.0\]', by_answer, re.DOTALL)
+
+
+def test_groups_of_any_name_stand_beside_all(run_folder):
+    domains = {f"{domain}/CIDEr": value for domain, value in (("in-domain", 1.2), ("near-domain", 1.1), ("out-domain", 1.0))}
+    (run_folder / "results.json").write_text(json.dumps({"caption": {"CIDEr": 1.1, "images": 3, **domains}}))
+    groups = report(run_folder).split('<section id="groups">')[1].split("</section>")[0]
+    assert re.findall(r'<th scope="col" class="n">(.*?)</th>', groups) == ["all", "in-domain", "near-domain", "out-domain"]
+    assert "never occurred in training" not in groups
+
+
 def test_the_same_files_give_the_same_page_and_no_partial_file_stays(run_folder):
     assert report(run_folder) == report(run_folder)
     assert not [path for path in run_folder.iterdir() if "partial" in path.name]
@@ -160,7 +192,7 @@ def test_an_old_report_survives_a_failure(run_folder, monkeypatch):
     [
         ("metrics.jsonl", {"curves"}),
         ("predictions.jsonl", {"captions", "questions", "predictions"}),
-        ("results.json", {"summary", "types", "heldout", "figures"}),
+        ("results.json", {"summary", "types", "groups", "figures"}),
         ("config.yaml", {"config"}),
         ("command.txt", set()),
     ],
@@ -213,6 +245,28 @@ def test_best_worst_and_random_say_how_they_were_chosen(run_folder):
     best, worst = text[text.index("The 4 best of 40") :].split("The 4 worst of 40")
     assert re.findall(r'"said">caption (\d+)', best) == ["39", "38", "37", "36"]
     assert re.findall(r'"said">caption (\d+)', worst.split("</section>")[0]) == ["0", "1", "2", "3"]
+
+
+def test_random_pictures_are_drawn_from_those_that_were_kept(run_folder):
+    kept = range(0, 400, 20)
+    rows = [caption(number, 1.0, image="images/small.png" if number in kept else None) for number in range(400)]
+    write_lines(run_folder / "predictions.jsonl", rows)
+    text = report(run_folder)
+    assert "8 of 400 captioned pictures, drawn at random from the 20 that copies were kept of" in text
+    drawn = re.findall(r'"said">caption (\d+)', text.split("The 4 best")[0])
+    assert len(drawn) == 8 and all(int(number) in kept for number in drawn)
+
+
+def test_pictures_with_questions_are_chosen_by_the_mean_of_their_answers(run_folder):
+    rows = [question(10 * number + n, float(number > n), image_id=number) for number in range(13) for n in range(2)]
+    write_lines(run_folder / "predictions.jsonl", [*rows, question(999, None, image_id=99)])
+    text = report(run_folder)
+    assert (
+        "6 of 14 pictures with questions, drawn at random" in text and "? not scored" not in text.split("The 3 best of 13")[1]
+    )
+    best, worst = text[text.index("The 3 best of 13") :].split("The 3 worst of 13")
+    assert re.findall(r'"which">picture (\d+)', best) == ["2", "3", "4"]
+    assert re.findall(r'"which">picture (\d+)', worst.split("</section>")[0])[:3] == ["0", "1", "2"]
 
 
 def test_small_scenes_stay_sharp_and_photographs_are_embedded_small(run_folder):

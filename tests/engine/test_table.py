@@ -26,6 +26,12 @@ def test_a_stage_is_named_once_and_question_types_are_left_to_the_report():
     assert "how many" not in text
 
 
+def test_a_value_has_its_interval_beside_it():
+    text = printed({"caption": {"CIDEr": 2.1, "ci95_low_CIDEr": 1.98, "ci95_high_CIDEr": 2.21, "blind_CIDEr": 0.3}})
+    (row,) = [line for line in text.splitlines() if "CIDEr" in line]
+    assert "2.10 [1.98, 2.21]" in row and "0.300 no picture" in row
+
+
 def test_nan_and_markup_are_printed_as_they_are():
     text = printed({"[red]mine": {"loss[0]": math.nan}})
     assert "[red]mine" in text and "loss[0]" in text and "not a number" in text

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from blip2x.config.task import AnswerRules
 from blip2x.errors import UserError
-from blip2x.metrics.vqa import answer_score, majority_answers, most_common_answers, normalise_answer, vqa_accuracy
+from blip2x.metrics.vqa import RULES, answer_score, answer_scores, majority_answers, most_common_answers, normalise_answer
 
 
 @pytest.mark.parametrize(
@@ -88,16 +89,59 @@ def test_few_answers_need_one_match(prediction, answers, score):
     assert answer_score(prediction, answers) == score
 
 
-def test_accuracy_in_per_cent_overall_and_by_type():
-    predictions = {1: "red", 2: "2", 3: "blue"}
+@pytest.mark.parametrize(
+    ("prediction", "answers", "official", "lavis"),
+    [
+        ("Yes", ["yes"] * 10, 0, 1),  # LAVIS normalises the prediction though all agree
+        ("yes", ["Yes"] * 10, 0, 0),  # and never the annotators' letters
+        ("2", ["two"] * 10, 0, 0),
+        ("two", ["two"] * 10, 1, 0),  # nor their numbers
+        ("2", ["two"] * 5 + ["3"] * 5, 1, 0),
+        ("cat", ["a cat"] * 5 + ["dog"] * 5, 1, 0),  # nor their articles
+        ("left-hand", ["left-hand"] * 5 + ["right"] * 5, 1, 1),  # but their punctuation, where they differ
+        ("left-hand", ["left-hand"] * 10, 1, 0),
+        ("a cat.", ["cat"] * 2 + ["dog"] * 8, 0.6, 0.6),
+        ("red", ["red", " red"] * 5, 1, 1),
+        ("Two.", ["2"], 1, 1),  # both know no rule for so few
+    ],
+)
+def test_lavis_differs_from_the_official_rules(prediction, answers, official, lavis):
+    assert answer_score(prediction, answers) == pytest.approx(official)
+    assert RULES["vqa_lavis"](prediction, answers) == pytest.approx(lavis)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "plain", "lavis"),
+    [
+        ("left", "left", 1, 1),
+        ("Left", "left", 0, 1),
+        ("the left", "left", 0, 1),
+        ("2", "two", 0, 1),
+        ("right", "left", 0, 0),
+    ],
+)
+def test_gqa_has_one_answer(prediction, answer, plain, lavis):
+    assert (RULES["gqa"](prediction, [answer]), RULES["gqa_lavis"](prediction, [answer])) == (plain, lavis)
+    for rules in ("gqa", "gqa_lavis"):
+        with pytest.raises(UserError, match="one answer per question, but one here has 2"):
+            RULES[rules](prediction, [answer, answer])
+
+
+@pytest.mark.parametrize(("matches", "score"), [(0, 0), (1, 1 / 3), (2, 2 / 3), (3, 1), (10, 1)])
+def test_aokvqa_leaves_no_answer_out(matches, score):
+    answers = ["boat"] * matches + ["Boat"] * (10 - matches)
+    assert RULES["aokvqa"]("boat", answers) == pytest.approx(score)
+
+
+def test_every_rule_can_be_chosen_and_no_other():
+    assert {rules.value for rules in AnswerRules} == set(RULES)
+
+
+def test_scores_of_all_questions_in_their_order():
+    predictions = {3: "blue", 1: "red", 2: "2"}
     answers = {1: ["red"], 2: ["2", "2"] + ["3"] * 8, 3: ["green"]}
-    assert vqa_accuracy(predictions, answers) == {"accuracy": pytest.approx(160 / 3)}
-    found = vqa_accuracy(predictions, answers, {1: "what colour", 2: "how many", 3: "what colour"})
-    assert found == {
-        "accuracy": pytest.approx(160 / 3),
-        "accuracy/what colour": pytest.approx(50),
-        "accuracy/how many": pytest.approx(60),
-    }
+    assert list(answer_scores(predictions, answers).items()) == [(1, 1), (2, pytest.approx(0.6)), (3, 0)]
+    assert answer_scores(predictions, answers, "aokvqa") == {1: pytest.approx(1 / 3), 2: pytest.approx(2 / 3), 3: 0}
 
 
 @pytest.mark.parametrize(
@@ -111,7 +155,7 @@ def test_accuracy_in_per_cent_overall_and_by_type():
 )
 def test_unmatched_questions_are_named(predictions, answers, named):
     with pytest.raises(UserError, match=named):
-        vqa_accuracy(predictions, answers)
+        answer_scores(predictions, answers)
 
 
 @dataclass

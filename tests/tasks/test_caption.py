@@ -28,6 +28,8 @@ def test_a_checkpoint_alone_writes_what_the_pipeline_wrote(run_task, demo, encod
     assert metrics == run.results["caption"]
     assert rows(folder) == rows(run.folder / "caption")
     assert encoded == [5, 5, 2]  # each image once, though beams share it
+    submitted = json.loads((folder / "leaderboard.json").read_text())
+    assert submitted == [{"image_id": row["image_id"], "caption": row["caption"]} for row in rows(folder)]
 
 
 def test_a_checkpoint_remembers_its_shape(run_task, demo):
@@ -40,14 +42,14 @@ def test_a_checkpoint_remembers_its_shape(run_task, demo):
 def test_the_blind_caption_is_one_and_scored_beside(run_task, stage2):
     metrics, folder = run_task("caption", stage2, "task.metrics=[CIDEr]", "task.blind_baseline=true")
     assert len({row["blind"] for row in rows(folder)}) == 1
-    assert {name.split("/")[-1] for name in metrics} == {"CIDEr", "blind_CIDEr"}
+    assert {name.split("/")[-1] for name in metrics} == {"CIDEr", "ci95_low_CIDEr", "ci95_high_CIDEr", "blind_CIDEr", "images"}
 
 
 def test_several_captions_per_image_best_first_and_none_blind(run_task, stage2):
     several = ["task.num_beams=3", "task.num_return_sequences=2", "task.blind_baseline=false"]
     metrics, folder = run_task("caption", stage2, "task.metrics=[CIDEr]", *several)
     assert all(len(row["captions"]) == 2 and row["captions"][0] == row["caption"] for row in rows(folder))
-    assert {name.split("/")[-1] for name in metrics} == {"CIDEr"}
+    assert {name.split("/")[-1] for name in metrics} == {"CIDEr", "ci95_low_CIDEr", "ci95_high_CIDEr", "images"}
 
 
 def test_fine_tuning_trains_and_its_checkpoint_captions_alike(run_task, stage2, demo, encoded, validations):

@@ -7,7 +7,8 @@ from collections import Counter
 
 import pytest
 
-from blip2x.tasks import vqa_zeroshot
+from blip2x.errors import UserError
+from blip2x.tasks.common import answering
 
 
 def rows(folder):
@@ -17,13 +18,13 @@ def rows(folder):
 @pytest.fixture
 def prompts(monkeypatch):
     """For each call of the language model: (whether it sees images, the prompts)."""
-    found, write_texts = [], vqa_zeroshot.write_texts
+    found, write_texts = [], answering.write_texts
 
     def spy(model, tokenizer, query_BQD, asked, settings):
         found.append((query_BQD is not None, list(asked)))
         return write_texts(model, tokenizer, query_BQD, asked, settings)
 
-    monkeypatch.setattr(vqa_zeroshot, "write_texts", spy)
+    monkeypatch.setattr(answering, "write_texts", spy)
     return found
 
 
@@ -36,10 +37,16 @@ def test_a_checkpoint_alone_answers_what_the_pipeline_answered(run_task, demo, e
     assert rows(folder) == rows(run.folder / "vqa_zeroshot")
     assert len(rows(folder)) > 24
     assert encoded == [5, 5, 2]  # each image once, however many questions are asked about it
+    asked = len(rows(folder))
+    assert (metrics["questions"], metrics["images_encoded"]) == (asked, 12)
+    assert metrics["questions_per_image_encoded"] == pytest.approx(asked / 12)
+    submitted = json.loads((folder / "leaderboard.json").read_text())
+    assert submitted == [{"question_id": row["question_id"], "answer": row["prediction"]} for row in rows(folder)]
 
 
 def test_every_question_is_asked_in_the_prompt_and_blind_ones_once(run_task, demo, prompts):
     stage2 = demo("model=tiny_opt").checkpoint("pretrain_stage2")
+    prompts.clear()  # of the demo, if it has just been run
     metrics, folder = run_task("vqa_zeroshot", f"model.weights={stage2}", "task.prompt='{} say:'", "task.blind_baseline=true")
     found = rows(folder)
     seeing = Counter(prompt for sees, asked in prompts for prompt in asked if sees)
@@ -54,3 +61,17 @@ def test_every_question_is_asked_in_the_prompt_and_blind_ones_once(run_task, dem
     metrics, _ = run_task("vqa_zeroshot", f"model.weights={stage2}", "task.blind_baseline=false")
     assert not any("blind" in name or "majority" in name for name in metrics) and commonest > 0
     assert all(sees for sees, _ in prompts)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["task.lemmatise=true"], "needs spaCy"),
+        (["task.answer_rules=okvqa"], "answer_rules"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_work(run_task, demo, tmp_path, monkeypatch, words, message):
+    monkeypatch.setattr("blip2x.metrics.lemmatise.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=message):
+        run_task("vqa_zeroshot", f"model.weights={demo('model=tiny_opt').checkpoint('pretrain_stage2')}", *words)
+    assert not (tmp_path / "vqa_zeroshot").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import fields
 
 from blip2x.config.dataset import AnnotationFiles, CustomConfig, DatasetConfig, ImageTextConfig, ImageTextPart
+from blip2x.data.image_text import image_folder
 from blip2x.data.source import Split
 from blip2x.data.sources.image_text import ImageText
 from blip2x.registry import DATASETS
@@ -19,6 +20,7 @@ class Custom(ImageText):
     """One part whose files are keys of their own, which is less to type."""
 
     def __init__(self, cfg: CustomConfig):
+        image_folder(cfg.images)
         splits = {
             "train": AnnotationFiles(captions=cfg.train_captions, questions=cfg.train_questions),
             "val": AnnotationFiles(

@@ -28,6 +28,12 @@ class ImageText(Source):
         self.name = cfg.name
         self.skipped = []
 
+    @property
+    def val_is_eval(self) -> bool:
+        """Whether both splits have the same files."""
+        val, evaluated = self.cfg.val_split or self.cfg.eval_split, self.cfg.eval_split
+        return all(part.splits.get(val) == part.splits.get(evaluated) for part in self.cfg.parts.values())
+
     def captions(self, split: Split) -> Samples[CaptionSample]:
         """One sample per image, part after part; those to train on are cleaned as BLIP does, the others stay as they are."""
         clean = split == "train"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -100,7 +100,11 @@ class Task:
         if cls.shows_pictures:
             weights.check_pictures(cfg.dataset)
         for what, split in cls.reads(cfg):
-            getattr(build_source(cfg), what)(*([split] if split else []))
+            cls.check_samples(cfg, split, getattr(build_source(cfg), what)(*([split] if split else [])))
+
+    @classmethod
+    def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[Any]) -> None:
+        """Raise `UserError` where the task cannot work with what it reads."""
 
     def run(self) -> TaskResult:
         """Do the work."""

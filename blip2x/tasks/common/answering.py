@@ -1,0 +1,128 @@
+"""Answering questions about images, whatever turns an image and a question into queries.
+
+B images, N questions about them, Q queries, D width of the language model; C channels, H, W pixels.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import paddle
+from paddle import Tensor
+
+from blip2x.config.run import RunConfig
+from blip2x.data.samples import QuestionSample
+from blip2x.data.tokenize import TextTokenizer
+from blip2x.engine.batches import to_tensors
+from blip2x.engine.run import Run
+from blip2x.generation.settings import GenerationSettings
+from blip2x.models.assemblies.stage2 import Stage2Model
+from blip2x.tasks.common.captioning import write_texts
+from blip2x.tasks.common.loading import Share
+from blip2x.tasks.common.merge import gather_rows
+
+_MOST_WORDS = 50  # of a question, as in LAVIS
+_MARKS = re.compile(r'[.!"()*#:;~]')
+
+
+def clean_questions(questions: Iterable[QuestionSample]) -> list[QuestionSample]:
+    """Questions as LAVIS's evaluations put them into the prompt: lower case, without .!"()*#:;~, at most 50 words."""
+    return [replace(sample, question=_clean(sample.question)) for sample in questions]
+
+
+def _clean(question: str) -> str:
+    return " ".join(_MARKS.sub("", question.lower()).rstrip(" ").split(" ")[:_MOST_WORDS])
+
+
+class Answering:
+    """Answers all questions, sharing the images among the ranks; questions about one image share its encoding.
+
+    Attributes:
+        images_encoded: images that went through the encoder, on all ranks together, once `answer` is done.
+
+    Args:
+        cfg: the whole config.
+        run: the task's run.
+        model: in evaluation mode when a method is called; its language model writes.
+        tokenizer: the language model's.
+        questions: all of them, the same on each rank.
+        settings: how to decode.
+        prompt: what the language model reads behind the queries; "{}" is replaced by the question.
+        encode: image_BCHW -> features [B, ...], called once per image.
+        queries: the features of each question's image [N, ...] and the N questions -> query_NQD.
+        group: false: encode an image anew for each question about it.
+    """
+
+    def __init__(
+        self,
+        cfg: RunConfig,
+        run: Run,
+        model: Stage2Model,
+        tokenizer: TextTokenizer,
+        questions: Sequence[QuestionSample],
+        *,
+        settings: GenerationSettings,
+        prompt: str,
+        encode: Callable[[Tensor], Tensor],
+        queries: Callable[[Tensor, Sequence[QuestionSample]], Tensor],
+        group: bool = True,
+    ):
+        self.images_encoded = 0
+        self._cfg, self._run, self._model, self._tokenizer, self._questions = cfg, run, model, tokenizer, questions
+        self._settings, self._prompt, self._encode, self._queries = settings, prompt, encode, queries
+        units: dict[int, list[int]] = {}
+        for place, question in enumerate(questions):
+            units.setdefault(question.image_id if group else place, []).append(place)
+        self._units = list(units.values())  # places of the questions that share a pass through the encoder
+
+    @paddle.no_grad()
+    def answer(self) -> list[tuple[QuestionSample, dict[str, Any]]]:
+        """Each question whose image can be read, in their order, with its question_id, prediction and score (log-probability).
+
+        All ranks must call it; each gets all answers. The first question's prompt goes to the terminal.
+        """
+        run = self._run
+        run.console.print(f"prompt: {self._asked(self._questions[0])!r}", markup=False, highlight=False, soft_wrap=True)
+        images = [self._questions[places[0]] for places in self._units]
+        share, rows, encoded = Share.of_images(self._cfg, run, images, "answer"), [], 0
+        for units, batch in share:
+            feature_B = self._encode(to_tensors(batch)["image_BCHW"])
+            encoded += len(batch["image_BCHW"])
+            rows += self._write(feature_B, [(row, place) for row, unit in enumerate(units) for place in self._units[unit]])
+        self.images_encoded = sum(run.context.gather_objects(encoded))
+        expected = np.sort([place for unit in share.found for place in self._units[unit]])
+        answers = gather_rows(run.context, rows, expected)
+        return [(self._questions[place], answer) for place, answer in zip(expected, answers, strict=True)]
+
+    @paddle.no_grad()
+    def answer_blind(self) -> dict[int, str]:
+        """Question id -> the answer of the language model that sees no image; each different prompt is answered once."""
+        prompts = sorted({self._asked(question) for question in self._questions})
+        size, answers = self._cfg.task.eval_batch_size, {}
+        for start in range(0, len(prompts), size):
+            chunk = prompts[start : start + size]
+            written = write_texts(self._model, self._tokenizer, None, chunk, self._settings)
+            answers |= {prompt: texts[0].text for prompt, texts in zip(chunk, written, strict=True)}
+        return {question.question_id: answers[self._asked(question)] for question in self._questions}
+
+    def _asked(self, question: QuestionSample) -> str:
+        return self._prompt.replace("{}", question.question)
+
+    def _write(self, feature_B: Tensor, asked: Sequence[tuple[int, int]]) -> list[tuple[int, dict[str, Any]]]:
+        """Answer the questions given by (row of the batch, place among the questions), `task.eval_batch_size` at a time."""
+        size, rows = self._cfg.task.eval_batch_size, []
+        for start in range(0, len(asked), size):
+            chunk = asked[start : start + size]
+            questions = [self._questions[place] for _, place in chunk]
+            query_NQD = self._queries(feature_B.index_select(paddle.to_tensor([row for row, _ in chunk])), questions)
+            prompts = [self._asked(question) for question in questions]
+            written = write_texts(self._model, self._tokenizer, query_NQD, prompts, self._settings)
+            rows += [
+                (place, {"question_id": question.question_id, "prediction": texts[0].text, "score": texts[0].score})
+                for (_, place), question, texts in zip(chunk, questions, written, strict=True)
+            ]
+        return rows

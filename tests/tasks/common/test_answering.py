@@ -1,0 +1,95 @@
+"""Answers are those of each question alone, and an image is encoded once for all questions about it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import paddle
+import pytest
+
+from blip2x.config.compose import compose_config
+from blip2x.data.samples import QuestionSample
+from blip2x.data.tokenize import train_tokenizer
+from blip2x.generation.settings import GenerationSettings
+from blip2x.models.assemblies.stage2 import build_stage2
+from blip2x.models.freeze import set_eval_mode
+from blip2x.models.weights.describe import follow_source
+from blip2x.tasks.common.answering import Answering, clean_questions
+from blip2x.tasks.common.inputs import build_source
+
+SCENES = 5
+SETTINGS = GenerationSettings(num_beams=2, max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def parts(small):
+    """Config, a model that learned nothing, its tokenizer and questions about five scenes, those about one not in a row."""
+    words = ["task=vqa_zeroshot", "model=tiny_opt", *small, "task.eval_batch_size=3", f"dataset.test_scenes={SCENES}"]
+    cfg = compose_config(words)
+    cfg.model = follow_source(cfg.model, None)
+    questions = sorted(build_source(cfg).questions("eval"), key=lambda sample: (sample.question, sample.question_id))
+    tokenizer = train_tokenizer([f"{sample.question} {sample.answers[0]}" for sample in questions], "opt")
+    paddle.seed(0)
+    model = build_stage2(cfg.model, vocab_size=tokenizer.vocab_size)
+    for parameter in model.parameters():
+        if parameter.ndim == 2:  # the usual start is so small that all pictures would get the same answer
+            parameter.set_value(5 * parameter)
+    set_eval_mode(model)
+    return SimpleNamespace(cfg=cfg, model=model, tokenizer=tokenizer, questions=questions)
+
+
+def answering(parts, run, *, group=True, queries=lambda feature_NQD, _: feature_NQD):
+    return Answering(
+        parts.cfg, run, parts.model, parts.tokenizer, parts.questions, settings=SETTINGS, prompt="say: {} it is",
+        encode=parts.model.encode, queries=queries, group=group,
+    )  # fmt: skip
+
+
+def test_questions_that_share_an_image_are_answered_as_each_alone(parts, run, encoded):
+    together, alone = answering(parts, run), answering(parts, run, group=False)
+    found = together.answer()
+    assert together.images_encoded == sum(encoded) == SCENES
+    encoded.clear()
+    expected = alone.answer()
+    assert alone.images_encoded == sum(encoded) == len(parts.questions) > 3 * SCENES
+    assert [question for question, _ in found] == [question for question, _ in expected] == parts.questions
+    for (question, row), (_, other) in zip(found, expected, strict=True):
+        assert (row["question_id"], row["prediction"]) == (question.question_id, other["prediction"])
+        assert row["score"] == pytest.approx(other["score"], abs=1e-4)
+    assert len({row["prediction"] for _, row in found}) > 3
+    assert "prompt: " + repr(f"say: {parts.questions[0].question} it is") in run.console.file.getvalue()
+
+
+def test_queries_are_made_from_each_questions_own_image_and_question(parts, run):
+    """As a fine-tuned model makes them, whose Q-Former reads the question."""
+    seen = []
+
+    def queries(feature_NQD, questions):
+        assert len(feature_NQD) == len(questions) <= 3
+        seen.extend(zip(feature_NQD.numpy(), questions, strict=True))
+        return feature_NQD
+
+    answering(parts, run, queries=queries).answer()
+    assert sorted(question.question_id for _, question in seen) == sorted(q.question_id for q in parts.questions)
+    by_image = {question.image_id: feature for feature, question in seen}
+    assert len(by_image) == SCENES and len({feature.tobytes() for feature in by_image.values()}) == SCENES
+    assert all(feature.tobytes() == by_image[question.image_id].tobytes() for feature, question in seen)
+
+
+def test_any_number_of_ranks_answers_alike_and_counts_all_images(parts, over_ranks):
+    def work(run):
+        task = answering(parts, run)
+        return task.answer(), task.images_encoded
+
+    ((alone, _),) = over_ranks(1, work)
+    for found, images in over_ranks(2, work):
+        assert images == SCENES
+        assert [row["prediction"] for _, row in found] == [row["prediction"] for _, row in alone]
+
+
+def test_questions_are_cleaned_as_in_lavis():
+    texts = ['Is it the "U.S." (or #1)!?', "  What's  left-hand?  ", " ".join(["Word"] * 60)]
+    samples = [QuestionSample(n, None, text, ("a",), "t", "t", n) for n, text in enumerate(texts)]
+    cleaned = clean_questions(samples)
+    assert [sample.question for sample in cleaned] == ["is it the us or 1?", "  what's  left-hand?", " ".join(["word"] * 50)]
+    assert [sample.question_id for sample in cleaned] == [0, 1, 2] and samples[0].question == texts[0]
