@@ -112,6 +112,42 @@ class TransferProgress:
             self.say(f"{self._name}: {byte_count(size)}, complete")
 
 
+class CountProgress:
+    """How many of very many small transfers are done: one line on a terminal that changes, else a line now and then."""
+
+    def __init__(self, name: str, say: Say | None = None):
+        self._name = name
+        self._say = say or say_on_stderr
+        self._started = self._last_line = time.monotonic()
+        self._status: Any = None
+        if say is None and sys.stderr.isatty():
+            from rich.console import Console
+
+            self._status = Console(stderr=True).status(name)
+
+    def __enter__(self) -> CountProgress:
+        if self._status:
+            self._status.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._status:
+            self._status.stop()
+
+    def at(self, done: int, failed: int) -> None:
+        """So many have been fetched, and so many could not be."""
+        now = time.monotonic()
+        if now - self._last_line < (0.2 if self._status else SECONDS_BETWEEN_LINES):
+            return
+        self._last_line = now
+        rate = (done + failed) / (now - self._started)
+        line = f"{self._name}: {done:,} fetched, {failed:,} cannot be, {rate:.0f}/s"
+        if self._status:
+            self._status.update(line)
+        else:
+            self._say(line)
+
+
 def say_on_stderr(line: str) -> None:
     """Print it there at once."""
     print(line, file=sys.stderr, flush=True)
