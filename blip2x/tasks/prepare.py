@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from rich import box
 from rich.table import Table
@@ -18,7 +18,6 @@ from blip2x.config.run import RunConfig
 from blip2x.config.task import PrepareConfig
 from blip2x.data.pictures import to_rgb
 from blip2x.engine.result import TaskResult
-from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.registry import TASKS
 from blip2x.tasks.common.prepared_files import Files, State, by_hand_state, places, require_space
@@ -26,6 +25,9 @@ from blip2x.transfer.linked_images import RECORD, Limits, fetch_linked
 from blip2x.transfer.prepared import Prepared
 from blip2x.transfer.progress import Board, byte_count
 from blip2x.transfer.several import run_several
+
+if TYPE_CHECKING:
+    from blip2x.engine.run import Run  # which imports paddle
 
 T = TypeVar("T")
 
@@ -228,11 +230,8 @@ def _entry(name: str, linked: Linked) -> Path:
 
 
 def _wanted_links(linked: Linked) -> dict[str, Any]:
-    states = [(path, os.stat(path)) for path in linked.cfg.lists if Path(path).is_file()]
-    return {
-        "lists": [[Path(path).name, state.st_size] for path, state in states],
-        "captions": linked.cfg.captions and Path(linked.cfg.captions).name,
-    }
+    sizes = [[Path(path).name, os.stat(path).st_size] for path in linked.cfg.lists if Path(path).is_file()]
+    return {"lists": sizes, "captions": linked.cfg.captions and Path(linked.cfg.captions).name}
 
 
 def _lacking(linked: Linked, entry: Mapping[str, Any]) -> str | None:

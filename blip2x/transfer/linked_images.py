@@ -36,7 +36,8 @@ _ENDINGS = sorted(_FORMATS.values())
 _FAILED = 255
 _LINKS = 4096  # that are looked up at once
 _CHUNK = 1 << 16
-_AGENT = {"User-Agent": "Mozilla/5.0 (compatible; blip2x)"}  # some servers refuse what names itself a script
+# Some servers refuse what names itself a script. Pictures are compressed already
+_HEADERS = {"User-Agent": "Mozilla/5.0 (compatible; blip2x)", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ class _Fetching:
     def _write(self, link: Link, state: str, reason: str, *, network: bool = False) -> None:
         line = f"{link.key}\t{state}\t{' '.join(reason.split())}\n".encode()
         with self._lock:
-            if self._trouble is not None:  # the record may be closed
+            if self._trouble is not None:  # the record may be closed by now
                 return
             if reason:
                 self.outcome.reasons[reason] += 1
@@ -271,7 +272,7 @@ class _Fetching:
         limits, end = self.limits, time.monotonic() + self.limits.timeout
         content = bytearray()
         try:
-            with self._local.session.get(url, timeout=limits.timeout, stream=True, headers=_AGENT) as answer:
+            with self._local.session.get(url, timeout=limits.timeout, stream=True, headers=_HEADERS) as answer:
                 if not answer.ok:
                     busy = answer.status_code in (408, 429) or answer.status_code >= 500
                     raise _Failed(f"HTTP {answer.status_code}", passing=busy)

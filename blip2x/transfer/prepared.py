@@ -26,7 +26,7 @@ class Prepared:
     def put(self, path: Path, what: dict[str, Any]) -> None:
         """Say `what` about a file."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.path):
+        with locked(self.path, say=lambda line: None):  # it takes a moment
             content = read_json(self.path) or {}
             write_json(self.path, content | {self._key(path): what}, indent=1)
 
