@@ -83,7 +83,9 @@ def _lines(file: TextIO, path: Path) -> Iterator[Any]:
 
 def _objects(file: TextIO, path: Path) -> Iterator[Any]:
     """The elements of a JSON list, of which never more than a piece is in memory; COCO's format is read as a whole."""
-    buffer = file.read(_PIECE).lstrip("\ufeff \t\r\n")
+    buffer = ""
+    while not buffer and (more := file.read(_PIECE)):
+        buffer = more.lstrip("\ufeff \t\r\n")
     if buffer.startswith("{"):
         try:
             images = json.loads(buffer + file.read()).get("images")

@@ -6,6 +6,8 @@ counted. So what has its proper name is whole.
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import lzma
 import os
 import re
@@ -31,7 +33,8 @@ MIN_LIMIT = 2**20  # of bytes: tiny archives may grow more
 MAX_MEMBERS = 10_000_000
 _CHUNK = 2**20
 _WHOLE = ".whole.json"
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+_COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
+_BROKEN = (gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,7 @@ def _extract(archive: Path, staging: Path, gives: Sequence[str], at: Callable[[i
     names = _Names(archive)
     written = 0
     try:
-        for count, member in enumerate(_members(archive)):
+        for count, member in enumerate(_members(archive, limit)):
             if count >= MAX_MEMBERS:
                 raise UserError(f"{archive} has more than {MAX_MEMBERS:,} members; it is not unpacked")
             path = names.add(member.name, member.is_folder)
@@ -137,11 +140,7 @@ def _extract(archive: Path, staging: Path, gives: Sequence[str], at: Callable[[i
             with member.open() as source, target.open("xb") as file:
                 while block := source.read(_CHUNK):
                     written += len(block)
-                    if written > limit:  # counted here, for what headers say may be wrong
-                        raise UserError(
-                            f"{archive} becomes more than {byte_count(limit)}, {MAX_RATIO} times its size, which is no honest "
-                            "archive; it is not unpacked"
-                        )
+                    _require_honest(archive, written, limit)
                     file.write(block)
                     at(written)
     except _BROKEN as error:
@@ -157,7 +156,38 @@ def _check(archive: Path, found: dict[str, Size], members: int | None) -> None:
         raise UserError(f"{archive} holds {files:,} files, but {members:,} were expected; remove it to fetch it anew")
 
 
-def _members(archive: Path) -> Iterator[_Member]:
+class _Limited:
+    """A stream that is given up where it becomes too long."""
+
+    def __init__(self, stream: IO[bytes], archive: Path, limit: int):
+        self._stream, self._archive, self._limit, self._count = stream, archive, limit, 0
+
+    def read(self, size: int) -> bytes:
+        block = self._stream.read(size)
+        self._count += len(block)
+        _require_honest(self._archive, self._count, self._limit)
+        return block
+
+
+def _require_honest(archive: Path, count: int, limit: int) -> None:
+    """Bytes are counted as they come, for what headers say may be wrong."""
+    if count > limit:
+        raise UserError(
+            f"{archive} becomes more than {byte_count(limit)}, {MAX_RATIO} times its size, which is no honest archive; it is "
+            "not unpacked"
+        )
+
+
+def _decompressed(archive: Path) -> IO[bytes]:
+    with archive.open("rb") as file:
+        start = file.read(6)
+    for magic, opener in _COMPRESSIONS.items():
+        if start.startswith(magic):
+            return opener(archive, "rb")
+    return archive.open("rb")
+
+
+def _members(archive: Path, limit: int) -> Iterator[_Member]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
             for info in file.infolist():
@@ -166,12 +196,15 @@ def _members(archive: Path) -> Iterator[_Member]:
                     raise UserError(f"{archive}: {info.filename} is encrypted; it is not unpacked")
                 yield _Member(info.filename, info.is_dir(), lambda info=info: file.open(info))
         return
-    with tarfile.open(archive, "r|*") as file:  # in one pass, which is quick for large ones
+    # in one pass, which is quick for large ones
+    with _decompressed(archive) as stream, tarfile.open(fileobj=_Limited(stream, archive, limit), mode="r|") as file:
         for info in file:
             plain = (info.isreg() or info.isdir()) and not info.issparse()
             _require_plain(archive, info.name, info.mode & 0o7777 | (0 if plain else stat.S_IFLNK))
             yield _Member(info.name, info.isdir(), lambda info=info: file.extractfile(info))
             file.members = []  # they would be kept, all of them
+        while file.fileobj.read(_CHUNK):  # to the end, where the decompressor sees whether all was there
+            pass
 
 
 def _require_plain(archive: Path, name: str, mode: int) -> None:
