@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -36,6 +37,7 @@ _ENDINGS = sorted(_FORMATS.values())
 _FAILED = 255
 _LINKS = 4096  # that are looked up at once
 _CHUNK = 1 << 16
+_HOSTS = 5  # that give no connection, one after the other: it is this machine that has none
 # Some servers refuse what names itself a script. Pictures are compressed already
 _HEADERS = {"User-Agent": "Mozilla/5.0 (compatible; blip2x)", "Accept-Encoding": "identity"}
 
@@ -160,6 +162,7 @@ class _Fetching:
         self._waiting: queue.Queue[Link | None] = queue.Queue(maxsize=4 * limits.connections)
         self._lock = threading.Lock()
         self._held: list[bytes] = []  # failures that may be this machine's
+        self._held_hosts: set[str | None] = set()
         self._trouble: BaseException | None = None
         self._local = threading.local()
 
@@ -240,7 +243,8 @@ class _Fetching:
             self.progress.at(self.outcome.fetched, self.outcome.reasons.total())
             if network:
                 self._held.append(line)
-                if len(self._held) >= max(50, 2 * self.limits.connections):
+                self._held_hosts.add(urlsplit(link.url).hostname)
+                if len(self._held) >= max(50, 2 * self.limits.connections) and len(self._held_hosts) >= _HOSTS:
                     raise UserError(
                         f"the last {len(self._held)} addresses gave no connection at all, {link.url} among them; check your "
                         "network and use the same command again: what has come is kept"
@@ -253,6 +257,7 @@ class _Fetching:
         if self._held:
             self._file.write(b"".join(self._held))
             self._held = []
+        self._held_hosts.clear()
 
     def _fetch(self, link: Link) -> tuple[str, bytes]:
         for attempt in range(self.limits.attempts):
@@ -266,6 +271,7 @@ class _Fetching:
 
     def _download(self, url: str) -> bytes:
         import requests
+        from urllib3.exceptions import HTTPError
 
         if not hasattr(self._local, "session"):
             self._local.session = requests.Session()
@@ -276,7 +282,8 @@ class _Fetching:
                 if not answer.ok:
                     busy = answer.status_code in (408, 429) or answer.status_code >= 500
                     raise _Failed(f"HTTP {answer.status_code}", passing=busy)
-                for chunk in answer.iter_content(_CHUNK):
+                # what has come, be it a single byte: a whole piece could take a drip as long as it likes
+                while chunk := answer.raw.read1(_CHUNK):
                     content += chunk
                     if len(content) > limits.max_bytes:
                         raise _Failed(f"more than {limits.max_bytes:,} bytes")
@@ -284,7 +291,7 @@ class _Fetching:
                         raise _Failed("too slow", passing=True)
         except requests.exceptions.ConnectTimeout as error:
             raise _Failed("no connection", passing=True, network=True) from error
-        except (requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+        except (requests.Timeout, HTTPError) as error:
             raise _Failed("broke off, or too slow", passing=True) from error
         except requests.ConnectionError as error:
             raise _Failed("no connection", passing=True, network=True) from error

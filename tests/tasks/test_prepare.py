@@ -386,3 +386,15 @@ def test_it_needs_neither_paddle_nor_a_model():
     code = "import sys, blip2x.tasks.prepare; print('paddle' in sys.modules, 'transformers' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == ["False", "False"]
+
+
+def test_two_runs_at_once_fetch_each_file_once(config, prepare, web):
+    cfg = config("coco", keep_archives=False)
+    gate = threading.Event()
+    web.files["/coco/train2014.zip"].cuts, web.files["/coco/train2014.zip"].gate = [100], gate
+    other = threading.Thread(target=prepare, args=[copy.deepcopy(cfg)])
+    other.start()
+    threading.Timer(0.2, gate.set).start()
+    prepare(cfg)
+    other.join()
+    assert sorted(web.paths()) == sorted({*web.paths()}) and len(web.paths()) == 5

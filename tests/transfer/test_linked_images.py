@@ -3,9 +3,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
+import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -124,6 +127,35 @@ def test_slow_servers_are_given_up(web, fetch):
     assert outcome.reasons == {"no connection": 1} or outcome.reasons == {"broke off, or too slow": 1}
 
 
+def test_a_drip_is_given_up(tmp_path, monkeypatch):
+    """Each byte comes in time, the picture would not."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def drip():
+        line, _ = server.accept()
+        line.recv(4096)
+        with line, suppress(OSError):
+            line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while True:
+                line.sendall(b"x")
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+    rows = [{"url": f"http://127.0.0.1:{server.getsockname()[1]}/x.jpg", "caption": "x"}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    limits = replace(LIMITS, timeout=0.2, attempts=1)
+    outcome = fetch_linked([tmp_path / "list.json"], tmp_path / "images", None, limits, to_rgb, lambda line: None)
+    server.close()
+    assert outcome.reasons == {"too slow": 1}
+
+
+def test_chunked_answers(web, fetch):
+    web.files["/x"] = WebFile(picture("red"), chunked=True)
+    assert fetch(["x"]).there == 1
+
+
 def test_large_pictures_are_stored_smaller(web, fetch, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
@@ -150,7 +182,7 @@ def test_names_of_the_list(web, tmp_path):
 
 
 def test_without_a_network_nothing_is_recorded_as_failed(web, tmp_path, monkeypatch):
-    rows = [{"url": f"http://127.0.0.1:9/{at}.jpg", "caption": "x"} for at in range(200)]
+    rows = [{"url": f"http://127.0.0.{1 + at % 9}:9/{at}.jpg", "caption": "x"} for at in range(200)]
     (tmp_path / "list.json").write_text(json.dumps(rows))
     with pytest.raises(UserError, match=r"the last 50 addresses gave no connection at all, .*; check your network"):
         fetch_linked(
@@ -161,10 +193,11 @@ def test_without_a_network_nothing_is_recorded_as_failed(web, tmp_path, monkeypa
 
 def test_a_single_dead_server_among_others_is_recorded(web, tmp_path):
     web.files["/x"] = WebFile(picture("red"))
-    rows = [{"url": "http://127.0.0.1:9/a.jpg", "caption": "x"}, {"url": f"{web.url}/x", "caption": "y"}]
-    (tmp_path / "list.json").write_text(json.dumps(rows))
-    outcome = fetch_linked([tmp_path / "list.json"], tmp_path / "images", None, LIMITS, to_rgb, lambda line: None)
-    assert (outcome.there, outcome.failed) == (1, 1)
+    rows = [{"url": f"http://127.0.0.1:9/{at}.jpg", "caption": "x"} for at in range(60)]
+    (tmp_path / "list.json").write_text(json.dumps([*rows, {"url": f"{web.url}/x", "caption": "y"}]))
+    limits = replace(LIMITS, attempts=1)
+    outcome = fetch_linked([tmp_path / "list.json"], tmp_path / "images", None, limits, to_rgb, lambda line: None)
+    assert (outcome.there, outcome.failed) == (1, 60)
 
 
 def test_a_broken_list_stops_and_keeps_what_has_come(web, tmp_path):

@@ -72,18 +72,26 @@ class Files:
             UserError: that is not possible; nothing wrong is in its place.
         """
         path = Path(file.path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.with_name(f"{path.name}, all of it"), board.say):
+                return self.found(file) or self._fetch(file, board)  # another process may have been quicker
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+
+    def _fetch(self, file: RemoteFile, board: Board) -> State:
+        path = Path(file.path)
         self._fetch_file(file, board)
         if file.unpack is None:
             return State("fetched", path.stat().st_size)
-        with TransferProgress(path.name, None, board) as progress, locked(path, board.say):
-            total = path.stat().st_size
-            progress.unpack(total)
+        with TransferProgress(path.name, None, board) as progress:
+            progress.unpack(path.stat().st_size)
             inner = Path(file.unpack)
             size = unpack(path, inner, file.gives, members=file.members, at=lambda written: progress.at(written, None))
-            self._remember_members(file, size)
-            if not self.keep_archives:
-                path.unlink()
-                beside(path, "origin.json").unlink(missing_ok=True)
+        self._remember_members(file, size)
+        if not self.keep_archives:
+            path.unlink()
+            beside(path, "origin.json").unlink(missing_ok=True)
         return State("fetched", size.bytes)
 
     def verify(self, file: RemoteFile, hint: str) -> State:
