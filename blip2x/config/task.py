@@ -202,7 +202,7 @@ class LinksConfig:
     attempts: int = MISSING  # per image and run
     max_mb: float = MISSING  # larger images are left out
     max_side: Optional[int] = MISSING  # pixels; larger images are stored smaller, as JPEG; null: all stay as they are
-    retry_failed: bool = MISSING  # ask again for those that an earlier run could not fetch
+    retry_failed: bool = MISSING  # ask again for those that an earlier run could not fetch, or that are gone
 
 
 @schema("task", "prepare")

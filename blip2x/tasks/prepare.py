@@ -21,7 +21,7 @@ from blip2x.engine.result import TaskResult
 from blip2x.errors import UserError
 from blip2x.registry import TASKS
 from blip2x.tasks.common.prepared_files import Files, State, by_hand_state, places, require_space
-from blip2x.transfer.linked_images import RECORD, Limits, fetch_linked
+from blip2x.transfer.linked_images import RECORD, Limits, fetch_linked, missing_images
 from blip2x.transfer.prepared import Prepared
 from blip2x.transfer.progress import Board, byte_count
 from blip2x.transfer.several import run_several
@@ -138,8 +138,7 @@ class Prepare:
         states = {name: self.files.verify(file, hint) for name, file in self.plan.files.items()}
         states |= {name: by_hand_state(thing) for name, thing in self.plan.by_hand.items()}
         for name, linked in self.plan.linked.items():
-            state = self._found_linked(name, linked)
-            states[name] = state or State("missing", None, f"{linked.images} is not complete; {hint}")
+            states[name] = self._verify_linked(name, linked, hint)
         return states
 
     def _fetch_linked(self, name: str, linked: Linked) -> State:
@@ -181,6 +180,16 @@ class Prepare:
         if entry.get("wanted") != _wanted_links(linked) or (captions and not Path(captions).is_file()):
             return None
         return State("there", None, _lacking(linked, entry)) if linked.images.is_dir() else None
+
+    def _verify_linked(self, name: str, linked: Linked, hint: str) -> State:
+        state = self._found_linked(name, linked)
+        if state is None:
+            return State("missing", None, f"{linked.images} is not complete; {hint}")
+        gone = missing_images([Path(path) for path in linked.cfg.lists], linked.images)
+        if gone:
+            trouble = f"{gone:,} images of {linked.images} are gone; {hint} with task.links.retry_failed=true"
+            return State("wrong", None, trouble)
+        return State("verified", None, state.trouble)
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -52,7 +52,7 @@ class Limits:
     max_bytes: int
     max_pixels: int
     max_side: int | None  # larger ones are made smaller, as JPEG; None: they stay as they are
-    retry_failed: bool  # ask again for what an earlier run could not fetch
+    retry_failed: bool  # ask again for what an earlier run could not fetch, or what has been removed since
 
 
 @dataclass
@@ -113,6 +113,21 @@ def fetch_linked(
     except OSError as error:
         raise UserError(f"{images} cannot be written: {error.strerror or error}") from error
     return outcome
+
+
+def missing_images(lists: Sequence[Path], images: Path) -> int:
+    """How many of the pictures that have been fetched are not there any more; `Limits.retry_failed` fetches them, too.
+
+    Raises:
+        UserError: a list cannot be read.
+    """
+    record = _Record(images / RECORD)
+    found = ((link, code) for link, code in _looked_up(lists, record) if code not in (None, _FAILED))
+    return sum(not _is_there(images, link, code) for link, code in found)
+
+
+def _is_there(images: Path, link: Link, found: int | None) -> bool:
+    return found not in (None, _FAILED) and os.path.isfile(images / _place(link, _ENDINGS[found]))
 
 
 def _place(link: Link, ending: str) -> str:
@@ -194,7 +209,8 @@ class _Fetching:
         while some := list(islice(links, _LINKS)):
             seen = set()
             for link, found in zip(some, record.look_up([link.key for link in some]), strict=True):
-                if link.key not in seen and (found is None or (found == _FAILED and self.limits.retry_failed)):
+                again = self.limits.retry_failed and not _is_there(self.images, link, found)
+                if link.key not in seen and (found is None or again):
                     yield link
                 seen.add(link.key)
 
@@ -212,9 +228,14 @@ class _Fetching:
             raise self._trouble
 
     def _work(self) -> None:
-        while self._trouble is None and (link := self._waiting.get()) is not None:
+        while self._trouble is None:
             try:
+                link = self._waiting.get(timeout=0.2)  # whoever hands out may have given up
+                if link is None:
+                    return
                 self._one(link)
+            except queue.Empty:
+                continue
             except BaseException as error:
                 self._trouble = error
 

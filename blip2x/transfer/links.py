@@ -37,7 +37,8 @@ def read_links(path: Path) -> Iterator[Link]:
             objects line by line (.jsonl); or a .tsv file with a caption and an address on each line, in either order.
 
     Raises:
-        UserError: there is no such file, or an entry is not of that form; with its number.
+        UserError: there is no such file, or an entry is not of that form; with its number. An address may be wrong all the
+            same: among millions some are.
     """
     try:
         with path.open(encoding="utf-8", newline="\n") as file:
@@ -50,7 +51,7 @@ def read_links(path: Path) -> Iterator[Link]:
 
 def _link(entry: Any, where: str) -> Link:
     url = entry.get("url", entry.get("coco_url")) if isinstance(entry, dict) else None
-    if not isinstance(url, str) or not re.match("https?://", url, re.IGNORECASE):
+    if not isinstance(url, str):
         raise UserError(f"{where} has no web address as 'url' or 'coco_url': {str(entry)[:200]}")
     caption, name = entry.get("caption"), entry.get("file_name")
     if not isinstance(caption, (str, type(None))):
@@ -61,15 +62,18 @@ def _link(entry: Any, where: str) -> Link:
 
 
 def _rows(file: TextIO, path: Path) -> Iterator[Any]:
+    """The first line tells which column has the addresses: the first or the last."""
+    place = None
     for number, line in enumerate(file):
         if not line.strip():
             continue
         columns = line.rstrip("\r\n").split("\t")
-        is_url = [re.match("https?://", column, re.IGNORECASE) is not None for column in columns]
-        if len(columns) != 2 or not any(is_url):
+        if place is None:
+            place = next((at for at in (0, -1) if re.match("https?://", columns[at], re.IGNORECASE)), None)
+        if place is None or len(columns) < 2:
             raise UserError(f"{path}, line {number + 1} is not a caption and a web address with a tab between: {line[:200]!r}")
-        caption, url = columns if is_url[1] else reversed(columns)
-        yield {"url": url, "caption": caption}
+        url = columns.pop(place)
+        yield {"url": url, "caption": " ".join(columns)}
 
 
 def _lines(file: TextIO, path: Path) -> Iterator[Any]:

@@ -306,6 +306,18 @@ def test_linked_images_that_cannot_be_fetched(config, prepare, said, web, tmp_pa
     prepare(cfg)
 
 
+def test_verify_misses_linked_images(config, prepare, web, tmp_path):
+    cfg = config("sbu")
+    with pytest.raises(UserError, match=r"sbu_train: data/sbu/images is not complete; python runners/run.py task=prepare"):
+        prepare(with_options(cfg, verify=True))
+    prepare(with_options(cfg, verify=False))
+    next((tmp_path / "data/sbu/images").glob("*/*.jpg")).unlink()
+    web.asked.clear()
+    with pytest.raises(UserError, match=r"sbu_train: 1 images of data/sbu/images are gone; .*task.links.retry_failed=true"):
+        prepare(with_options(cfg, verify=True))
+    assert web.asked == []
+
+
 def test_two_lists_share_their_pictures(config, prepare, web, tmp_path):
     prepare(config("ccs"))
     rows = [json.loads(line) for line in (tmp_path / "data/ccs/annotations/ccs_train.jsonl").read_text().splitlines()]

@@ -16,7 +16,7 @@ from PIL import Image
 
 from blip2x.data.pictures import to_rgb
 from blip2x.errors import UserError
-from blip2x.transfer.linked_images import RECORD, Limits, fetch_linked
+from blip2x.transfer.linked_images import RECORD, Limits, fetch_linked, missing_images
 from blip2x.transfer.links import Link
 from tests.data.layouts import picture
 from tests.web_server import WebFile, serve
@@ -107,6 +107,26 @@ def _claims(png: bytes, side: int) -> bytes:
 
     header = png[12:16] + side.to_bytes(4, "big") * 2 + png[24:29]
     return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
+
+
+def test_addresses_that_are_none(web, tmp_path):
+    web.files["/x"] = WebFile(picture("red"), redirect={})
+    urls = ["file:///etc/passwd", "ftp://a/x.jpg", "", "no address", "http://", "http://a:b/", f"{web.url}/x"]
+    (tmp_path / "list.json").write_text(json.dumps([{"url": url, "caption": "x"} for url in urls]))
+    outcome = fetch_linked([tmp_path / "list.json"], tmp_path / "images", None, LIMITS, to_rgb, lambda line: None)
+    assert (outcome.there, outcome.failed) == (1, 6)
+    assert all(reason.startswith("no answer that is one (") for reason in outcome.reasons)
+
+
+def test_images_that_have_been_removed_since(web, fetch, tmp_path):
+    web.files["/x"] = WebFile(picture("red"))
+    fetch(["x"])
+    (image,) = (tmp_path / "images").glob("*/*.jpg")
+    image.unlink()
+    assert missing_images([tmp_path / "list.json"], tmp_path / "images") == 1
+    assert fetch(["x"]).fetched == 0  # not looked for each time
+    assert fetch(["x"], retry_failed=True).fetched == 1 and image.is_file()
+    assert missing_images([tmp_path / "list.json"], tmp_path / "images") == 0
 
 
 def test_what_passes_is_tried_again(web, fetch):

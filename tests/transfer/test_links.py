@@ -37,6 +37,8 @@ def test_other_forms(write):
     assert list(read_links(write("cc12m.tsv", "http://a/1.jpg\tsee http://b\n"))) == [
         Link("http://a/1.jpg", "see http://b", None)
     ]
+    messy = write("messy.tsv", "a cat\thttp://a/1.jpg\n\ntwo\tcats\tno address\n")
+    assert list(read_links(messy)) == [Link("http://a/1.jpg", "a cat", None), Link("no address", "two cats", None)]
     images = [{"id": 0, "coco_url": "https://a/x.jpg", "file_name": "0013ea2087020901.jpg"}]
     assert list(read_links(write("n.json", json.dumps({"images": images, "annotations": []})))) == [
         Link("https://a/x.jpg", None, "0013ea2087020901.jpg")
@@ -46,8 +48,8 @@ def test_other_forms(write):
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
-        ("x.json", '[{"url": "http://a"}, {"url": "ftp://b"}]', "entry 1 has no web address"),
-        ("x.json", '[{"url": "file:///etc/passwd"}]', "entry 0 has no web address"),
+        ("x.json", '[{"url": "http://a"}, {"url": null}]', "entry 1 has no web address"),
+        ("x.json", '[{"image": "a.jpg"}]', "entry 0 has no web address"),
         ("x.json", '[{"url": "http://a"}, ["http://b"]]', "entry 1 has no web address"),
         ("x.json", '[{"url": "http://a", "caption": 3}]', "entry 0 has a 'caption' that is no text: 3"),
         ("x.json", '[{"url": "http://a"}, {"url": "htt', "is broken, or was cut off"),
