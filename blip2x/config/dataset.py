@@ -91,14 +91,25 @@ class RemoteFile:
     sha256: Optional[str] = None
     md5: Optional[str] = None
     unpack: Optional[str] = None  # the folder that an archive's members go into; null: the file stays as it is
-    members: Optional[int] = None  # how many files that gives; null: not published
+    gives: List[str] = field(default_factory=list)  # files and folders that come out of an archive, below `unpack`
+    members: Optional[int] = None  # how many files these are; null: not published
+
+
+@dataclass
+class ByHand:
+    """What no command may fetch: its owner wants to be asked, or gives it to those who log in."""
+
+    path: str = MISSING  # where it has to be put: a file, or a folder
+    how: str = MISSING  # to get it
+    content: Content = Content.images
+    members: Optional[int] = None  # how many files a folder has; null: not published
 
 
 @dataclass
 class LinkedImages:
     """Images that their owners serve one by one."""
 
-    links: str = MISSING  # file with their addresses: {"url", "caption"} each, or COCO's format with "coco_url"
+    lists: List[str] = MISSING  # files with their addresses: {"url", "caption"} each, TSV, or COCO's format with "coco_url"
     captions: Optional[str] = None  # annotation file that is written of what could be fetched; null: there is one already
 
 
@@ -112,7 +123,7 @@ class ImageTextPart:
     splits: Dict[str, AnnotationFiles] = field(default_factory=dict)
     files: Dict[str, RemoteFile] = field(default_factory=dict)
     linked: Dict[str, LinkedImages] = field(default_factory=dict)
-    by_hand: Optional[str] = None  # how to get what cannot be fetched; null: all can
+    by_hand: Dict[str, ByHand] = field(default_factory=dict)
     licence: str = ""  # what its owners ask of users
 
 

@@ -24,6 +24,7 @@ from blip2x.config.task import (
     FeatureMode,
     PipelineConfig,
     PredictConfig,
+    PrepareConfig,
     PretrainLanguageConfig,
     PretrainStage1Config,
     PretrainStage2Config,
@@ -262,6 +263,10 @@ def _check_task(task: TaskConfig) -> None:
         _check_features(task)
     if isinstance(task, ConvertConfig):
         _numbers("task", task, POSITIVE, "max_shard_gb")
+    if isinstance(task, PrepareConfig):
+        _numbers("task", task, AT_LEAST_1, "parallel")
+        _numbers("task.links", task.links, AT_LEAST_1, "connections", "attempts", "max_side")
+        _numbers("task.links", task.links, POSITIVE, "timeout", "max_mb")
     if isinstance(task, PipelineConfig):
         _check_pipeline(task)
     if isinstance(task, DoctorConfig):

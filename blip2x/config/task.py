@@ -277,6 +277,32 @@ class ConvertConfig(TaskConfig):
 
 
 @dataclass
+class LinksConfig:
+    """How images that are served one by one are fetched."""
+
+    connections: int = MISSING  # at a time
+    timeout: float = MISSING  # seconds, for a whole image
+    attempts: int = MISSING  # per image and run
+    max_mb: float = MISSING  # larger images are left out
+    max_side: Optional[int] = MISSING  # pixels; larger images are stored smaller, as JPEG; null: all stay as they are
+    retry_failed: bool = MISSING  # ask again for those that an earlier run could not fetch, or that are gone
+
+
+@schema("task", "prepare")
+@dataclass
+class PrepareConfig(TaskConfig):
+    """Fetch a data set's files, unpack them, and check what is there."""
+
+    kind: str = "prepare"
+    images: bool = MISSING  # false: annotations only
+    skip: List[str] = MISSING  # files to leave out, by their names in dataset.parts.*.files, .linked and .by_hand
+    parallel: int = MISSING  # files at a time
+    keep_archives: bool = MISSING  # false: they are removed when they are unpacked
+    verify: bool = MISSING  # compute all checksums and count all members again; nothing is fetched
+    links: LinksConfig = field(default_factory=LinksConfig)
+
+
+@dataclass
 class StageConfig:
     """One stage of a pipeline: a task as it would be typed alone."""
 

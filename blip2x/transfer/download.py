@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import base64
 import binascii
-import fcntl
 import hashlib
-import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip2x.errors import UserError
-from blip2x.transfer.progress import Say, TransferProgress, byte_count, say_on_stderr
+from blip2x.transfer.files import beside, digest, locked, move, read_json, write_json
+from blip2x.transfer.progress import Board, Say, TransferProgress, byte_count
 
 if TYPE_CHECKING:
     from requests import Response
@@ -60,18 +57,30 @@ class _Remote:
         return self.validator == other.validator
 
 
-def download(url: str, path: Path, *, sha256: str | None = None, size: int | None = None, say: Say | None = None) -> Path:
+def download(
+    url: str,
+    path: Path,
+    *,
+    sha256: str | None = None,
+    md5: str | None = None,
+    size: int | None = None,
+    say: Say | None = None,
+    board: Board | None = None,
+) -> Path:
     """Fetch `url` into the file `path`, unless it is there; an earlier attempt that broke off is continued.
 
     Args:
         url: http:// or https://.
-        path: appears only when all has come and is checked: against `size` and `sha256`, the length that the server
-            announces, and the checksum that it publishes.
+        path: appears only when all has come and is checked: against `size`, `sha256` and `md5`, the length that the
+            server announces, and the checksum that it publishes.
         sha256: in hexadecimal, where it is known.
+        md5: the same.
         size: bytes, where it is known.
         say: gets lines about the progress; None: a bar on standard error, or lines where that is not a terminal.
+        board: where several transfers are shown, which takes the place of `say`.
 
     Raises:
+        Stopped: the board was told to stop; what has come is kept.
         NotServedError: the file does not exist, or not for everybody.
         UserError: no connection, another HTTP error, another size or checksum, or the disk is full or cannot be written.
     """
@@ -79,13 +88,14 @@ def download(url: str, path: Path, *, sha256: str | None = None, size: int | Non
 
     if not url.lower().startswith(("http://", "https://")):
         raise UserError(f"{url} is no web address; it must start with http:// or https://")
+    known = {name: checksum.lower() for name, checksum in (("sha256", sha256), ("md5", md5)) if checksum}
     try:
-        if _is_there(path, sha256, size):
+        if _is_there(path, known, size):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        with TransferProgress(path.name, say) as progress, locked(path, progress.say):
-            if not _is_there(path, sha256, size):  # another process may have fetched it meanwhile
-                _Transfer(url, path, sha256, size, progress).run()
+        with TransferProgress(path.name, say, board) as progress, locked(path, progress.say):
+            if not _is_there(path, known, size):  # another process may have fetched it meanwhile
+                _Transfer(url, path, known, size, progress).run()
     except requests.RequestException as error:
         raise UserError(f"{url} cannot be fetched: {error}") from error
     except OSError as error:
@@ -95,48 +105,16 @@ def download(url: str, path: Path, *, sha256: str | None = None, size: int | Non
 
 def read_origin(path: Path) -> dict[str, Any] | None:
     """The "url", "size" and "sha256" of a file that `download` has fetched; None: it came otherwise."""
-    return _read_json(_beside(path, "origin.json"))
-
-
-@contextmanager
-def locked(path: Path, say: Say | None = None) -> Iterator[None]:
-    """Work on `path` while no other process does; a process that dies gives its lock back.
-
-    Args:
-        path: need not exist, its folder must.
-        say: gets a line when another process has to be waited for; None: standard error.
-    """
-    lock = _beside(path, "lock")
-    waited = False
-    while True:
-        file = lock.open("a")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not waited:
-                (say or say_on_stderr)(f"{path.name}: another process is fetching it; waiting")
-            waited = True
-            fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            if os.path.samestat(os.fstat(file.fileno()), lock.stat()):
-                break
-        except FileNotFoundError:
-            pass
-        file.close()  # whoever held it has removed the file: what was locked is no longer what the others look at
-    try:
-        yield
-    finally:
-        lock.unlink(missing_ok=True)
-        file.close()
+    return read_json(beside(path, "origin.json"))
 
 
 class _Transfer:
     """One file on its way."""
 
-    def __init__(self, url: str, path: Path, sha256: str | None, size: int | None, progress: TransferProgress):
-        self.url, self.path, self.sha256, self.progress = url, path, sha256 and sha256.lower(), progress
+    def __init__(self, url: str, path: Path, known: dict[str, str], size: int | None, progress: TransferProgress):
+        self.url, self.path, self.known, self.progress = url, path, known, progress
         self.size = size
-        self.partial, self.state = _beside(path, "partial"), _beside(path, "partial.json")
+        self.partial, self.state = beside(path, "partial"), beside(path, "partial.json")
         self.remote: _Remote | None = None
         self.answered = False
 
@@ -182,7 +160,7 @@ class _Transfer:
 
     def _is_complete(self) -> bool:
         """Whether all has come before; removes what has come if it is not known what it is part of."""
-        stored = _read_json(self.state)
+        stored = read_json(self.state)
         try:
             remote = _Remote(**stored) if stored else None
         except TypeError:  # written by another version
@@ -195,7 +173,7 @@ class _Transfer:
 
     def _can_continue(self, remote: _Remote) -> bool:
         """Whether more can be put behind what came from `remote`, and a change of the file would be noticed."""
-        return bool(remote.sha256 or (remote.url == self.url and (remote.validator or self.sha256)))
+        return bool(remote.sha256 or (remote.url == self.url and (remote.validator or self.known)))
 
     def _attempt(self) -> None:
         import requests
@@ -233,7 +211,7 @@ class _Transfer:
                 self.progress.say(f"{self.path.name}: the server does not continue it, so it starts anew")
             self._discard()
             self.remote, have = remote, 0
-            _write_json(self.state, asdict(remote))
+            write_json(self.state, asdict(remote))
         self._check_promises(answer)
         if self.expected is not None:
             _require_space(self.path, self.expected - have)
@@ -289,10 +267,11 @@ class _Transfer:
         remote = self.remote
         if self.size is not None and remote.size not in (None, self.size):
             raise self._wrong(f"it has {remote.size:,} bytes, but {self.size:,} were expected")
-        if self.sha256 and remote.sha256 not in (None, self.sha256):
-            raise self._wrong(f"its sha256 is {remote.sha256}, but {self.sha256} was expected")
+        for name, checksum in self.known.items():
+            if (published := getattr(remote, name)) not in (None, checksum):
+                raise self._wrong(f"its {name} is {published}, but {checksum} was expected")
         ends = answer.headers.get("Transfer-Encoding") == "chunked"
-        if not (ends or self.sha256 or remote.sha256 or remote.md5) and self.expected is None:
+        if not (ends or self.known or remote.sha256 or remote.md5) and self.expected is None:
             raise UserError(
                 f"{self.url}: the server does not say how long the file is, so a part of it could be taken for the whole; "
                 f"fetch it yourself as {self.path}"
@@ -302,16 +281,15 @@ class _Transfer:
         size = self.have
         if size > 1e9:
             self.progress.say(f"{self.path.name}: all has come, computing its checksum")
-        found = {"sha256": _digest(self.partial, "sha256")}
-        wanted = {"sha256": self.sha256 or self.remote.sha256}
-        if self.remote.md5:
-            found["md5"], wanted["md5"] = _digest(self.partial, "md5"), self.remote.md5
+        published = {name: getattr(self.remote, name) for name in ("sha256", "md5")}
+        wanted = {name: checksum for name, checksum in published.items() if checksum} | self.known
+        found = digest(self.partial, {"sha256", *wanted})
         for name, checksum in wanted.items():
-            if checksum and checksum != found[name]:
+            if checksum != found[name]:
                 raise self._wrong(f"its {name} is {found[name]}, but it should be {checksum}")
         with self.partial.open("rb") as file:
             os.fsync(file.fileno())
-        _write_json(_beside(self.path, "origin.json"), {"url": self.url, "size": size, "sha256": found["sha256"]})
+        write_json(beside(self.path, "origin.json"), {"url": self.url, "size": size, **found})
         move(self.partial, self.path)
         self.state.unlink(missing_ok=True)
         self.progress.end(size)
@@ -333,27 +311,19 @@ class _Transfer:
         return f"{self.have:,} bytes" if self.expected is None else f"{self.have:,} of {self.expected:,} bytes"
 
 
-def move(source: Path, target: Path) -> None:
-    """Rename within a folder, so that it outlasts a power failure."""
-    source.rename(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _is_there(path: Path, sha256: str | None, size: int | None) -> bool:
+def _is_there(path: Path, known: dict[str, str], size: int | None) -> bool:
     if not path.is_file():
         return False
     found = path.stat().st_size
     if size is not None and found != size:
         raise UserError(f"{path} has {found:,} bytes, but {size:,} were expected; remove it to fetch it anew")
-    if sha256 is not None:
-        origin = read_origin(path) or {}
-        known = origin.get("sha256") if origin.get("size") == found else None
-        if (computed := known or _digest(path, "sha256")) != sha256.lower():
-            raise UserError(f"{path} has the sha256 {computed}, but {sha256} was expected; remove it to fetch it anew")
+    origin = read_origin(path) or {}
+    computed = {name: origin[name] for name in known if name in origin and origin.get("size") == found}
+    if unknown := known.keys() - computed.keys():
+        computed |= digest(path, unknown)
+    for name, checksum in known.items():
+        if computed[name] != checksum:
+            raise UserError(f"{path} has the {name} {computed[name]}, but {checksum} was expected; remove it to fetch it anew")
     return True
 
 
@@ -364,14 +334,6 @@ def _require_space(path: Path, needed: int) -> None:
             f"{path}: {byte_count(needed)} are still to come, but its disk has {byte_count(free)} free; make room or take "
             "another disk"
         )
-
-
-def _digest(path: Path, algorithm: str) -> str:
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _hexadecimal(base64_text: str) -> str | None:
@@ -385,21 +347,3 @@ def _hexadecimal(base64_text: str) -> str | None:
 
 def _number(text: str | None) -> int | None:
     return int(text) if text and text.isdecimal() else None
-
-
-def _beside(path: Path, what: str) -> Path:
-    return path.with_name(f".{path.name}.{what}")
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content if isinstance(content, dict) else None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    draft = path.with_name(f"{path.name}.new")
-    draft.write_text(json.dumps(content), encoding="utf-8")
-    draft.replace(path)

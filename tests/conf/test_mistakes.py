@@ -66,6 +66,15 @@ TASK_MISTAKES = {
         "task.min_new_tokens=31": "task.min_new_tokens=31 is more than task.max_new_tokens=30",
         "task.num_beams=0": "task.num_beams",
     },
+    "prepare": {
+        "task.parallel=0": "task.parallel must be at least 1, got 0",
+        "task.links.connections=0": "task.links.connections must be at least 1",
+        "task.links.attempts=0": "task.links.attempts must be at least 1",
+        "task.links.timeout=0": "task.links.timeout must be above 0",
+        "task.links.max_mb=-1": "task.links.max_mb must be above 0",
+        "task.links.max_side=0": "task.links.max_side must be at least 1",
+        "task.verfy=true": "verfy",
+    },
     "pretrain_language": {"task.max_txt_len=129": "model.language.max_positions=128"},
     "pretrain_stage1": {
         "task.max_txt_len=65": "model.qformer.max_positions=64",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from blip2x.config.compose import CONF_FOLDER, compose_config
 from blip2x.config.model import Missing
 from blip2x.config.run import RunConfig
+from blip2x.config.task import DecodingConfig
 from blip2x.models.weights.describe import follow_source
 from blip2x.registry import TASKS
 
@@ -97,6 +98,15 @@ def test_captioning(model, tuned):
     assert (task.prompt, task.num_beams, task.min_new_tokens, task.max_new_tokens) == ("a photo of", 5, 8, 30)
     assert (task.length_penalty, task.repetition_penalty, task.do_sample) == (1.0, 1.0, False)
     assert (task.train, vision.frozen, vision.recompute) == ((True, False, True) if tuned else (False, True, False))
+
+
+@pytest.mark.parametrize("model", ["opt2.7b", "opt6.7b", "flant5xl"])
+def test_nocaps_is_captioned_as_coco_is(model):
+    nocaps, coco = experiment(f"nocaps_zeroshot_{model}"), experiment(f"caption_coco_{model}")
+    written = [field.name for field in fields(DecodingConfig)] + ["prompt", "metrics", "train"]
+    assert all(getattr(nocaps.task, name) == getattr(coco.task, name) for name in written)
+    assert nocaps.model == coco.model and nocaps.model.vision.image_size == 364
+    assert (nocaps.dataset.name, nocaps.dataset.eval_split) == ("nocaps", "val")
 
 
 @pytest.mark.parametrize("model", ["opt2.7b", "opt6.7b", "flant5xl"])
@@ -214,9 +224,26 @@ def test_fine_tuning_on_other_data_has_the_same_rates():
     assert all(other.optim == coco.optim for other in others)
 
 
-@pytest.mark.parametrize("model", ["opt2.7b", "opt6.7b", "flant5xl", "flant5xxl", "opt2.7b_vitl", "flant5xl_vitl"])
-def test_vqa(model):
-    config = experiment(f"vqav2_zeroshot_{model}")
+# the paper's table 2: accuracy on VQAv2 val, OK-VQA val and GQA testdev
+VQA = {
+    "opt2.7b_vitl": (50.1, 30.2, 33.9),
+    "opt2.7b": (53.5, 31.7, 34.6),
+    "opt6.7b": (54.3, 36.4, 36.4),
+    "flant5xl_vitl": (62.6, 39.4, 44.4),
+    "flant5xl": (63.1, 40.7, 44.2),
+    "flant5xxl": (65.2, 45.9, 44.7),
+}
+QUESTIONS = {"vqav2": "val", "okvqa": "val", "gqa": "testdev"}
+
+
+@pytest.mark.parametrize("dataset", QUESTIONS)
+@pytest.mark.parametrize("model", VQA)
+def test_vqa(model, dataset):
+    config = experiment(f"{dataset}_zeroshot_{model}")
+    said = (CONF_FOLDER / "experiment" / f"{dataset}_zeroshot_{model}.yaml").read_text()
+    assert f"accuracy {VQA[model][list(QUESTIONS).index(dataset)]} % on {QUESTIONS[dataset]}" in said
+    assert (config.dataset.name, config.dataset.eval_split) == (dataset, QUESTIONS[dataset])
+    assert config.dataset.parts[dataset].splits[QUESTIONS[dataset]].questions
     task = config.task
     assert config.model.name == model and config.model.vision.image_size == 224
     assert task.prompt == ("Question: {} Answer:" if model.startswith("opt") else "Question: {} Short answer:")
@@ -279,3 +306,18 @@ def test_digits_t5_is_the_demo_with_another_model():
     demo, t5 = compose_config([]), experiment("digits_t5")
     assert t5.model.name == "tiny_t5" and (t5.task.kind, t5.task.stages) == (demo.task.kind, demo.task.stages)
     assert t5.dataset == demo.dataset and t5.optim == demo.optim
+
+
+def test_the_papers_mixtures():
+    """Its data for pre-training, all images alike, and for fine-tuning on VQA: both of VQAv2's splits and Visual Genome."""
+    pretraining = compose_config(["dataset=coco_vg_ccs_laion"]).dataset
+    assert {name: part.weight for name, part in pretraining.parts.items()} == dict.fromkeys(("coco", "vg", "ccs", "laion"), 1.0)
+    assert (pretraining.val_split, pretraining.eval_split) == ("val", "test")
+    vqa = compose_config(["dataset=vqav2_vg"]).dataset
+    trained_on = {name: Path(part.splits["train"].questions).name for name, part in vqa.parts.items()}
+    assert trained_on == {
+        "vqav2": "v2_OpenEnded_mscoco_train2014_questions.json",
+        "vqav2_val": "v2_OpenEnded_mscoco_val2014_questions.json",
+        "vg_qa": "vg_qa.json",
+    }
+    assert [name for name, part in vqa.parts.items() if vqa.eval_split in part.splits] == ["vqav2"]

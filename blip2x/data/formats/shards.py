@@ -27,7 +27,7 @@ class Shards:
     """``captions`` is a folder of shards or a pattern, below the image folder; members without a partner are no sample."""
 
     def __init__(self, files: AnnotationFiles, images: Path):
-        self._pattern, self._images = files.captions, images
+        self._pattern, self._images = str(images / files.captions), images
 
     def files(self) -> list[Path]:
         """All shards, in the order of their names."""

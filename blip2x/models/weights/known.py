@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from blip2x.errors import UserError
-from blip2x.transfer.download import NotServedError, download, locked, move
+from blip2x.transfer.download import NotServedError, download
+from blip2x.transfer.files import locked, move
 
 HUGGING_FACE = (
     *(f"Salesforce/blip2-{name}" for name in ("opt-2.7b", "opt-6.7b", "opt-2.7b-coco", "opt-6.7b-coco")),

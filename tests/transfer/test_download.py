@@ -14,7 +14,8 @@ import pytest
 
 from blip2x.errors import UserError
 from blip2x.transfer import download as transfer
-from blip2x.transfer.download import NotServedError, download, locked, read_origin
+from blip2x.transfer.download import NotServedError, download, read_origin
+from blip2x.transfer.files import locked
 from tests.web_server import PIECE, WebFile, serve
 
 CONTENT = random.Random(0).randbytes(5 * PIECE + 100)

@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from blip2x.data.pictures import to_rgb
+from blip2x.errors import UserError
+from blip2x.transfer.linked_images import RECORD, Limits, fetch_linked, missing_images
+from blip2x.transfer.links import Link
+from tests.data.layouts import picture
+from tests.web_server import WebFile, serve
+
+LIMITS = Limits(connections=3, timeout=5, attempts=2, max_bytes=100_000, max_pixels=10_000, max_side=None, retry_failed=False)
+
+
+@pytest.fixture
+def web(monkeypatch):
+    with serve(monkeypatch) as server:
+        monkeypatch.setattr("blip2x.transfer.linked_images.WAITS", (0,))
+        yield server
+
+
+@pytest.fixture
+def fetch(web, tmp_path):
+    """`fetch(names)`: those pictures of the server, and the outcome."""
+
+    def call(names, limits=LIMITS, captions="captions.jsonl", **options):
+        rows = [{"url": f"{web.url}/{name}", "caption": f"of {name}"} for name in names]
+        (tmp_path / "list.json").write_text(json.dumps(rows))
+        limits = replace(limits, **options)
+        path = captions and tmp_path / captions
+        return fetch_linked([tmp_path / "list.json"], tmp_path / "images", path, limits, to_rgb, lambda line: None)
+
+    return call
+
+
+def written(tmp_path):
+    return [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+
+
+def record(tmp_path):
+    lines = (tmp_path / "images" / RECORD).read_text().splitlines()
+    return {key: (state, why) for key, state, why in (line.split("\t") for line in lines)}
+
+
+def test_pictures_come_with_their_captions_in_the_order_of_the_list(web, fetch, tmp_path):
+    for at, (kind, ending) in enumerate([("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("GIF", "gif")]):
+        web.files[f"/{at}"] = WebFile(picture("red", format=kind))
+        key = Link(f"{web.url}/{at}", None, None).key
+        web.files[f"/{at}"].name = f"{key[:3]}/{key[3:]}.{ending}"
+    outcome = fetch("3102")
+    assert (outcome.there, outcome.fetched, outcome.failed) == (4, 4, 0)
+    assert written(tmp_path) == [{"image": web.files[f"/{at}"].name, "caption": f"of {at}"} for at in "3102"]
+    for row in written(tmp_path):
+        assert Image.open(tmp_path / "images" / row["image"]).size == (32, 24)
+    web.asked.clear()
+    again = fetch("3102")
+    assert (again.there, again.fetched, web.asked) == (4, 0, [])
+
+
+def test_why_pictures_cannot_be_had(web, fetch, tmp_path):
+    web.files |= {
+        "/gone": WebFile(status=404),
+        "/page": WebFile(b"<html>"),
+        "/empty": WebFile(b""),
+        "/large": WebFile(b"x" * 200_000),
+        "/many": WebFile(picture("red", (200, 100))),
+        "/bomb": WebFile(_claims(picture("red", format="PNG"), 60_000)),
+        "/svg": WebFile(b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
+        "/good": WebFile(picture("red")),
+    }
+    names = ["gone", "page", "empty", "large", "many", "bomb", "svg", "good"]
+    outcome = fetch(names)
+    assert (outcome.there, outcome.failed) == (1, 7)
+    assert outcome.reasons == {
+        "HTTP 404": 1,
+        "no picture that can be read": 3,
+        "more than 100,000 bytes": 1,
+        "too many pixels": 2,
+    }
+    keys = {name: Link(f"{web.url}/{name}", None, None).key for name in names}
+    assert record(tmp_path)[keys["gone"]] == ("-", "HTTP 404") and record(tmp_path)[keys["good"]] == ("jpg", "")
+    assert [row["caption"] for row in written(tmp_path)] == ["of good"]
+    web.asked.clear()
+    assert fetch(names).failed == 7 and web.asked == []
+    web.files["/gone"] = WebFile(picture("red"))
+    outcome = fetch(names, retry_failed=True)
+    assert (outcome.there, outcome.fetched, outcome.failed) == (2, 1, 6) and "/good" not in web.paths()
+    assert [row["caption"] for row in written(tmp_path)] == ["of gone", "of good"]
+    assert fetch(names).there == 2  # the last line of an address holds
+
+
+def _claims(png: bytes, side: int) -> bytes:
+    """With other width and height in its header."""
+    import zlib
+
+    header = png[12:16] + side.to_bytes(4, "big") * 2 + png[24:29]
+    return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
+
+
+def test_addresses_that_are_none(web, tmp_path):
+    web.files["/x"] = WebFile(picture("red"), redirect={})
+    urls = ["file:///etc/passwd", "ftp://a/x.jpg", "", "no address", "http://", "http://a:b/", f"{web.url}/x"]
+    (tmp_path / "list.json").write_text(json.dumps([{"url": url, "caption": "x"} for url in urls]))
+    outcome = fetch_linked([tmp_path / "list.json"], tmp_path / "images", None, LIMITS, to_rgb, lambda line: None)
+    assert (outcome.there, outcome.failed) == (1, 6)
+    assert all(reason.startswith("no answer that is one (") for reason in outcome.reasons)
+
+
+def test_images_that_have_been_removed_since(web, fetch, tmp_path):
+    web.files["/x"] = WebFile(picture("red"))
+    fetch(["x"])
+    (image,) = (tmp_path / "images").glob("*/*.jpg")
+    image.unlink()
+    assert missing_images([tmp_path / "list.json"], tmp_path / "images") == 1
+    assert fetch(["x"]).fetched == 0  # not looked for each time
+    assert fetch(["x"], retry_failed=True).fetched == 1 and image.is_file()
+    assert missing_images([tmp_path / "list.json"], tmp_path / "images") == 0
+
+
+def test_what_passes_is_tried_again(web, fetch):
+    web.files["/busy"] = WebFile(picture("red"), busy=[503])
+    web.files["/cut"] = WebFile(picture("red"), cuts=[10])
+    web.files["/always"] = WebFile(status=500)
+    outcome = fetch(["busy", "cut", "always"])
+    assert (outcome.there, outcome.failed) == (2, 1) and web.paths().count("/always") == 2
+
+
+def test_slow_servers_are_given_up(web, fetch):
+    gate = threading.Event()
+    web.files["/slow"] = WebFile(picture("red"), cuts=[10], gate=gate)
+    try:
+        outcome = fetch(["slow"], timeout=0.1, attempts=1)
+    finally:
+        gate.set()
+    assert outcome.reasons == {"no connection": 1} or outcome.reasons == {"broke off, or too slow": 1}
+
+
+def test_a_drip_is_given_up(tmp_path, monkeypatch):
+    """Each byte comes in time, the picture would not."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def drip():
+        line, _ = server.accept()
+        line.recv(4096)
+        with line, suppress(OSError):
+            line.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+            while True:
+                line.sendall(b"x")
+                time.sleep(0.02)
+
+    thread = threading.Thread(target=drip, daemon=True)
+    thread.start()
+    rows = [{"url": f"http://127.0.0.1:{server.getsockname()[1]}/x.jpg", "caption": "x"}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    limits = replace(LIMITS, timeout=0.2, attempts=1)
+    outcome = fetch_linked([tmp_path / "list.json"], tmp_path / "images", None, limits, to_rgb, lambda line: None)
+    server.close()
+    assert outcome.reasons == {"too slow": 1}
+
+
+def test_chunked_answers(web, fetch):
+    web.files["/x"] = WebFile(picture("red"), chunked=True)
+    assert fetch(["x"]).there == 1
+
+
+def test_large_pictures_are_stored_smaller(web, fetch, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    file = io.BytesIO()
+    Image.new("RGB", (80, 40), "red").save(file, "JPEG", exif=exif)
+    web.files["/turned"] = WebFile(file.getvalue())
+    file = io.BytesIO()
+    Image.new("RGBA", (90, 30), (0, 0, 0, 0)).save(file, "PNG")
+    web.files["/clear"] = WebFile(file.getvalue())
+    web.files["/small"] = WebFile(picture("red", format="PNG"))
+    fetch(["turned", "clear", "small"], max_side=32)
+    turned, clear, small = (Image.open(tmp_path / "images" / row["image"]) for row in written(tmp_path))
+    assert (turned.size, turned.format) == ((16, 32), "JPEG") and turned.getexif().get(0x0112, 1) == 1
+    assert clear.size[0] == 32 and clear.getpixel((5, 5)) == (255, 255, 255)
+    assert (small.size, small.format) == ((32, 24), "PNG")
+
+
+def test_names_of_the_list(web, tmp_path):
+    web.files["/x"] = WebFile(picture("red"))
+    images = [{"coco_url": f"{web.url}/x", "file_name": "0013ea.jpg"}]
+    (tmp_path / "n.json").write_text(json.dumps({"images": images}))
+    outcome = fetch_linked([tmp_path / "n.json"], tmp_path / "images", None, LIMITS, to_rgb, lambda line: None)
+    assert outcome.there == 1 and sorted(os.listdir(tmp_path / "images")) == [RECORD, "0013ea.jpg"]
+
+
+def test_without_a_network_nothing_is_recorded_as_failed(web, tmp_path, monkeypatch):
+    rows = [{"url": f"http://127.0.0.{1 + at % 9}:9/{at}.jpg", "caption": "x"} for at in range(200)]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError, match=r"the last 50 addresses gave no connection at all, .*; check your network"):
+        fetch_linked(
+            [tmp_path / "list.json"], tmp_path / "images", None, replace(LIMITS, attempts=1), to_rgb, lambda line: None
+        )
+    assert (tmp_path / "images" / RECORD).read_bytes() == b""
+
+
+def test_a_single_dead_server_among_others_is_recorded(web, tmp_path):
+    web.files["/x"] = WebFile(picture("red"))
+    rows = [{"url": f"http://127.0.0.1:9/{at}.jpg", "caption": "x"} for at in range(60)]
+    (tmp_path / "list.json").write_text(json.dumps([*rows, {"url": f"{web.url}/x", "caption": "y"}]))
+    limits = replace(LIMITS, attempts=1)
+    outcome = fetch_linked([tmp_path / "list.json"], tmp_path / "images", None, limits, to_rgb, lambda line: None)
+    assert (outcome.there, outcome.failed) == (1, 60)
+
+
+def test_a_broken_list_stops_and_keeps_what_has_come(web, tmp_path):
+    web.files["/x"] = WebFile(picture("red"))
+    (tmp_path / "list.json").write_text(f'[{{"url": "{web.url}/x", "caption": "x"}}, {{"url": 3}}]')
+    with pytest.raises(UserError, match="entry 1 has no web address"):
+        fetch_linked([tmp_path / "list.json"], tmp_path / "images", tmp_path / "c.jsonl", LIMITS, to_rgb, lambda line: None)
+    assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_a_full_disk_stops_it(web, fetch, monkeypatch):
+    web.files["/x"] = WebFile(picture("red"))
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(UserError, match="images cannot be written: No space left on device"):
+        fetch(["x"])
+
+
+def test_a_killed_run_is_gone_on_with(web, tmp_path):
+    for at in range(6):
+        web.files[f"/{at}"] = WebFile(picture("red"))
+    web.files["/5"].cuts, web.files["/5"].gate = [10], threading.Event()
+    rows = [{"url": f"{web.url}/{at}", "caption": f"of {at}"} for at in range(6)]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    code = (
+        "import sys; from pathlib import Path; from blip2x.transfer.linked_images import *; "
+        "limits = Limits(1, 30, 1, 10**6, 10**6, None, False); "
+        "fetch_linked([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]), limits, None)"
+    )
+    paths = [str(tmp_path / name) for name in ("list.json", "images", "captions.jsonl")]
+    process = subprocess.Popen([sys.executable, "-c", code, *paths])
+    while "/5" not in web.paths():
+        assert process.poll() is None
+    process.kill()
+    process.wait()
+    web.files["/5"].gate.set()
+    web.files["/5"].gate = None
+    with (tmp_path / "images" / RECORD).open("ab") as file:  # as a kill in the midst of a line leaves it
+        file.write(b"0123456789abcdef01234567\tjp")
+    web.asked.clear()
+    outcome = fetch_linked([tmp_path / "list.json"], tmp_path / "images", tmp_path / "captions.jsonl", LIMITS, to_rgb, print)
+    assert (outcome.there, outcome.fetched, web.paths()) == (6, 1, ["/5"])
+    assert [row["caption"] for row in written(tmp_path)] == [f"of {at}" for at in range(6)]
+
+
+def test_the_same_address_twice(web, fetch, tmp_path):
+    web.files["/x"] = WebFile(picture("red"))
+    assert fetch(["x", "x"]).there == 2 and web.paths() == ["/x"]
+    assert len({row["image"] for row in written(tmp_path)}) == 1
