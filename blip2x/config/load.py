@@ -29,6 +29,7 @@ from blip2x.config.task import (
     TaskConfig,
     TrainingConfig,
     ValidationConfig,
+    VqaFinetuneConfig,
     VqaZeroshotConfig,
     trains,
 )
@@ -232,7 +233,9 @@ def _check_task(task: TaskConfig) -> None:
         _check_validation(task.validation)
     if isinstance(task, CaptionConfig):
         _choices("task.metrics", task.metrics, CAPTION_METRICS)
-    if isinstance(task, VqaZeroshotConfig) and "{}" not in task.prompt:
+    if isinstance(task, VqaFinetuneConfig):
+        _numbers("task.validation", task.validation, AT_LEAST_1, "max_images", "num_beams")
+    if isinstance(task, (VqaZeroshotConfig, VqaFinetuneConfig)) and "{}" not in task.prompt:
         raise UserError(f"task.prompt={task.prompt!r} has no {{}}, so the question would not be asked; put {{}} in its place")
     if isinstance(task, PredictConfig):
         _check_predict(task)
@@ -307,6 +310,8 @@ def _check_lengths(task: TaskConfig, model: ModelConfig) -> None:
         of_qformer = {"max_txt_len": task.max_txt_len}
         if task.validation.captions:
             of_qformer["validation.max_new_tokens"] = task.validation.max_new_tokens
+    if isinstance(task, VqaFinetuneConfig):
+        of_qformer = {"max_txt_len": task.max_txt_len}
     if isinstance(task, PredictConfig) and task.stage == 1:
         of_qformer = {"max_new_tokens": task.max_new_tokens}
     for name, length in of_qformer.items():
@@ -315,7 +320,8 @@ def _check_lengths(task: TaskConfig, model: ModelConfig) -> None:
     if not isinstance(model.language, OptConfig):  # T5 has no limit
         return
     lengths = {}
-    if isinstance(task, (PretrainLanguageConfig, PretrainStage2Config)) or (isinstance(task, CaptionConfig) and task.train):
+    reads = (PretrainLanguageConfig, PretrainStage2Config, CaptionConfig, VqaFinetuneConfig)
+    if isinstance(task, reads) and trains(task):
         lengths["max_txt_len"] = task.max_txt_len
     if isinstance(task, DecodingConfig) and not (isinstance(task, PredictConfig) and task.stage == 1):
         lengths["max_new_tokens"] = task.max_new_tokens

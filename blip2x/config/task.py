@@ -140,8 +140,8 @@ class CaptionConfig(TrainingConfig, DecodingConfig):
 
 
 def trains(task: TaskConfig) -> bool:
-    """Whether it changes weights: of those with a training's settings, all but captions that are only written."""
-    return isinstance(task, TrainingConfig) and (not isinstance(task, CaptionConfig) or task.train)
+    """Whether it changes weights: of those with a training's settings, all but captions and answers that are only written."""
+    return isinstance(task, TrainingConfig) and (not isinstance(task, (CaptionConfig, VqaFinetuneConfig)) or task.train)
 
 
 @schema("task", "vqa_zeroshot")
@@ -153,6 +153,26 @@ class VqaZeroshotConfig(DecodingConfig):
     eval_batch_size: int = MISSING
     prompt: str = MISSING  # "{}" is replaced by the question
     blind_baseline: bool = MISSING  # also answer without the image, and by the commonest answer per question type
+
+
+@dataclass
+class AnswerValidationConfig:
+    """Answers to held-out questions while a model is trained."""
+
+    max_images: Optional[int] = MISSING  # to ask about: the first to be evaluated on; null: all
+    num_beams: int = MISSING
+
+
+@schema("task", "vqa_finetune")
+@dataclass
+class VqaFinetuneConfig(TrainingConfig, DecodingConfig):
+    """Answer the evaluation questions with a Q-Former that reads them, too; fine-tune on questions first where train is true."""
+
+    kind: str = "vqa_finetune"
+    train: bool = MISSING
+    prompt: str = MISSING  # of the language model; "{}" is replaced by the question
+    max_txt_len: int = MISSING  # of the question in the Q-Former; of prompt and answer in the language model
+    validation: AnswerValidationConfig = field(default_factory=AnswerValidationConfig)
 
 
 @schema("task", "predict")

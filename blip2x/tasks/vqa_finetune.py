@@ -1,0 +1,234 @@
+"""Answer questions with a Q-Former that reads them, too; fine-tune on questions first where ``task.train`` is true (section 4.3).
+
+N questions, K their tokens in the Q-Former, P patches, V their width, Q queries, D width of the language model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from paddle import Tensor
+
+from blip2x.config.run import RunConfig
+from blip2x.data.collate import QuestionCollate, QuestionTexts
+from blip2x.data.samples import QuestionSample
+from blip2x.data.source import Split, first_images
+from blip2x.data.tokenize import TextTokenizer
+from blip2x.engine.batches import to_tensors
+from blip2x.engine.result import TaskResult
+from blip2x.engine.run import Run
+from blip2x.errors import UserError
+from blip2x.generation.settings import GenerationSettings
+from blip2x.metrics.vqa import answer_score, vqa_accuracy
+from blip2x.models.assemblies.stage2 import Stage2Model
+from blip2x.objectives.answering import AnsweringObjective
+from blip2x.registry import TASKS
+from blip2x.tasks.common.answering import Answering
+from blip2x.tasks.common.loading import train_transform
+from blip2x.tasks.common.models import ModelLoader
+from blip2x.tasks.common.pictures import save_pictures
+from blip2x.tasks.common.task import Task
+from blip2x.tasks.common.train import train
+from blip2x.tasks.common.weights import Start
+
+Pairs = list[tuple[QuestionSample, dict[str, Any]]]  # a question, and its question_id, prediction and score
+
+
+@TASKS.register("vqa_finetune")
+class VqaFinetune(Task):
+    """Each image goes through the image encoder once for all its questions, through the Q-Former once per question."""
+
+    @classmethod
+    def reads(cls, cfg: RunConfig) -> list[tuple[str, Split | None]]:
+        """Questions to be evaluated on, and to train on."""
+        return [("questions", "eval"), *([("questions", "train")] if cfg.task.train else [])]
+
+    @classmethod
+    def starts_from(cls, cfg: RunConfig) -> Start:
+        """A model that went through stage 2, or through this task."""
+        tasks = "pretrain_stage2, caption or vqa_finetune" if cfg.task.train else "vqa_finetune"
+        return Start("language_proj.", tasks, takes_questions=True)
+
+    @classmethod
+    def weight_keys(cls, cfg: RunConfig) -> list[str]:
+        """All three parts; the Q-Former's come from stage 2, but for what reads texts."""
+        return ["model.vision.weights", "model.language.weights", "model.weights"]
+
+    @classmethod
+    def check(cls, cfg: RunConfig, promised: frozenset[str] = frozenset()) -> None:
+        """As for all tasks, and the decoding options, and whether something gives what reads texts in the Q-Former."""
+        GenerationSettings.from_config(cfg.task)
+        super().check(cfg, promised)
+        if "model.weights" in promised:
+            return
+        weights = cls.weights(cfg, promised)
+        if not cfg.task.train and not weights.reads_questions:
+            raise UserError(
+                f"task.train=false evaluates a model that was fine-tuned on questions, but model.weights={weights.whole} has no "
+                "Q-Former that reads them; set model.weights to a checkpoint of vqa_finetune, or task.train=true"
+            )
+        weights.texts_part()
+
+    @classmethod
+    def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
+        """The losses per token of the answers, and their accuracy."""
+        return {"eval_loss", "blind_eval_loss", "accuracy"}
+
+    def run(self) -> TaskResult:
+        """Train where asked for, then answer the evaluation questions; accuracy where their true answers are known."""
+        loader = ModelLoader.of_run(self.cfg, self.run_folder)
+        model, question_tokenizer, tokenizer = loader.answering()
+        texts = QuestionTexts(question_tokenizer, tokenizer, self.task.prompt, self.task.max_txt_len)
+        questions = self.read(self.source.questions, "eval")
+        held_out = HeldOutQuestions(self.cfg, self.run_folder, model, texts, questions)
+        weights = {}
+        if self.task.train:
+            self._train(loader, model, texts, held_out)
+            weights = {"model.weights": self.checkpoint_folder()}
+        pairs = held_out.answer()
+        return TaskResult(self.context.on_main(lambda: self._score(pairs)), weights)
+
+    def _train(self, loader: ModelLoader, model: Stage2Model, texts: QuestionTexts, held_out: HeldOutQuestions) -> None:
+        questions = self.read(self.source.questions, "train")
+        without = [question for question in questions if not question.answers]
+        if without:
+            raise UserError(
+                f"{len(without)} of {len(questions)} training questions have no answer, e.g. question {without[0].question_id}; "
+                "train on a split whose answers are known"
+            )
+        if self.task.keep_best and not held_out.has_answers:
+            raise UserError(
+                f"task.keep_best={self.task.keep_best}: no evaluation question has a known answer, so none of the checkpoints is "
+                "the best; set task.keep_best=0"
+            )
+        train(
+            self.cfg,
+            self.run_folder,
+            AnsweringObjective(model, self.context),
+            model,
+            questions,
+            QuestionCollate(train_transform(self.cfg), texts),
+            tokenizers={"qformer": texts.qformer, "language": texts.language},
+            frozen_origin=loader.frozen_origin("vision", "language"),
+            evaluate=held_out.validate if held_out.has_answers else None,
+        )
+
+    def _score(self, pairs: Pairs) -> dict[str, float]:
+        pictures = save_pictures(self.run_folder, [question for question, _ in pairs])
+        self.run_folder.write_lines(
+            [
+                {
+                    "stage": self.run_folder.stage,
+                    "image_id": question.image_id,
+                    "group": question.group,
+                    "image": pictures.get(question.image_id),
+                    "name": question.image.name,
+                    "question": question.question,
+                    "question_type": question.question_type,
+                    "answers": list(question.answers),
+                    "correct": answer_score(row["prediction"], question.answers) if question.answers else None,
+                    **row,
+                }
+                for question, row in pairs
+            ],
+            "predictions.jsonl",
+        )
+        known = [(question, row) for question, row in pairs if question.answers]
+        if not known:
+            self.console.print("note: no question has a known answer, so there is no score", markup=False)
+            return {}
+        metrics = _accuracy(known, with_types=True)
+        groups = sorted({question.group for question, _ in known} - {""})
+        for group in groups if len(groups) > 1 else []:
+            own = _accuracy([(question, row) for question, row in known if question.group == group])
+            metrics[f"{group}/accuracy"] = own["accuracy"]
+        return metrics
+
+
+class HeldOutQuestions:
+    """Answers to held-out questions, and the loss of their true answers; each image is encoded once for both.
+
+    Args:
+        cfg: the whole config.
+        run: the task's run.
+        model: one whose Q-Former reads questions, in evaluation mode when a method is called.
+        texts: of the model's tokenizers.
+        questions: the same on each rank.
+    """
+
+    def __init__(
+        self, cfg: RunConfig, run: Run, model: Stage2Model, texts: QuestionTexts, questions: Sequence[QuestionSample]
+    ):
+        self._cfg, self._run, self._model, self._texts, self._questions = cfg, run, model, texts, questions
+        self._objective = AnsweringObjective(model)
+        self._blind: float | None = None
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether any true answer is known."""
+        return any(question.answers for question in self._questions)
+
+    def answer(self) -> Pairs:
+        """Answers to all questions whose images can be read. All ranks must call it."""
+        return self._answering(self._questions, GenerationSettings.from_config(self._cfg.task), self._queries).answer()
+
+    def validate(self) -> dict[str, float]:
+        """Of the first images: the answers' accuracy, and the loss per token of the true answer that most annotators gave.
+
+        It is given with the image (eval_loss) and without (blind_eval_loss). A frozen language model's loss without images is the
+        same at each call, and computed at the first one only. All ranks must call it.
+        """
+        validation, sums = self._cfg.task.validation, np.zeros(3)
+
+        def queries(patch_NPV: Tensor, questions: Sequence[QuestionSample]) -> Tensor:
+            query_NQD = self._queries(patch_NPV, questions)
+            sums[:] += self._losses(query_NQD, questions)
+            return query_NQD
+
+        settings = GenerationSettings.from_config(self._cfg.task)
+        settings = replace(settings, num_beams=validation.num_beams, num_return_sequences=1)
+        asked = first_images([question for question in self._questions if question.answers], validation.max_images)
+        pairs = self._answering(asked, settings, queries).answer()
+        seen, blind, tokens = np.sum(self._run.context.gather_objects(sums), axis=0).tolist()
+        blind_loss = blind / tokens if self._blind is None else self._blind
+        if getattr(self._model.language, "is_frozen", False):
+            self._blind = blind_loss
+        return {"eval_loss": seen / tokens, "blind_eval_loss": blind_loss, **_accuracy(pairs)}
+
+    def _answering(
+        self,
+        questions: Sequence[QuestionSample],
+        settings: GenerationSettings,
+        queries: Callable[[Tensor, Sequence[QuestionSample]], Tensor],
+    ) -> Answering:
+        prompt, tokenizer = self._cfg.task.prompt, self._texts.language
+        return Answering(
+            self._cfg, self._run, self._model, tokenizer, questions,
+            settings=settings, prompt=prompt, encode=self._model.patches, queries=queries,
+        )  # fmt: skip
+
+    def _queries(self, patch_NPV: Tensor, questions: Sequence[QuestionSample]) -> Tensor:
+        asked = to_tensors(self._texts.asked([question.question for question in questions]))
+        return self._model.encode_asked(patch_NPV, asked["question_ids_BK"], asked["question_mask_BK"])
+
+    def _losses(self, query_NQD: Tensor, questions: Sequence[QuestionSample]) -> np.ndarray:
+        """Sums over the answers' tokens of the loss with the image and without (0 where that is known), and their number."""
+        answers = [Counter(question.answers).most_common(1)[0][0] for question in questions]
+        texts = self._texts.answered([question.question for question in questions], answers)
+        target = "output_mask_BT" if self._model.language.is_encoder_decoder else "label_mask_BL"
+        batch = to_tensors(texts)
+        seen = float(self._objective.text_loss(query_NQD, batch))
+        blind = float(self._objective.text_loss(None, batch)) if self._blind is None else 0.0
+        return int(texts[target].sum()) * np.array([seen, blind, 1.0])
+
+
+def _accuracy(pairs: Pairs, *, with_types: bool = False) -> dict[str, float]:
+    return vqa_accuracy(
+        {question.question_id: row["prediction"] for question, row in pairs},
+        {question.question_id: question.answers for question, _ in pairs},
+        {question.question_id: question.question_type for question, _ in pairs} if with_types else None,
+    )
