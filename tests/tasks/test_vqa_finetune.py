@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 import blip2x
+from blip2x.config.compose import compose_config
 from blip2x.data.sources.digits import Digits
 from blip2x.errors import UserError
 from blip2x.models.weights.manifest import read_manifest
 from blip2x.tasks import vqa_finetune
+from blip2x.tasks.common.launch import launch
 
 FEW = ["task.max_steps=4", "task.batch_size=8", "task.log_every=2", "task.validation.max_images=5"]
 
@@ -21,7 +23,15 @@ def rows(folder):
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.fixture
+def alone(task, outputs, *overrides):
+    """The run folder of a task that is told nothing else."""
+    command = [f"task={task}", "dataset.train_scenes=64", "dataset.test_scenes=12", *overrides]
+    command += [f"paths.outputs={outputs}", f"run_name={task}", "overwrite=true"]
+    launch(compose_config(command), command)
+    return outputs / task
+
+
+@pytest.fixture(scope="module")
 def start(trained, small):
     """Overrides of a small model of stage 2, and of the stage 1 that has what reads texts."""
     return [
@@ -31,11 +41,11 @@ def start(trained, small):
     ]
 
 
-@pytest.fixture
-def tuned(run_task, start):
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory, start):
     """The checkpoint of a model that was fine-tuned on questions."""
-    _, folder = run_task("vqa_finetune", *start, *FEW, "task.max_steps=1")
-    return folder.rename(folder.with_name("tuned")) / "checkpoint"
+    few = ["task.max_steps=1", "task.batch_size=8", "task.validation.max_images=2", "dataset.eval_limit=2"]
+    return alone("vqa_finetune", tmp_path_factory.mktemp("tuned"), *start, *few) / "checkpoint"
 
 
 @pytest.mark.parametrize("model", ["tiny_opt", "tiny_t5"])
@@ -73,9 +83,9 @@ def test_it_trains_and_its_checkpoint_answers_alike(run_task, demo, encoded, val
 
     written = rows(folder)
     assert len(written) > 24 and all(row["correct"] in (0, 1) for row in written)
-    alone = folder.rename(folder.with_name("tuned")) / "checkpoint"
+    checkpoint = folder.rename(folder.with_name("tuned")) / "checkpoint"
     encoded.clear()
-    again, folder = run_task("vqa_finetune", "model=auto", f"model.weights={alone}", "task.train=false")
+    again, folder = run_task("vqa_finetune", "model=auto", f"model.weights={checkpoint}", "task.train=false")
     assert again == metrics and rows(folder) == written and sum(encoded) == 12
 
 
@@ -84,13 +94,14 @@ def test_the_question_changes_what_is_seen(run_task, start, monkeypatch):
     seen, write = [], vqa_finetune.HeldOutQuestions._queries
 
     def spy(held_out, patch_NPV, questions):
-        one = write(held_out, patch_NPV[:1], questions[:1])
-        seen.append(float((one - write(held_out, patch_NPV[:1], questions[1:2])).abs().max()))
+        if len(questions) > 1:
+            one = write(held_out, patch_NPV[:1], questions[:1])
+            seen.append(float((one - write(held_out, patch_NPV[:1], questions[1:2])).abs().max()))
         return write(held_out, patch_NPV, questions)
 
     monkeypatch.setattr(vqa_finetune.HeldOutQuestions, "_queries", spy)
     run_task("vqa_finetune", *start, *FEW, "task.max_steps=1")
-    assert min(seen) > 1e-3
+    assert len(seen) > 5 and min(seen) > 1e-3
 
 
 @pytest.mark.parametrize("task", ["vqa_zeroshot", "caption", "pretrain_stage2", "predict"])
@@ -100,15 +111,14 @@ def test_tasks_that_show_the_q_former_no_question_refuse_such_a_model(run_task, 
         run_task(task, *small, f"model.weights={tuned}", *inputs)
 
 
-def test_such_a_model_is_told_from_python_and_converted_as_a_whole(run_task, tuned, small):
+def test_such_a_model_is_told_from_python_and_converted_as_a_whole(run_task, tuned, small, tmp_path):
     with pytest.raises(UserError, match="fine-tuned on questions"):
         blip2x.load(tuned)
     metrics, folder = run_task("vqa_finetune", *small, f"model.weights={tuned}", "task.train=false")
     written = rows(folder)
     with pytest.raises(UserError, match="Hugging Face's BLIP-2 has no Q-Former that reads questions"):
-        run_task("convert", *small, f"model.weights={tuned}", "task.to=huggingface")
-    _, folder = run_task("convert", *small, f"model.weights={tuned}", "task.to=blip2x")
-    whole = folder / "converted"
+        alone("convert", tmp_path, *small, f"model.weights={tuned}", "task.to=huggingface")
+    whole = alone("convert", tmp_path, *small, f"model.weights={tuned}", "task.to=blip2x") / "converted"
     assert {path.name for path in (whole / "tokenizers").iterdir()} == {"qformer", "language"}
     again, folder = run_task("vqa_finetune", *small, f"model.weights={whole}", "task.train=false")
     assert again == metrics and rows(folder) == written
