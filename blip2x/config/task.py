@@ -166,7 +166,7 @@ class AnswerValidationConfig:
 @schema("task", "vqa_finetune")
 @dataclass
 class VqaFinetuneConfig(TrainingConfig, DecodingConfig):
-    """Answer the evaluation questions with a Q-Former that reads them, too; fine-tune on questions first where train is true."""
+    """Answer the evaluation questions, which the Q-Former reads, too; fine-tune on questions first where train is true."""
 
     kind: str = "vqa_finetune"
     train: bool = MISSING

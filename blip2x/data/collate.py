@@ -229,8 +229,8 @@ class QuestionTexts:
     """What a model that is fine-tuned on questions reads and writes.
 
     The Q-Former reads the question: question_ids_BK, question_mask_BK. The language model is asked `prompt`, in which the
-    question stands in place of "{}". A decoder-only one goes on with the answer: text_ids_BL, text_mask_BL, and label_mask_BL, 1
-    at the answer and the end. An encoder-decoder reads the prompt, input_ids_BL and input_mask_BL, and writes the answer:
+    question stands in place of "{}". A decoder-only one goes on with the answer: text_ids_BL, text_mask_BL, and label_mask_BL,
+    1 at the answer and the end. An encoder-decoder reads the prompt, input_ids_BL and input_mask_BL, and writes the answer:
     output_ids_BT, output_mask_BT. Where prompt and answer are too long, it is the question that loses its last words.
     """
 
@@ -243,8 +243,8 @@ class QuestionTexts:
         given = len(self.language.tokens(self.prompt.replace("{}", "")))
         if given + 4 > self.max_txt_len:  # bos, a word of the question, one of the answer, the end
             raise UserError(
-                f"task.max_txt_len={self.max_txt_len} leaves no room for a question and an answer in the prompt {self.prompt!r}, "
-                f"which takes {given} tokens"
+                f"task.max_txt_len={self.max_txt_len} leaves no room for a question and an answer in the prompt "
+                f"{self.prompt!r}, which takes {given} tokens"
             )
 
     def asked(self, questions: Sequence[str]) -> Batch:

@@ -1,4 +1,4 @@
-"""Answer questions with a Q-Former that reads them, too; fine-tune on questions first where ``task.train`` is true (section 4.3).
+"""Answer questions that the Q-Former reads, too; fine-tune on questions first where ``task.train`` is true (section 4.3).
 
 N questions, K their tokens in the Q-Former, P patches, V their width, Q queries, D width of the language model.
 """
@@ -17,7 +17,6 @@ from blip2x.config.run import RunConfig
 from blip2x.data.collate import QuestionCollate, QuestionTexts
 from blip2x.data.samples import QuestionSample
 from blip2x.data.source import Split, first_images
-from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
@@ -68,8 +67,8 @@ class VqaFinetune(Task):
         weights = cls.weights(cfg, promised)
         if not cfg.task.train and not weights.reads_questions:
             raise UserError(
-                f"task.train=false evaluates a model that was fine-tuned on questions, but model.weights={weights.whole} has no "
-                "Q-Former that reads them; set model.weights to a checkpoint of vqa_finetune, or task.train=true"
+                f"task.train=false evaluates a model that was fine-tuned on questions, but model.weights={weights.whole} has "
+                "no Q-Former that reads them; set model.weights to a checkpoint of vqa_finetune, or task.train=true"
             )
         weights.texts_part()
 
@@ -97,13 +96,13 @@ class VqaFinetune(Task):
         without = [question for question in questions if not question.answers]
         if without:
             raise UserError(
-                f"{len(without)} of {len(questions)} training questions have no answer, e.g. question {without[0].question_id}; "
-                "train on a split whose answers are known"
+                f"{len(without)} of {len(questions)} training questions have no answer, e.g. question "
+                f"{without[0].question_id}; train on a split whose answers are known"
             )
         if self.task.keep_best and not held_out.has_answers:
             raise UserError(
-                f"task.keep_best={self.task.keep_best}: no evaluation question has a known answer, so none of the checkpoints is "
-                "the best; set task.keep_best=0"
+                f"task.keep_best={self.task.keep_best}: no evaluation question has a known answer, so no checkpoint is the best; "
+                "set task.keep_best=0"
             )
         train(
             self.cfg,
@@ -160,9 +159,7 @@ class HeldOutQuestions:
         questions: the same on each rank.
     """
 
-    def __init__(
-        self, cfg: RunConfig, run: Run, model: Stage2Model, texts: QuestionTexts, questions: Sequence[QuestionSample]
-    ):
+    def __init__(self, cfg: RunConfig, run: Run, model: Stage2Model, texts: QuestionTexts, questions: Sequence[QuestionSample]):
         self._cfg, self._run, self._model, self._texts, self._questions = cfg, run, model, texts, questions
         self._objective = AnsweringObjective(model)
         self._blind: float | None = None
@@ -179,8 +176,8 @@ class HeldOutQuestions:
     def validate(self) -> dict[str, float]:
         """Of the first images: the answers' accuracy, and the loss per token of the true answer that most annotators gave.
 
-        It is given with the image (eval_loss) and without (blind_eval_loss). A frozen language model's loss without images is the
-        same at each call, and computed at the first one only. All ranks must call it.
+        It is given with the image (eval_loss) and without (blind_eval_loss). A frozen language model's loss without images is
+        the same at each call, and computed at the first one only. All ranks must call it.
         """
         validation, sums = self._cfg.task.validation, np.zeros(3)
 

@@ -146,7 +146,8 @@ def test_a_questions_answer_and_end_are_learned_each_behind_its_own_prompt():
     names = {"question_ids_BK", "question_mask_BK", "text_ids_BL", "text_mask_BL", "label_mask_BL"}
     assert set(made) == {"image_BCHW", *names} and made["image_BCHW"].shape == (2, 3, 4, 4)
     words, reader = collate.texts.language, collate.texts.qformer
-    for row, (asked, answer) in enumerate([("which digit is red ?", "3"), ("which digit is left of a blue digit ?", "a red 7")]):
+    expected = [("which digit is red ?", "3"), ("which digit is left of a blue digit ?", "a red 7")]
+    for row, (asked, answer) in enumerate(expected):
         ids, label = made["text_ids_BL"][row], made["label_mask_BL"][row]
         assert words.decode(ids[label == 1]) == answer and ids[label == 1][-1] == words.end_id
         given = ids[(made["text_mask_BL"][row] == 1) & (label == 0)]

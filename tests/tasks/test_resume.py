@@ -50,6 +50,7 @@ def words(task: str, demo) -> list[str]:
             "model.qformer.dropout=0.1",
             f"model.weights={run.checkpoint('pretrain_stage2')}",
             f"model.qformer.weights={run.checkpoint('pretrain_stage1')}",
+            "task.validation.max_images=2",
         ],
     }[task]
 

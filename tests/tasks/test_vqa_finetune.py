@@ -125,12 +125,12 @@ def test_such_a_model_is_told_from_python_and_converted_as_a_whole(run_task, tun
 
 
 def test_what_was_not_fine_tuned_is_not_evaluated(run_task, start):
-    with pytest.raises(UserError, match="has no Q-Former that reads them; set model.weights to a checkpoint of vqa_finetune"):
+    with pytest.raises(UserError, match=r"has no Q-Former that reads them; set model.weights to a checkpoint of vqa_finetune"):
         run_task("vqa_finetune", *start, "task.train=false")
 
 
 def test_without_what_reads_questions_it_is_told_what_to_do_before_work(run_task, start, tmp_path):
-    with pytest.raises(UserError, match="set model.qformer.weights to weights of stage 1"):
+    with pytest.raises(UserError, match=r"set model.qformer.weights to weights of stage 1"):
         run_task("vqa_finetune", *start[:-1], *FEW)
     assert not (tmp_path / "vqa_finetune").exists()
 
@@ -152,5 +152,5 @@ def test_a_split_without_answers_is_predicted_and_not_scored(run_task, start, mo
 def test_questions_without_answers_cannot_be_learned(run_task, start, monkeypatch):
     questions = Digits.questions
     monkeypatch.setattr(Digits, "questions", lambda *words: [replace(one, answers=()) for one in questions(*words)[:1]])
-    with pytest.raises(UserError, match="1 of 1 training questions have no answer, e.g. question 0"):
+    with pytest.raises(UserError, match=r"1 of 1 training questions have no answer, e.g. question 0"):
         run_task("vqa_finetune", *start, *FEW)

@@ -34,7 +34,7 @@ def to_huggingface(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, Store
     """The tensors under Hugging Face's names, and those that have no place there, with the reason.
 
     Raises:
-        UserError: a part that Hugging Face's BLIP-2 has not: CLIP's image encoder, or a Q-Former of stage 2 that reads questions.
+        UserError: a part that Hugging Face's BLIP-2 has not: CLIP's image encoder, or what reads questions in stage 2.
     """
     if "vision.norm.weight" in tensors:
         raise UserError("Hugging Face's BLIP-2 has no CLIP image encoder, so this model cannot go there; use task.to=blip2x")

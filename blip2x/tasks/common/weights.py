@@ -126,24 +126,22 @@ class Weights:
         folder = self.texts_folder()
         if folder is None and self.cfg.missing is Missing.error:
             raise UserError(
-                f"{f'model.weights={self.whole} lacks' if self.whole else 'nothing brings'} what reads texts in the Q-Former, as "
-                "stage 2 leaves it out; set model.qformer.weights to weights of stage 1 (best those that stage 2 began with) or to "
-                "a BERT, or model.missing=initialise to begin with random ones"
+                f"model.weights={self.whole} lacks what reads texts in the Q-Former, as stage 2 leaves it out; set "
+                "model.qformer.weights to weights of stage 1 (best those that stage 2 began with) or to a BERT, or "
+                "model.missing=initialise to begin with random ones"
             )
         if folder is None:
             return None
         source = _opened(folder)
         if not source.has(_WORDS):
             raise UserError(
-                f"model.qformer.weights={folder} holds {source.what}, but nothing that reads texts in a Q-Former; set it to weights "
-                "of stage 1 or to a BERT"
+                f"model.qformer.weights={folder} holds {source.what}, but nothing that reads texts in a Q-Former; set it to "
+                "weights of stage 1 or to a BERT"
             )
         require_same_shape(self.cfg, source, "qformer")
         return source
 
-    def sources(
-        self, parts: list[str], *, reads_texts: bool = False
-    ) -> Iterator[tuple[Source, dict[str, StoredTensor]]]:
+    def sources(self, parts: list[str], *, reads_texts: bool = False) -> Iterator[tuple[Source, dict[str, StoredTensor]]]:
         """The whole model's source with all of its tensors, then those of `parts` that it does not bring, with the part's.
 
         With `reads_texts`, what reads texts in a Q-Former of stage 2 is one of them.

@@ -99,7 +99,9 @@ def in_numpy(model: Stage2Model, image: paddle.Tensor, ids: list[int]) -> np.nda
         return x.reshape(len(x), 2, -1).transpose(1, 0, 2)
 
     def attend(x, source, name):
-        query, key, value = (heads(linear(of, f"{name}.{part}")) for part, of in zip(("query", "key", "value"), (x, source, source)))
+        query, key, value = (
+            heads(linear(of, f"{name}.{part}")) for part, of in (("query", x), ("key", source), ("value", source))
+        )
         score = np.exp(query @ key.transpose(0, 2, 1) / np.sqrt(query.shape[-1]))
         mixed = (score / score.sum(-1, keepdims=True)) @ value
         return norm(x + linear(mixed.transpose(1, 0, 2).reshape(x.shape), f"{name}.out"), f"{name}.norm")

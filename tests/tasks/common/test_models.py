@@ -212,7 +212,7 @@ def test_what_reads_questions_may_come_from_a_bert(loader, bert, run, stage2):
 
 
 def test_what_reads_questions_is_told_or_asked_for(loader, trained, run, stage2):
-    with pytest.raises(UserError, match="set model.qformer.weights to weights of stage 1 .* or model.missing=initialise"):
+    with pytest.raises(UserError, match=r"set model.qformer.weights to weights of stage 1 .* or model.missing=initialise"):
         loader(*FEW, stage2).answering()
     with pytest.raises(UserError, match="holds an image encoder, but nothing that reads texts"):
         loader(*FEW, stage2, f"model.qformer.weights={trained}/pretrain_vision/checkpoint").answering()
