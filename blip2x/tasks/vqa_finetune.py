@@ -101,8 +101,8 @@ class VqaFinetune(Task):
             )
         if self.task.keep_best and not held_out.has_answers:
             raise UserError(
-                f"task.keep_best={self.task.keep_best}: no evaluation question has a known answer, so no checkpoint is the best; "
-                "set task.keep_best=0"
+                f"task.keep_best={self.task.keep_best}: no evaluation question has a known answer, so no checkpoint is the "
+                "best; set task.keep_best=0"
             )
         train(
             self.cfg,

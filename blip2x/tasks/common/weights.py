@@ -118,20 +118,20 @@ class Weights:
         return None if configured is None else self.locate(configured, "model.qformer.weights")
 
     def texts_part(self) -> Source | None:
-        """The source of what reads texts in a Q-Former of stage 2.
+        """The source of what reads texts in a Q-Former of stage 2; None: it is to begin with random numbers.
 
         Raises:
             UserError: there is none, and model.missing=error; or it has no such part, or is of another shape.
         """
         folder = self.texts_folder()
-        if folder is None and self.cfg.missing is Missing.error:
+        if folder is None:
+            if self.cfg.missing is Missing.initialise:
+                return None
             raise UserError(
                 f"model.weights={self.whole} lacks what reads texts in the Q-Former, as stage 2 leaves it out; set "
                 "model.qformer.weights to weights of stage 1 (best those that stage 2 began with) or to a BERT, or "
                 "model.missing=initialise to begin with random ones"
             )
-        if folder is None:
-            return None
         source = _opened(folder)
         if not source.has(_WORDS):
             raise UserError(

@@ -153,3 +153,4 @@ def test_image_encoder_projection_and_what_reads_questions_learn(asking, image, 
     unread = ("qformer.layers.1.text_ffn.", "qformer.text.head_", "language.")  # nothing reads the text behind the last layer
     assert without == {name for name, _ in model.named_parameters() if name.startswith(unread)}
     assert all(p.grad is None for n, p in model.named_parameters() if n.startswith("language."))
+    assert model.qformer.layers[1].text_ffn.fc1.weight.grad is not None  # 0; DataParallel would wait for one that does not come
