@@ -16,7 +16,7 @@ from paddle import Tensor
 from blip2x.config.run import RunConfig
 from blip2x.data.collate import QuestionCollate, QuestionTexts
 from blip2x.data.samples import QuestionSample
-from blip2x.data.source import Split, first_images
+from blip2x.data.source import Split
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
@@ -82,16 +82,16 @@ class VqaFinetune(Task):
         loader = ModelLoader.of_run(self.cfg, self.run_folder)
         model, question_tokenizer, tokenizer = loader.answering()
         texts = QuestionTexts(question_tokenizer, tokenizer, self.task.prompt, self.task.max_txt_len)
-        questions = self.read(self.source.questions, "eval")
-        held_out = HeldOutQuestions(self.cfg, self.run_folder, model, texts, questions)
         weights = {}
         if self.task.train:
-            self._train(loader, model, texts, held_out)
+            self._train(loader, model, texts)
             weights = {"model.weights": self.checkpoint_folder()}
-        pairs = held_out.answer()
+        questions = self.read(self.source.questions, "eval")
+        pairs = HeldOutQuestions(self.cfg, self.run_folder, model, texts, questions).answer()
         return TaskResult(self.context.on_main(lambda: self._score(pairs)), weights)
 
-    def _train(self, loader: ModelLoader, model: Stage2Model, texts: QuestionTexts, held_out: HeldOutQuestions) -> None:
+    def _train(self, loader: ModelLoader, model: Stage2Model, texts: QuestionTexts) -> None:
+        held_out = HeldOutQuestions(self.cfg, self.run_folder, model, texts, self.read(self.source.questions, "eval"))
         questions = self.read(self.source.questions, "train")
         without = [question for question in questions if not question.answers]
         if without:
@@ -188,7 +188,9 @@ class HeldOutQuestions:
 
         settings = GenerationSettings.from_config(self._cfg.task)
         settings = replace(settings, num_beams=validation.num_beams, num_return_sequences=1)
-        asked = first_images([question for question in self._questions if question.answers], validation.max_images)
+        asked = [question for question in self._questions if question.answers]
+        first = set(list(dict.fromkeys(question.image_id for question in asked))[: validation.max_images])
+        asked = [question for question in asked if question.image_id in first]
         pairs = self._answering(asked, settings, queries).answer()
         seen, blind, tokens = np.sum(self._run.context.gather_objects(sums), axis=0).tolist()
         blind_loss = blind / tokens if self._blind is None else self._blind
