@@ -310,10 +310,10 @@ def _check_lengths(task: TaskConfig, model: ModelConfig) -> None:
         of_qformer = {"max_txt_len": task.max_txt_len}
         if task.validation.captions:
             of_qformer["validation.max_new_tokens"] = task.validation.max_new_tokens
-    if isinstance(task, VqaFinetuneConfig):
-        of_qformer = {"max_txt_len": task.max_txt_len}
     if isinstance(task, PredictConfig) and task.stage == 1:
         of_qformer = {"max_new_tokens": task.max_new_tokens}
+    if isinstance(task, VqaFinetuneConfig):
+        of_qformer["max_txt_len"] = task.max_txt_len
     for name, length in of_qformer.items():
         if length > model.qformer.max_positions:
             raise UserError(f"task.{name}={length} is more than model.qformer.max_positions={model.qformer.max_positions}")

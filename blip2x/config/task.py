@@ -140,8 +140,8 @@ class CaptionConfig(TrainingConfig, DecodingConfig):
 
 
 def trains(task: TaskConfig) -> bool:
-    """Whether it changes weights: of those with a training's settings, all but captions and answers that are only written."""
-    return isinstance(task, TrainingConfig) and (not isinstance(task, (CaptionConfig, VqaFinetuneConfig)) or task.train)
+    """Whether it changes weights: of those with a training's settings, all but the ones whose `train` is false."""
+    return isinstance(task, TrainingConfig) and getattr(task, "train", True)
 
 
 @schema("task", "vqa_zeroshot")

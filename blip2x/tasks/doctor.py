@@ -13,7 +13,7 @@ from paddle import nn
 
 from blip2x.config.compose import compose_config, inner_overrides
 from blip2x.config.run import PrecisionName, RunConfig
-from blip2x.config.task import CaptionConfig, DoctorConfig, PipelineConfig, VqaFinetuneConfig, trains
+from blip2x.config.task import DoctorConfig, PipelineConfig, TrainingConfig, trains
 from blip2x.data.collate import QuestionTexts
 from blip2x.data.tokenize import TextTokenizer, build_tokenizer
 from blip2x.engine.memory import free_memory
@@ -131,7 +131,7 @@ def trainings(task: DoctorConfig) -> dict[str, RunConfig]:
     found = {name: stage for name, stage in stages.items() if trains(stage.task)}
     if not found:
         hint = "set task.of to one that does"
-        if isinstance(cfg.task, (CaptionConfig, VqaFinetuneConfig)):
+        if isinstance(cfg.task, TrainingConfig):  # one that can also evaluate alone
             hint = "set \"task.overrides=['task.train=true']\""
         raise UserError(f"task={cfg.task.kind} trains nothing, so there is no step whose memory could be predicted; {hint}")
     return found
