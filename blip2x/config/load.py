@@ -16,6 +16,7 @@ from blip2x.config.dataset import DatasetConfig, ImageTextConfig, check_transfor
 from blip2x.config.model import LanguageConfig, ModelConfig, OptConfig, T5Config
 from blip2x.config.run import HybridConfig, OptimConfig, RunConfig, WandbConfig
 from blip2x.config.task import (
+    AnsweringConfig,
     CaptionConfig,
     ConvertConfig,
     DecodingConfig,
@@ -33,7 +34,7 @@ from blip2x.config.task import (
     TaskConfig,
     TrainingConfig,
     ValidationConfig,
-    VqaZeroshotConfig,
+    VqaFinetuneConfig,
     trains,
 )
 from blip2x.errors import UserError
@@ -255,7 +256,9 @@ def _check_task(task: TaskConfig) -> None:
         _numbers("task", task, AT_LEAST_3, "eval_max_txt_len")
     if isinstance(task, CaptionConfig):
         _choices("task.metrics", task.metrics, CAPTION_METRICS)
-    if isinstance(task, VqaZeroshotConfig) and "{}" not in task.prompt:
+    if isinstance(task, VqaFinetuneConfig):
+        _numbers("task.validation", task.validation, AT_LEAST_1, "max_images", "num_beams")
+    if isinstance(task, AnsweringConfig) and "{}" not in task.prompt:
         raise UserError(f"task.prompt={task.prompt!r} has no {{}}, so the question would not be asked; put {{}} in its place")
     if isinstance(task, PredictConfig):
         _check_predict(task)
@@ -359,13 +362,16 @@ def _check_lengths(task: TaskConfig, model: ModelConfig) -> None:
         of_qformer["max_txt_len"] = task.max_txt_len
     if isinstance(task, PredictConfig) and task.stage == 1:
         of_qformer = {"max_new_tokens": task.max_new_tokens}
+    if isinstance(task, VqaFinetuneConfig):
+        of_qformer["max_txt_len"] = task.max_txt_len
     for name, length in of_qformer.items():
         if length > model.qformer.max_positions:
             raise UserError(f"task.{name}={length} is more than model.qformer.max_positions={model.qformer.max_positions}")
     if not isinstance(model.language, OptConfig):  # T5 has no limit
         return
     lengths = {}
-    if isinstance(task, (PretrainLanguageConfig, PretrainStage2Config)) or (isinstance(task, CaptionConfig) and task.train):
+    reads = (PretrainLanguageConfig, PretrainStage2Config, CaptionConfig, VqaFinetuneConfig)
+    if isinstance(task, reads) and trains(task):
         lengths["max_txt_len"] = task.max_txt_len
     if isinstance(task, DecodingConfig) and not (isinstance(task, PredictConfig) and task.stage == 1):
         lengths["max_new_tokens"] = task.max_new_tokens

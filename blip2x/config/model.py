@@ -64,7 +64,9 @@ class QFormerConfig:
     embed_dim: int = MISSING  # width of the space in which images and texts are contrasted
     recompute: bool = MISSING  # as in vision
     tokenizer: str = MISSING  # "dataset" (trained from the data set's text), a folder, or a name below paths.weights
-    weights: Optional[str] = MISSING  # a BERT to start stage 1 from, a name or path; null: random
+    # a BERT to start stage 1 from, a name or path; null: random. For vqa_finetune also weights of stage 1, where model.weights,
+    # which are of stage 2, lack what reads texts
+    weights: Optional[str] = MISSING
 
 
 @dataclass

@@ -198,6 +198,25 @@ class VqaZeroshotConfig(AnsweringConfig):
     blind_baseline: bool = MISSING  # also answer without the image, and by the commonest answer per question type
 
 
+@dataclass
+class AnswerValidationConfig:
+    """Answers to held-out questions while a model is trained."""
+
+    max_images: Optional[int] = MISSING  # to ask about: the first to be evaluated on; null: all
+    num_beams: int = MISSING
+
+
+@schema("task", "vqa_finetune")
+@dataclass
+class VqaFinetuneConfig(TrainingConfig, AnsweringConfig):
+    """Answer the evaluation questions, which the Q-Former reads, too; fine-tune on questions first where train is true."""
+
+    kind: str = "vqa_finetune"
+    train: bool = MISSING
+    max_txt_len: int = MISSING  # of the question in the Q-Former; of prompt and answer in the language model
+    validation: AnswerValidationConfig = field(default_factory=AnswerValidationConfig)
+
+
 @schema("task", "predict")
 @dataclass
 class PredictConfig(DecodingConfig):

@@ -3,12 +3,13 @@
 A collate has two steps, so that a bad picture costs one sample and not its batch: ``load(sample, rng)`` opens one sample and
 makes its random choices, ``collate(items)`` stacks what was loaded.
 
-Shapes: B samples, C channels, H height, W width, L tokens, T output tokens, P patches.
+Shapes: B samples, C channels, H height, W width, K tokens of a question, L tokens, T output tokens, P patches.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from blip2x.data.samples import CaptionSample, LabelledImage, Picture, QuestionSample
-from blip2x.data.tokenize import TextTokenizer
+from blip2x.data.tokenize import TextTokenizer, clean_question
 from blip2x.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -230,3 +231,76 @@ def _images(items: list[LoadedCaption]) -> Batch:
 
 def _int64(values: list[int]) -> np.ndarray:
     return np.asarray(values, dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class QuestionTexts:
+    """What a model that is fine-tuned on questions reads and writes.
+
+    The Q-Former reads the question: question_ids_BK, question_mask_BK. The language model is asked `prompt`, in which the
+    question stands in place of "{}". A decoder-only one goes on with the answer: text_ids_BL, text_mask_BL, and label_mask_BL,
+    1 at the answer and the end. An encoder-decoder reads the prompt, input_ids_BL and input_mask_BL, and writes the answer:
+    output_ids_BT, output_mask_BT. Where prompt and answer are too long, it is the question that loses its last words.
+    """
+
+    qformer: TextTokenizer
+    language: TextTokenizer
+    prompt: str
+    max_txt_len: int  # tokens of the question, and of prompt and answer, with what begins and ends them
+    clean: bool  # questions, see `clean_question`
+
+    def __post_init__(self):
+        given = len(self.language.tokens(self.prompt.replace("{}", "")))
+        if given + 4 > self.max_txt_len:  # bos, a word of the question, one of the answer, the end
+            raise UserError(
+                f"task.max_txt_len={self.max_txt_len} leaves no room for a question and an answer in the prompt "
+                f"{self.prompt!r}, which takes {given} tokens"
+            )
+
+    def asked(self, questions: Sequence[str]) -> Batch:
+        """For the Q-Former."""
+        ids_BK, mask_BK = self.qformer.encode([self._question(text) for text in questions], max_length=self.max_txt_len)
+        return {"question_ids_BK": ids_BK, "question_mask_BK": mask_BK}
+
+    def answered(self, questions: Sequence[str], answers: Sequence[str]) -> Batch:
+        """For the language model."""
+        answers = [answer.strip() for answer in answers]
+        prompts = [self._prompt(question, answer) for question, answer in zip(questions, answers, strict=True)]
+        if self.language.family == "t5":
+            return _in_and_out(self.language, prompts, answers, self.max_txt_len)
+        texts = [f"{prompt} {answer}" for prompt, answer in zip(prompts, answers, strict=True)]
+        ids_BL, mask_BL = self.language.encode(texts, max_length=self.max_txt_len)
+        label_mask_BL = mask_BL.copy()
+        for row, prompt in zip(label_mask_BL, prompts, strict=True):
+            row[: 1 + len(self.language.tokens(prompt))] = 0
+        return {"text_ids_BL": ids_BL, "text_mask_BL": mask_BL, "label_mask_BL": label_mask_BL}
+
+    def _question(self, text: str) -> str:
+        return clean_question(text) if self.clean else text
+
+    def _prompt(self, question: str, answer: str) -> str:
+        """With as much of the question as leaves the answer, or a word of a long one, its room."""
+        written = "" if self.language.family == "t5" else answer
+        words = self._question(question).split()
+        while True:
+            prompt = self.prompt.replace("{}", " ".join(words)).strip()
+            if len(self.language.tokens(f"{prompt} {written}")) + 2 <= self.max_txt_len or not words:
+                return prompt
+            words.pop()
+
+
+@dataclass(frozen=True)
+class QuestionCollate:
+    """Pictures with a question and an answer each: image_BCHW, and what `QuestionTexts` has."""
+
+    transform: Transform
+    texts: QuestionTexts
+
+    def load(self, sample: QuestionSample, rng: random.Random) -> tuple[np.ndarray, str, str]:
+        """Open the picture and choose an answer: each as often as annotators gave it."""
+        return self.transform.load(sample.image, rng), sample.question, rng.choice(sample.answers)
+
+    def __call__(self, items: list[tuple[np.ndarray, str, str]]) -> Batch:
+        """Stack and tokenize."""
+        images, questions, answers = zip(*items, strict=True)
+        return {"image_BCHW": np.stack(images), **self.texts.asked(questions), **self.texts.answered(questions, answers)}

@@ -201,6 +201,11 @@ def clean_caption(text: str, max_words: int = 50) -> str:
     return " ".join(re.sub(r'[.!"()*#:;~]', " ", text.lower()).split()[:max_words])
 
 
+def clean_question(text: str, max_words: int = 50) -> str:
+    """A question as in the prompts of LAVIS's evaluations: lower case, most punctuation left out, at most `max_words` words."""
+    return " ".join(re.sub(r'[.!"()*#:;~]', "", text.lower()).rstrip(" ").split(" ")[:max_words])
+
+
 def _read(folder: Path, family: str) -> Tokenizer:
     files = {name: folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt", "vocab.txt")}
     try:

@@ -31,6 +31,7 @@ _STAGE_TITLES = {
     "pretrain_stage2": "Stage 2: read",
     "caption": "Captions",
     "vqa_zeroshot": "Zero-shot answers",
+    "vqa_finetune": "Fine-tuned answers",
     "predict": "Predictions",
 }
 

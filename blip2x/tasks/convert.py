@@ -59,7 +59,8 @@ class Convert(Task):
     @classmethod
     def starts_from(cls, cfg: RunConfig) -> Start:
         """Either stage's model."""
-        return Start("qformer.", "pretrain_stage1 or pretrain_stage2, or published weights of BLIP-2")
+        what = "pretrain_stage1 or pretrain_stage2, or published weights of BLIP-2"
+        return Start("qformer.", what, takes_questions=True)
 
     def run(self) -> TaskResult:
         """Write; how many tensors and bytes there are, and how many names were left out."""
@@ -96,9 +97,11 @@ class Convert(Task):
 
     def _tokenizers(self, weights: Weights, source: Source) -> dict[str, TextTokenizer]:
         loader = ModelLoader(weights, texts=list, say=self._say)
-        part = "language" if source.has("language_proj.") else "qformer"
-        tokenizer = loader.own_tokenizer(part, fetch=False)
-        return {} if tokenizer is None else {part: tokenizer}
+        parts = ["language"] if source.has("language_proj.") else ["qformer"]
+        if weights.reads_questions:
+            parts.append("qformer")
+        found = {part: loader.own_tokenizer(part, fetch=False) for part in parts}
+        return {part: tokenizer for part, tokenizer in found.items() if tokenizer}
 
     def _write_checkpoint(self, folder: Path, weights: Weights, tensors: Tensors, tokenizers: dict[str, TextTokenizer]) -> None:
         source = weights.source

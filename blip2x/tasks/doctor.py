@@ -21,6 +21,7 @@ from blip2x.config.task import (
     TrainingConfig,
     trains,
 )
+from blip2x.data.collate import QuestionTexts
 from blip2x.data.tokenize import TextTokenizer, build_tokenizer
 from blip2x.engine.memory import free_memory
 from blip2x.engine.memory_table import amount, markdown, show
@@ -50,6 +51,7 @@ class Texts:
     length: int
     output_length: int
     vocab_sizes: Mapping[str, int]
+    question_length: int = 0  # of what the Q-Former reads beside the image
 
 
 class Longest(NamedTuple):
@@ -107,7 +109,11 @@ def prediction_of(cfg: RunConfig, layout: Layout, texts: Texts) -> tuple[Predict
     """What a step of `cfg` takes, and the model that it was worked out for, without memory."""
     classes = label_classes(cfg)
     model = model_of(cfg, layout, texts.vocab_sizes, classes)
-    lengths = {"length": texts.length, "output_length": texts.output_length}
+    lengths = {
+        "length": texts.length,
+        "output_length": texts.output_length,
+        "question_length": texts.question_length,
+    }
     found = predict(cfg, model, layout, **lengths, vocab_sizes=texts.vocab_sizes, classes=list(classes.values()))
     return found, model
 
@@ -166,7 +172,8 @@ def model_of(cfg: RunConfig, layout: Layout, vocab_sizes: Mapping[str, int], cla
         if isinstance(cfg.task, PretrainStage1Config):
             model = build_stage1(shape, vocab_size=vocab_sizes["qformer"])
         else:
-            model = build_stage2(shape, vocab_size=vocab_sizes["language"])
+            questions = vocab_sizes["qformer"] if kind == "vqa_finetune" else None
+            model = build_stage2(shape, vocab_size=vocab_sizes["language"], question_vocab_size=questions)
     types = storage_types(cfg.precision.name, shape)
     for name in ("vision", "language"):
         part = getattr(model, name, None)
@@ -190,6 +197,8 @@ def texts_of(cfg: RunConfig) -> Texts:
     texts count as long as they are allowed to be.
     """
     kind, shape, limit = cfg.task.kind, cfg.model, getattr(cfg.task, "max_txt_len", 0)
+    if kind == "vqa_finetune":
+        return _texts_with_questions(cfg)
     vocab_sizes = {"qformer": shape.qformer.vocab_size or 0, "language": shape.language.vocab_size or 0}
     if isinstance(cfg.task, (PretrainVisionConfig, PretrainStage1Config)):
         if kind != "pretrain_vision" and not vocab_sizes["qformer"]:
@@ -211,6 +220,22 @@ def texts_of(cfg: RunConfig) -> Texts:
         split = getattr(cfg.task, "prefix_split", False)
         read, written = prompt_tokens + (longest.caption - 1 if split else 0), longest.caption
     return Texts(min(limit, read + 1), min(limit, written + 1), vocab_sizes)
+
+
+def _texts_with_questions(cfg: RunConfig) -> Texts:
+    """`texts_of` where a model is fine-tuned on questions."""
+    limit, families = cfg.task.max_txt_len, {"qformer": "bert", "language": cfg.model.language.kind}
+    parts = {name: getattr(cfg.model, name) for name in families}
+    tokenizers = {name: _tokenizer(cfg, name, families[name]) for name, part in parts.items() if not part.vocab_size}
+    vocab_sizes = {name: tokenizers[name].vocab_size if name in tokenizers else part.vocab_size for name, part in parts.items()}
+    if len(tokenizers) < len(parts) or any(part.tokenizer != "dataset" for part in parts.values()):
+        return Texts(limit, limit if families["language"] == "t5" else 0, vocab_sizes, limit)
+    texts = QuestionTexts(tokenizers["qformer"], tokenizers["language"], cfg.task.prompt, limit, clean=cfg.task.clean_questions)
+    samples = build_source(cfg).questions("train")
+    questions, answers = [sample.question for sample in samples], [max(sample.answers, key=len) for sample in samples]
+    lengths = {name: array.shape[1] for name, array in {**texts.asked(questions), **texts.answered(questions, answers)}.items()}
+    read = lengths["input_ids_BL" if families["language"] == "t5" else "text_ids_BL"]
+    return Texts(read, lengths.get("output_ids_BT", 0), vocab_sizes, lengths["question_ids_BK"])
 
 
 def _longest(cfg: RunConfig, tokenizer: TextTokenizer) -> Longest:
@@ -236,7 +261,7 @@ def sentences(cfg: RunConfig, found: Prediction, layout: Layout, texts: Texts) -
     """What the table does not say."""
     task = cfg.task
     batch = f"{task.batch_size} samples" + (f" x {task.accumulate} micro-batches" if task.accumulate > 1 else "")
-    lengths = " and ".join(str(length) for length in (texts.length, texts.output_length) if length)
+    lengths = " and ".join(str(length) for length in (texts.length, texts.output_length, texts.question_length) if length)
     counted = [f"{batch} per rank", *([f"texts of {lengths} tokens"] if lengths else [])]
     counted += [f"{cfg.model.vision.image_size} pixels", cfg.precision.name.value, _ranks(layout)]
     said = [

@@ -13,7 +13,7 @@ from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.lemmatise import require_lemmatiser
 from blip2x.metrics.vqa import majority_answers
 from blip2x.registry import TASKS
-from blip2x.tasks.common.answering import Answering, clean_questions
+from blip2x.tasks.common.answering import Answering
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.results import answer_results, check_questions, has_truth
 from blip2x.tasks.common.task import Task
@@ -64,7 +64,7 @@ class VqaZeroshot(Task):
             self.run_folder,
             model,
             tokenizer,
-            clean_questions(questions) if self.task.clean_questions else questions,
+            questions,
             settings=GenerationSettings.from_config(self.task),
             prompt=self.task.prompt,
             encode=model.encode,

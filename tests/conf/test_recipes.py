@@ -123,6 +123,7 @@ FINE_TUNING = {
     "finetune_caption": (1e-5, 1000, 0.9, 0.999, 0.05, 1.0),
     "finetune_caption_opt6.7b": (1e-5, 1000, 0.9, 0.999, 0.05, 0.95),
     "finetune_vqa": (1e-5, 1000, 0.9, 0.999, 0.05, 0.95),
+    "finetune_vqa_opt6.7b": (1e-5, 1000, 0.9, 0.999, 0.05, 0.9),
     "finetune_retrieval": (1e-5, 1000, 0.9, 0.999, 0.05, 0.95),
     "finetune_retrieval_vitl": (5e-6, 1000, 0.9, 0.98, 0.05, 1.0),
 }
@@ -249,6 +250,20 @@ def test_vqa(model, dataset):
     assert task.prompt == ("Question: {} Answer:" if model.startswith("opt") else "Question: {} Short answer:")
     assert (task.num_beams, task.length_penalty, task.min_new_tokens, task.max_new_tokens) == (5, -1.0, 1, 10)
     assert (task.repetition_penalty, task.do_sample, task.early_stopping) == (1.0, False, False)
+
+
+@pytest.mark.parametrize(
+    ("model", "optim"), [("opt2.7b", "finetune_vqa"), ("opt6.7b", "finetune_vqa_opt6.7b"), ("flant5xl", "finetune_vqa")]
+)
+def test_vqa_fine_tuning(model, optim):
+    config = experiment(f"vqav2_ft_{model}")
+    task, vision = config.task, config.model.vision
+    assert config.optim == compose_config(["task=convert", f"optim={optim}"]).optim
+    assert (task.kind, config.dataset.name, config.model.name) == ("vqa_finetune", "vqav2_vg", model)
+    assert (vision.image_size, vision.frozen, vision.recompute, vision.drop_path_rate) == (490, False, True, 0)
+    assert pairs_per_step(config) == 128 and (task.max_epochs, task.max_steps, task.train) == (5, None, True)
+    assert (task.prompt, task.num_beams, task.keep_best) == ("Question: {} Answer:", 5, 0)
+    assert config.model.qformer.weights == "blip2_pretrained.pth"  # stage 1's: BERT has never seen an image
 
 
 def test_every_model_is_asked_in_its_own_way_unless_told_otherwise():

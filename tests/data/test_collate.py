@@ -1,5 +1,6 @@
 import random
 import re
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +10,14 @@ from blip2x.data.collate import (
     ImageCollate,
     LanguageCollate,
     LanguageEncoderDecoderCollate,
+    QuestionCollate,
+    QuestionTexts,
     Stage1Collate,
     Stage2Collate,
     Stage2EncoderDecoderCollate,
     VisionCollate,
 )
-from blip2x.data.samples import CaptionSample, LabelledImage
+from blip2x.data.samples import CaptionSample, LabelledImage, QuestionSample
 from blip2x.data.tokenize import train_tokenizer
 from blip2x.errors import UserError
 
@@ -131,3 +134,64 @@ def test_vision_stacks_every_label():
 def test_images_alone(samples):
     made = batch(ImageCollate(transform), samples[:2])
     assert set(made) == {"image_BCHW", "image_id_B"} and made["image_id_B"].tolist() == [10, 11]
+
+
+ASKED = "question: {} short answer:"
+
+
+def question(words="which digit is red ?", answers=("3",)):
+    return QuestionSample(7, PICTURE, words, answers, "", "", image_id=1)
+
+
+def question_texts(family, max_txt_len=24, prompt=ASKED):
+    return QuestionTexts(tokenizer("bert"), tokenizer(family), prompt, max_txt_len, clean=False)
+
+
+def test_a_questions_answer_and_end_are_learned_each_behind_its_own_prompt():
+    collate = QuestionCollate(transform, question_texts("opt"))
+    made = batch(collate, [question(), question("which digit is left of a blue digit ?", ("a red 7",))])
+    names = {"question_ids_BK", "question_mask_BK", "text_ids_BL", "text_mask_BL", "label_mask_BL"}
+    assert set(made) == {"image_BCHW", *names} and made["image_BCHW"].shape == (2, 3, 4, 4)
+    words, reader = collate.texts.language, collate.texts.qformer
+    expected = [("which digit is red ?", "3"), ("which digit is left of a blue digit ?", "a red 7")]
+    for row, (asked, answer) in enumerate(expected):
+        ids, label = made["text_ids_BL"][row], made["label_mask_BL"][row]
+        assert words.decode(ids[label == 1]) == answer and ids[label == 1][-1] == words.end_id
+        given = ids[(made["text_mask_BL"][row] == 1) & (label == 0)]
+        assert given[0] == words.bos_id and words.decode(given) == ASKED.replace("{}", asked).replace(":", " :")
+        read = made["question_ids_BK"][row][made["question_mask_BK"][row] == 1]
+        assert reader.decode(read) == asked and (read[0], read[-1]) == (reader.bos_id, reader.end_id)
+
+
+def test_an_encoder_reads_the_question_and_a_decoder_writes_the_answer():
+    texts = question_texts("t5")
+    made = QuestionCollate(transform, texts)([("picture", "which digit is red ?", "3")])
+    assert set(made) == {"image_BCHW", "question_ids_BK", "question_mask_BK"} | {
+        f"{way}_{what}" for way, axis in (("input", "BL"), ("output", "BT")) for what in (f"ids_{axis}", f"mask_{axis}")
+    }
+    assert texts.language.decode(made["input_ids_BL"][0]) == "question : which digit is red ? short answer :"
+    assert texts.language.decode(made["output_ids_BT"][0]) == "3" and made["output_ids_BT"][0, -1] == texts.language.end_id
+
+
+def test_an_answer_is_drawn_as_often_as_annotators_gave_it():
+    collate = QuestionCollate(transform, question_texts("opt"))
+    sample = question(answers=("red",) * 7 + ("blue",) * 3)
+    drawn = Counter(collate.load(sample, random.Random(seed))[2] for seed in range(1000))
+    assert drawn["red"] + drawn["blue"] == 1000 and 650 < drawn["red"] < 750
+    assert collate.load(sample, random.Random(3))[1:] == collate.load(sample, random.Random(3))[1:]
+
+
+@pytest.mark.parametrize("family", ["opt", "t5"])
+def test_a_question_that_is_too_long_loses_its_last_words_and_never_its_answer(family):
+    made = question_texts(family, max_txt_len=12).answered(["which digit is left of a blue digit ?"], ["a blue 7"])
+    words = tokenizer(family)
+    read, written = (made["input_ids_BL"], made["output_ids_BT"]) if family == "t5" else (made["text_ids_BL"],) * 2
+    assert read.shape[1] <= 12
+    kept = "which digit is left of" if family == "t5" else "which digit"
+    assert words.decode(read[0]).startswith(f"question : {kept} short answer :")
+    assert words.decode(written[0]).endswith("a blue 7") and written[0, -1] == words.end_id
+
+
+def test_a_prompt_without_room_for_a_question_is_refused():
+    with pytest.raises(UserError, match=r"task\.max_txt_len=8 leaves no room for a question and an answer"):
+        question_texts("opt", max_txt_len=8)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from blip2x.data.sources.digits import Digits
-from blip2x.data.tokenize import TextTokenizer, build_tokenizer, clean_caption, train_tokenizer
+from blip2x.data.tokenize import TextTokenizer, build_tokenizer, clean_caption, clean_question, train_tokenizer
 from blip2x.errors import UserError
 
 TEXTS = ["a red 3 and a blue 7\nquestion: which digit is red ? short answer: 3", "two digits : a red 3 and a blue 7"]
@@ -186,3 +186,8 @@ def test_clean_caption_is_blips():
 def test_a_line_break_inside_a_caption_does_not_stay():
     """The one difference from LAVIS, which keeps single ones, and OPT learns to stop there."""
     assert clean_caption("\nA dog\truns\nfast") == "a dog runs fast"
+
+
+def test_questions_are_cleaned_as_in_lavis():
+    texts = ['Is it the "U.S." (or #1)!?', "  What's  left-hand?  ", " ".join(["Word"] * 60)]
+    assert [clean_question(text) for text in texts] == ["is it the us or 1?", "  what's  left-hand?", " ".join(["word"] * 50)]

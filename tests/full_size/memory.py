@@ -37,6 +37,7 @@ from blip2x.engine.memory import peak_memory_mib
 from blip2x.engine.run import Run
 from blip2x.engine.training_state import TrainingState
 from blip2x.models.memory.predict import Layout, Prediction
+from blip2x.objectives.answering import AnsweringObjective
 from blip2x.objectives.language import LanguageObjective
 from blip2x.objectives.stage1 import Stage1Objective
 from blip2x.objectives.stage2 import Stage2Objective
@@ -100,6 +101,8 @@ class TwoSteps:
         words = text("input", t.length) | text("output", t.output_length, "BT") if t.output_length else text("text", t.length)
         if not t.output_length:
             words["label_mask_BL"] = words["text_mask_BL"]
+        if kind == "vqa_finetune":
+            words |= text("question", t.question_length, "BK")
         return words if kind == "pretrain_language" else image | words
 
 
@@ -108,7 +111,8 @@ def objective_of(cfg: RunConfig, model: nn.Layer) -> nn.Layer:
     kind = cfg.task.kind
     if kind == "pretrain_stage1":
         return Stage1Objective(model, Context(), cfg.task, dec_id=3)
-    return {"pretrain_vision": VisionObjective, "pretrain_language": LanguageObjective}.get(kind, Stage2Objective)(model)
+    others = {"pretrain_vision": VisionObjective, "pretrain_language": LanguageObjective, "vqa_finetune": AnsweringObjective}
+    return others.get(kind, Stage2Objective)(model)
 
 
 def fill(model: nn.Layer) -> None:

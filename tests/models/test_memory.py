@@ -47,6 +47,12 @@ STEPS = {
     "stage 2, all again": [
         "task.of=pretrain_stage2", T5, "model.qformer.recompute=true", "model.language.recompute=true",
     ],
+    "questions, OPT": ["task.of=vqa_finetune"],
+    "questions, T5": ["task.of=vqa_finetune", T5, "model.vision.frozen=false", f"task.overrides=[{FEW}]"],
+    "questions, ViT again": [
+        "task.of=vqa_finetune", "model.vision.frozen=false", "model.vision.image_size=96", "model.vision.recompute=true",
+        "model.qformer.recompute=true", "model.qformer.dropout=0.1", f"task.overrides=[{FEW}]",
+    ],
     "image encoder, drop path": [
         "task.of=pretrain_vision", "model.vision.drop_path_rate=0.3", "model.vision.mlp_width=48", "model.vision.depth=6",
     ],

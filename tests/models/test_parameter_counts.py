@@ -95,3 +95,15 @@ def test_stage_1_of_the_smaller_image_encoder(built):
     model = built(1, "opt2.7b_vitl")
     assert trainable(model) == 183_165_758 == 186_705_470 - (1408 - 1024) * (6 * 2 * 768 + 2)
     assert count(model.parameters()) == 183_165_758 + CLIP_VIT_L
+
+
+def test_fine_tuning_on_questions():
+    """The image encoder at 490 pixels, and a Q-Former that reads: 1.2 billion parameters learn (paper, table 4)."""
+    cfg = compose_config(["model=opt2.7b", "model.vision.image_size=490"]).model
+    with paddle.LazyGuard():
+        model = build_stage2(cfg, vocab_size=0, question_vocab_size=0)
+    freeze(model.language)
+    positions = (35 * 35 - 16 * 16) * 1408
+    feed_forward = 2 * 768 * 3072 + 3072 + 768 + 2 * 768
+    reading = (30_523 + 512) * 768 + 12 * feed_forward
+    assert trainable(model) == EVA_VIT_G + positions + 107_133_696 + reading == 1_174_915_072

@@ -16,6 +16,7 @@ from blip2x.engine.memory_table import amount
 from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout, Part, Prediction
 from blip2x.tasks import doctor
+from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.launch import launch
 from blip2x.tasks.doctor import Texts, model_of, needed, texts_of, trainings, verdict
 
@@ -47,10 +48,21 @@ def test_a_pipelines_trainings_are_looked_at():
     assert list(looked_at("task.of=pipeline")) == ["pretrain_language", "pretrain_vision", "pretrain_stage1", "pretrain_stage2"]
 
 
+def test_questions_count_as_long_as_they_are_or_else_as_they_may_be():
+    (cfg,) = looked_at("task.of=vqa_finetune", *FEW).values()
+    texts, questions = texts_of(cfg), [sample.question for sample in build_source(cfg).questions("train")]
+    longest = max(len(question.replace("?", " ?").split()) for question in questions)
+    assert (texts.question_length, texts.output_length) == (longest + 2, 0) and longest + 2 < cfg.task.max_txt_len
+    assert texts.length > texts.question_length  # the prompt and the answer
+    (cfg,) = looked_at("task.of=vqa_finetune", "model=flant5xl", "dataset=coco").values()
+    assert texts_of(cfg) == Texts(64, 64, {"qformer": 30523, "language": 32128}, 64)
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["task.of=vqa_zeroshot"], "task=vqa_zeroshot trains nothing"),
+        (["task.of=vqa_finetune", "task.overrides=['task.train=false']"], "task=vqa_finetune trains nothing"),
         (["task.of=caption"], r"set \"task.overrides=\['task.train=true'\]\""),
         (["task.of=doctor"], "task.of=doctor trains nothing"),
         (["task.of=stage1"], "unknown task 'stage1'"),

@@ -47,6 +47,12 @@ def words(task: str, demo) -> list[str]:
                 "task.num_beams=1",
             ),
         ],
+        "vqa_finetune": [
+            "model.qformer.dropout=0.1",
+            f"model.weights={run.checkpoint('pretrain_stage2')}",
+            f"model.qformer.weights={run.checkpoint('pretrain_stage1')}",
+            "task.validation.max_images=2",
+        ],
     }[task]
 
 
@@ -93,7 +99,9 @@ def assert_same(found: Path, wanted: Path, stage: str = ".") -> None:
         assert all(array.tobytes() == expected[key].tobytes() for key, array in arrays.items()), name
 
 
-@pytest.mark.parametrize("task", ["pretrain_vision", "pretrain_language", "pretrain_stage1", "pretrain_stage2", "caption"])
+@pytest.mark.parametrize(
+    "task", ["pretrain_vision", "pretrain_language", "pretrain_stage1", "pretrain_stage2", "caption", "vqa_finetune"]
+)
 def test_every_task_goes_on_as_if_it_had_never_stopped(demo, tmp_path, stop_at, task):
     """With dropout, random negatives, crops and captions; stopped before and after an epoch that ends within a step."""
     command = [f"task={task}", *STEPS, *DATA, *words(task, demo), "task.save_every=4"]

@@ -1,6 +1,7 @@
 """Image encoder, Q-Former and a language model that reads the queries (BLIP-2, section 3.2).
 
-B rows, C channels, H height, W width, Q queries, L text tokens, S = Q + L, D width of the language model.
+B rows, C channels, H height, W width, P patches, V their width, Q queries, K tokens of a question, L text tokens, S = Q + L,
+D width of the language model.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ class Stage2Model(nn.Layer):
 
     Args:
         vision: image encoder.
-        qformer: without texts.
+        qformer: without texts; for `encode_asked` with texts.
         language: a language model of blip2x.models.language.
         ln_vision_eps: of the norm behind the image encoder.
     """
@@ -36,8 +37,20 @@ class Stage2Model(nn.Layer):
 
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """The soft prompt [B, Q, D] of each image."""
-        query, _ = self.qformer.encode_image(self.ln_vision(self.vision(image_BCHW)))
+        query, _ = self.qformer.encode_image(self.patches(image_BCHW))
         return self.language_proj(query)
+
+    def patches(self, image_BCHW: Tensor) -> Tensor:
+        """What the Q-Former reads of each image [B, P, V]; it serves all questions about it."""
+        return self.ln_vision(self.vision(image_BCHW))
+
+    def encode_asked(self, patch_BPV: Tensor, question_ids_BK: Tensor, question_mask_BK: Tensor) -> Tensor:
+        """The soft prompt [B, Q, D] of images that are looked at with a question in mind (section 4.3).
+
+        Queries and question see each other, so that the queries look in the image for what is asked; the question's own output
+        goes nowhere.
+        """
+        return self.language_proj(self.qformer.encode_pair(patch_BPV, question_ids_BK, question_mask_BK))
 
 
 def join_prefix(language: nn.Layer, query_BQD: Tensor | None, ids_BL: Tensor, mask_BL: Tensor) -> Prefix:
@@ -50,9 +63,16 @@ def join_prefix(language: nn.Layer, query_BQD: Tensor | None, ids_BL: Tensor, ma
     return paddle.concat([query_BQD, text_BLD], axis=1), paddle.concat([query_mask_BQ, mask_BL], axis=1)
 
 
-def build_stage2(cfg: ModelConfig, *, vocab_size: int) -> Stage2Model:
-    """The stage-2 model of `cfg` with random weights; `vocab_size` is the tokenizer's, where the config leaves it open."""
+def build_stage2(cfg: ModelConfig, *, vocab_size: int, question_vocab_size: int | None = None) -> Stage2Model:
+    """The stage-2 model of `cfg` with random weights.
+
+    Args:
+        cfg: the model.
+        vocab_size: of the language model's tokenizer, where the config leaves it open.
+        question_vocab_size: the same of the Q-Former's, which then reads questions; None: it reads no texts.
+    """
     vision = VISION_ENCODERS.get(cfg.vision.kind)(cfg.vision)
-    qformer = build_qformer(cfg.qformer, vision_width=cfg.vision.width, vocab_size=None)
+    words = None if question_vocab_size is None else cfg.qformer.vocab_size or question_vocab_size
+    qformer = build_qformer(cfg.qformer, vision_width=cfg.vision.width, vocab_size=words, writes=False)
     language = LANGUAGE_MODELS.get(cfg.language.kind)(cfg.language, vocab_size)
     return Stage2Model(vision, qformer, language, ln_vision_eps=cfg.ln_vision_eps or LN_VISION_EPS)

@@ -29,6 +29,7 @@ class Extent:
         data_ranks: ranks with different samples.
         language_ranks: ranks that share the language model's matrices.
         vision_ranks: ranks that share the image encoder's.
+        question_length: tokens of a question that the Q-Former reads.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class Extent:
     data_ranks: int = 1
     language_ranks: int = 1
     vision_ranks: int = 1
+    question_length: int = 0
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Stage2(Language):
 
     def forward(self, batch: dict[str, Ghost]) -> Ghost:
         """Next-token prediction behind the queries."""
-        query = call(self._encode, batch["image"])
+        query = call(self.encode, batch["image"])
         with self.t.of("language"):
             language = self.language()
             return self.read(language, self._join(query, language), start=self.cfg.qformer.num_queries)
@@ -195,13 +197,33 @@ class Stage2(Language):
         shape = (extent.rows, query.shape[1] + extent.length, query.shape[2])
         return t.cast(t.concat([query, text], shape), self.language_size)
 
-    def _encode(self, image: Ghost) -> Ghost:
-        t = self.t
+    def encode(self, image: Ghost) -> Ghost:
+        """The soft prompt."""
         patch = self.normalise(self.see(image))
-        with t.of("qformer"):
+        with self.t.of("qformer"):
             query, _ = call(self.qformer(reads_texts=False).encode_image, patch)
-        with t.of("heads"):
-            return t.linear(query, "language_proj", self.cfg.language.width, trained=True)
+        return self.project(query)
+
+    def project(self, query: Ghost) -> Ghost:
+        """To the language model's width."""
+        with self.t.of("heads"):
+            return self.t.linear(query, "language_proj", self.cfg.language.width, trained=True)
+
+
+@dataclass(frozen=True)
+class Answering(Stage2):
+    """Fine-tuning on questions, which the Q-Former reads, too."""
+
+    def batch(self) -> dict[str, Ghost]:
+        """Images, questions, and texts."""
+        return super().batch() | {"question": self.texts(self.extent.question_length, 2)}
+
+    def encode(self, image: Ghost) -> Ghost:
+        """The soft prompt of images that are looked at with a question in mind."""
+        patch = self.normalise(self.see(image))
+        with self.t.of("qformer"):
+            query = call(self.qformer(reads_texts=True).encode_pair, patch, self.extent.question_length)
+        return self.project(query)
 
 
 @dataclass(frozen=True)

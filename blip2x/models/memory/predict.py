@@ -12,7 +12,7 @@ from blip2x.config.model import ModelConfig
 from blip2x.config.run import HybridConfig, PrecisionName, RunConfig
 from blip2x.config.task import PretrainStage1Config
 from blip2x.models.memory.ghosts import Tracer
-from blip2x.models.memory.objectives import Extent, Language, Objective, Stage1, Stage2, Vision
+from blip2x.models.memory.objectives import Answering, Extent, Language, Objective, Stage1, Stage2, Vision
 from blip2x.parallel.degrees import Degrees, resolve_degrees
 from blip2x.parallel.sharding import SEGMENT_SIZE, can_be_cut
 from blip2x.parallel.strategies.hybrid import check_sharding
@@ -140,6 +140,7 @@ def predict(
     output_length: int,
     vocab_sizes: Mapping[str, int],
     classes: Sequence[int] = (),
+    question_length: int = 0,
 ) -> Prediction:
     """What a step of the training `cfg` takes.
 
@@ -151,6 +152,7 @@ def predict(
         output_length: tokens that an encoder-decoder writes.
         vocab_sizes: "qformer" and "language" -> words.
         classes: of each kind of label that an image encoder is fitted on.
+        question_length: tokens of a question that the Q-Former reads.
     """
     shape = _as_trained(cfg.model, model)
     extent = Extent(
@@ -161,6 +163,7 @@ def predict(
         layout.data_ranks,
         layout.ranks_of("language") if shape.language.frozen else 1,
         layout.ranks_of("vision") if shape.vision.frozen else 1,
+        question_length,
     )
     objective = _objective(cfg, shape, model, extent, vocab_sizes, classes)
     objective.step()
@@ -188,7 +191,7 @@ def _objective(
         return Stage1(*common, cfg.task)
     if cfg.task.kind == "pretrain_vision":
         return Vision(*common, classes)
-    return (Language if cfg.task.kind == "pretrain_language" else Stage2)(*common)
+    return {"pretrain_language": Language, "vqa_finetune": Answering}.get(cfg.task.kind, Stage2)(*common)
 
 
 def _as_trained(cfg: ModelConfig, model: nn.Layer) -> ModelConfig:

@@ -19,15 +19,16 @@ Cache = list[KeysValues]  # of each layer's self-attention
 
 
 class TextParts(nn.Layer):
-    """What only texts need: embeddings, and the head that writes captions, tied to the word embeddings."""
+    """What only texts need: embeddings, and where texts are written a head, tied to the word embeddings."""
 
-    def __init__(self, *, width: int, vocab_size: int, max_positions: int):
+    def __init__(self, *, width: int, vocab_size: int, max_positions: int, writes: bool):
         super().__init__()
         self.word_embeddings = nn.Embedding(vocab_size, width, weight_attr=weight(width))
         self.position_embeddings = nn.Embedding(max_positions, width, weight_attr=weight(width))
-        self.head_transform = linear(width, width, width=width)
-        self.head_norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
-        self.head_bias = self.create_parameter([vocab_size], is_bias=True)
+        if writes:
+            self.head_transform = linear(width, width, width=width)
+            self.head_norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
+            self.head_bias = self.create_parameter([vocab_size], is_bias=True)
 
     def embed(self, ids_BL: Tensor, *, first: int = 0) -> Tensor:
         """Word and position embeddings [B, L, D], the first token at position `first`."""
@@ -60,6 +61,7 @@ class QFormer(nn.Layer):
         vocab_size: of the texts, [DEC] included; None: no texts (stage 2), so no embeddings, no text feed-forward, no head.
         max_positions: longest text.
         recompute: compute the layers' insides again in the backward pass, to save memory.
+        writes: with the head that captions need; without, texts are only read.
 
     Raises:
         UserError: heads that do not divide the width.
@@ -79,6 +81,7 @@ class QFormer(nn.Layer):
         vocab_size: int | None,
         max_positions: int,
         recompute: bool = False,
+        writes: bool = True,
     ):
         super().__init__()
         if width % num_heads:
@@ -90,7 +93,7 @@ class QFormer(nn.Layer):
         self.recompute = recompute
         self.text = None
         if vocab_size is not None:
-            self.text = TextParts(width=width, vocab_size=vocab_size, max_positions=max_positions)
+            self.text = TextParts(width=width, vocab_size=vocab_size, max_positions=max_positions, writes=writes)
         self.layers = nn.LayerList(
             [
                 QFormerLayer(
@@ -184,8 +187,8 @@ class QFormer(nn.Layer):
         return hidden_BTD, cache
 
 
-def build_qformer(cfg: QFormerConfig, *, vision_width: int, vocab_size: int | None) -> QFormer:
-    """The Q-Former of `cfg` with random weights; `vocab_size` None: without what only texts need."""
+def build_qformer(cfg: QFormerConfig, *, vision_width: int, vocab_size: int | None, writes: bool = True) -> QFormer:
+    """The Q-Former of `cfg` with random weights; `vocab_size` None: without what only texts need; `writes` as there."""
     return QFormer(
         num_queries=cfg.num_queries,
         width=cfg.width,
@@ -198,4 +201,5 @@ def build_qformer(cfg: QFormerConfig, *, vision_width: int, vocab_size: int | No
         vocab_size=vocab_size,
         max_positions=cfg.max_positions,
         recompute=cfg.recompute,
+        writes=writes,
     )

@@ -34,11 +34,15 @@ def to_huggingface(tensors: Mapping[str, StoredTensor]) -> tuple[dict[str, Store
     """The tensors under Hugging Face's names, and those that have no place there, with the reason.
 
     Raises:
-        UserError: a part that Hugging Face's BLIP-2 has not: CLIP's image encoder.
+        UserError: a part that Hugging Face's BLIP-2 has not: CLIP's image encoder, or what reads questions in stage 2.
     """
     if "vision.norm.weight" in tensors:
         raise UserError("Hugging Face's BLIP-2 has no CLIP image encoder, so this model cannot go there; use task.to=blip2x")
     is_stage2 = any(name.startswith("language_proj.") for name in tensors)
+    if is_stage2 and "qformer.text.word_embeddings.weight" in tensors:
+        raise UserError(
+            "Hugging Face's BLIP-2 has no Q-Former that reads questions, so this model cannot go there; use task.to=blip2x"
+        )
     found: dict[str, StoredTensor] = {}
     left: dict[str, str] = {}
     for name, tensor in tensors.items():

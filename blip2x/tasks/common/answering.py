@@ -5,9 +5,7 @@ B images, N questions about them, Q queries, D width of the language model; C ch
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from paddle import Tensor
 
 from blip2x.config.run import RunConfig
 from blip2x.data.samples import QuestionSample
-from blip2x.data.tokenize import TextTokenizer
+from blip2x.data.tokenize import TextTokenizer, clean_question
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.run import Run
 from blip2x.generation.settings import GenerationSettings
@@ -24,18 +22,6 @@ from blip2x.models.assemblies.stage2 import Stage2Model
 from blip2x.tasks.common.captioning import write_texts
 from blip2x.tasks.common.loading import Share
 from blip2x.tasks.common.merge import gather_rows
-
-_MOST_WORDS = 50  # of a question, as in LAVIS
-_MARKS = re.compile(r'[.!"()*#:;~]')
-
-
-def clean_questions(questions: Iterable[QuestionSample]) -> list[QuestionSample]:
-    """Questions as LAVIS's evaluations put them into the prompt: lower case, without .!"()*#:;~, at most 50 words."""
-    return [replace(sample, question=_clean(sample.question)) for sample in questions]
-
-
-def _clean(question: str) -> str:
-    return " ".join(_MARKS.sub("", question.lower()).rstrip(" ").split(" ")[:_MOST_WORDS])
 
 
 class Answering:
@@ -51,7 +37,7 @@ class Answering:
         tokenizer: the language model's.
         questions: all of them, the same on each rank.
         settings: how to decode.
-        prompt: what the language model reads behind the queries; "{}" is replaced by the question.
+        prompt: what the language model reads behind the queries; "{}" is replaced by the question, cleaned if the task says so.
         encode: image_BCHW -> features [B, ...], called once per image.
         queries: the features of each question's image [N, ...] and the N questions -> query_NQD.
         group: false: encode an image anew for each question about it.
@@ -110,7 +96,8 @@ class Answering:
         return {question.question_id: answers[self._asked(question)] for question in self._questions}
 
     def _asked(self, question: QuestionSample) -> str:
-        return self._prompt.replace("{}", question.question)
+        text = clean_question(question.question) if self._cfg.task.clean_questions else question.question
+        return self._prompt.replace("{}", text)
 
     def _write(self, feature_B: Tensor, asked: Sequence[tuple[int, int]]) -> list[tuple[int, dict[str, Any]]]:
         """Answer the questions given by (row of the batch, place among the questions), `task.eval_batch_size` at a time."""

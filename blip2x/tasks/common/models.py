@@ -133,14 +133,35 @@ class ModelLoader:
 
     def stage2_model(self, vocab_size: int, *, new_projection: bool) -> Stage2Model:
         """The stage-2 model alone; `vocab_size` as `build_stage2`. Errors as `stage2`."""
+        self.weights.refuse_questions("a model of stage 2")
+        texts = [("qformer.text.", "stage 2 gives the Q-Former no text")]
+        texts += [(f"qformer.layers.{i}.text_ffn.", texts[0][1]) for i in range(self.cfg.qformer.depth)]
+        new = [("language_proj.", "new in stage 2")] if new_projection else []
+        return self._stage2(vocab_size, None, drop=texts, new=new)
+
+    def answering(self) -> tuple[Stage2Model, TextTokenizer, TextTokenizer]:
+        """The stage-2 model whose Q-Former reads questions; the Q-Former's tokenizer and the language model's.
+
+        Raises:
+            UserError: as `stage2`, or nothing gives what reads texts in the Q-Former.
+        """
+        self._check_split("vision", "language")
+        questions, language = self.question_tokenizer(), self.language_tokenizer()
+        new = []
+        if self.weights.texts_part() is None:
+            why = "model.missing=initialise: starts random, and has to be trained"
+            new = [("qformer.text.", why), *((f"qformer.layers.{i}.text_ffn.", why) for i in range(self.cfg.qformer.depth))]
+        drop = [("qformer.text.head_", "no captions are written by the Q-Former")]
+        return self._stage2(language.vocab_size, questions.vocab_size, drop=drop, new=new), questions, language
+
+    def _stage2(
+        self, vocab_size: int, question_vocab_size: int | None, *, drop: list[tuple[str, str]], new: list[tuple[str, str]]
+    ) -> Stage2Model:
         # a language model that has no weights draws them as PaddleNLP does, which is not put off
         with paddle.LazyGuard() if self.weights.folder("language") else nullcontext():
-            model = build_stage2(self.cfg, vocab_size=vocab_size)
-        drop = [("qformer.text.", "stage 2 gives the Q-Former no text")]
-        drop += [(f"qformer.layers.{i}.text_ffn.", drop[0][1]) for i in range(self.cfg.qformer.depth)]
-        drop += [(name, "only stage 1 uses it") for name in ("vision_proj.", "text_proj.", "itm_head.", "temp")]
-        new = [("language_proj.", "new in stage 2")] if new_projection else []
-        self._load(model, ["vision", "language"], drop=drop, new=new)
+            model = build_stage2(self.cfg, vocab_size=vocab_size, question_vocab_size=question_vocab_size)
+        drop = [*drop, *((name, "only stage 1 uses it") for name in ("vision_proj.", "text_proj.", "itm_head.", "temp"))]
+        self._load(model, ["vision", "language"], drop=drop, new=new, reads_texts=question_vocab_size is not None)
         self._freeze(model, ["vision", "language"])
         return model
 
@@ -171,11 +192,17 @@ class ModelLoader:
 
     def qformer_tokenizer(self) -> TextTokenizer:
         """The one saved with the weights, else the configured one."""
-        return self._tokenizer("qformer", "bert")
+        return self._tokenizer("qformer", "bert", self._with_weights("qformer"))
+
+    def question_tokenizer(self) -> TextTokenizer:
+        """The Q-Former's in a model of stage 2: saved with what reads its texts, else the configured one."""
+        folder = self.weights.texts_folder()
+        places = [folder / "tokenizers" / "qformer", folder] if folder else []
+        return self._tokenizer("qformer", "bert", next((place for place in places if has_tokenizer(place, "bert")), None))
 
     def language_tokenizer(self) -> TextTokenizer:
         """The one saved with the weights, else the configured one."""
-        return self._tokenizer("language", self.cfg.language.kind)
+        return self._tokenizer("language", self.cfg.language.kind, self._with_weights("language"))
 
     def own_tokenizer(self, part: str, *, fetch: bool) -> TextTokenizer | None:
         """The one that came with the weights; without one, the configured one if it is there or `fetch` says to fetch it."""
@@ -192,8 +219,7 @@ class ModelLoader:
         places = [place for folder in folders if folder for place in (folder / "tokenizers" / part, folder)]
         return next((place for place in places if has_tokenizer(place, family)), None)
 
-    def _tokenizer(self, part: str, family: str) -> TextTokenizer:
-        found = self._with_weights(part)
+    def _tokenizer(self, part: str, family: str, found: Path | None) -> TextTokenizer:
         name = str(found) if found else getattr(self.cfg, part).tokenizer
         key, paths = f"model.{part}.tokenizer", self.weights.paths
         return build_tokenizer(
@@ -203,14 +229,22 @@ class ModelLoader:
             dataset_texts=self._texts,
         )
 
-    def _load(self, model: nn.Layer, parts: list[str], *, drop: list[tuple[str, str]], new: list[tuple[str, str]]) -> None:
+    def _load(
+        self,
+        model: nn.Layer,
+        parts: list[str],
+        *,
+        drop: list[tuple[str, str]],
+        new: list[tuple[str, str]],
+        reads_texts: bool = False,
+    ) -> None:
         """Fill `model` from all sources at once; what no source has is initialised where `new` allows it."""
         for part in self._check_split(*parts):
             getattr(model, part).split_over(self._tensor)
         for part, dtype in storage_types(self._precision, self.cfg).items():
             if dtype != "float32" and hasattr(model, part):
                 store_in(getattr(model, part), dtype)
-        sources = list(self.weights.sources(parts))
+        sources = list(self.weights.sources(parts, reads_texts=reads_texts))
         tensors: dict[str, StoredTensor] = {}
         for source, found in sources:
             tensors |= found

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from blip2x.config.dataset import DatasetConfig
-from blip2x.config.model import ModelConfig
+from blip2x.config.model import Missing, ModelConfig
 from blip2x.config.run import PathsConfig
 from blip2x.errors import UserError
 from blip2x.models.weights.describe import require_same_shape
@@ -25,7 +26,11 @@ class Start:
 
     tensors: str  # how the names of tensors start that have to be there
     tasks: str  # whose checkpoints have them
+    takes_questions: bool = False  # also a model whose Q-Former reads the question
 
+
+_WORDS = "qformer.text.word_embeddings"
+_READS_TEXTS = re.compile(r"qformer\.(text\.(?!head_)|layers\.\d+\.text_ffn\.)")  # the head writes them
 
 STAGE2 = Start("language_proj.", "pretrain_stage2 or caption")
 
@@ -92,10 +97,59 @@ class Weights:
         require_same_shape(self.cfg, source, part)
         return source
 
-    def sources(self, parts: list[str]) -> Iterator[tuple[Source, dict[str, StoredTensor]]]:
-        """The whole model's source with all of its tensors, then those of `parts` that it does not bring, with the part's."""
+    @property
+    def reads_questions(self) -> bool:
+        """Whether the whole model is one of stage 2 whose Q-Former reads texts: fine-tuned on questions."""
+        return self.brings("language_proj") and self.brings(_WORDS)
+
+    def refuse_questions(self, task: str) -> None:
+        """Raise `UserError` where the whole model's Q-Former waits for a question, which `task` has not for it."""
+        if self.reads_questions:
+            raise UserError(
+                f"model.weights={self.whole} was fine-tuned on questions, which its Q-Former reads, and {task} does not show "
+                "them to it; use task=vqa_finetune task.train=false, or weights of stage 2"
+            )
+
+    def texts_folder(self) -> Path | None:
+        """Where the Q-Former has what reads texts: with the whole model, else as model.qformer.weights says."""
+        if self.brings(_WORDS):
+            return self.whole
+        configured = self.cfg.qformer.weights
+        return None if configured is None else self.locate(configured, "model.qformer.weights")
+
+    def texts_part(self) -> Source | None:
+        """The source of what reads texts in a Q-Former of stage 2; None: it is to begin with random numbers.
+
+        Raises:
+            UserError: there is none, and model.missing=error; or it has no such part, or is of another shape.
+        """
+        folder = self.texts_folder()
+        if folder is None:
+            if self.cfg.missing is Missing.initialise:
+                return None
+            raise UserError(
+                f"model.weights={self.whole} lacks what reads texts in the Q-Former, as stage 2 leaves it out; set "
+                "model.qformer.weights to weights of stage 1 (best those that stage 2 began with) or to a BERT, or "
+                "model.missing=initialise to begin with random ones"
+            )
+        source = _opened(folder)
+        if not source.has(_WORDS):
+            raise UserError(
+                f"model.qformer.weights={folder} holds {source.what}, but nothing that reads texts in a Q-Former; set it to "
+                "weights of stage 1 or to a BERT"
+            )
+        require_same_shape(self.cfg, source, "qformer")
+        return source
+
+    def sources(self, parts: list[str], *, reads_texts: bool = False) -> Iterator[tuple[Source, dict[str, StoredTensor]]]:
+        """The whole model's source with all of its tensors, then those of `parts` that it does not bring, with the part's.
+
+        With `reads_texts`, what reads texts in a Q-Former of stage 2 is one of them.
+        """
         if self.source:
             yield self.source, self.source.tensors
+        if reads_texts and not self.brings(_WORDS) and (source := self.texts_part()):
+            yield source, {name: tensor for name, tensor in source.tensors.items() if _READS_TEXTS.match(name)}
         for part in parts:
             if self.brings(part) or not (source := self.part(part)):
                 continue
@@ -112,6 +166,8 @@ class Weights:
                 f"task={task} needs a trained model: set model.weights to a checkpoint of {start.tasks}, "
                 "or run all stages with task=pipeline"
             )
+        if not start.takes_questions:
+            self.refuse_questions(f"task={task}")
         if not self.source.has(start.tensors):
             kind = self.source.manifest.get("kind", f"{self.source.what} ({self.source.family})")
             raise UserError(f"model.weights={self.whole} is a checkpoint of {kind}, but task={task} needs one of {start.tasks}")

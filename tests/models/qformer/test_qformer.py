@@ -146,3 +146,14 @@ def test_built_from_the_config():
     assert (model.num_queries, model.width, len(model.layers)) == (8, 96, 4)
     assert model.text.word_embeddings.weight.shape == [77, 96] and model.text.position_embeddings.weight.shape == [64, 96]
     assert build_qformer(cfg, vision_width=96, vocab_size=None).text is None
+
+
+def test_without_the_head_texts_are_read_alike_and_not_written(qformer, build, patches):
+    reader, weights = build(writes=False), dict(qformer.named_parameters())
+    names = {name for name, _ in reader.named_parameters()}
+    assert weights.keys() - names == {name for name in weights if name.startswith("text.head_")}
+    for name, parameter in reader.named_parameters():
+        parameter.set_value(weights[name])
+    reader.eval()
+    ids, mask = texts(*IDS), texts(*MASK)
+    assert changed(reader.encode_pair(patches, ids, mask), qformer.encode_pair(patches, ids, mask)) == 0

@@ -9,12 +9,12 @@ import pytest
 
 from blip2x.config.compose import compose_config
 from blip2x.data.samples import QuestionSample
-from blip2x.data.tokenize import train_tokenizer
+from blip2x.data.tokenize import clean_question, train_tokenizer
 from blip2x.generation.settings import GenerationSettings
 from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.models.freeze import set_eval_mode
 from blip2x.models.weights.describe import follow_source
-from blip2x.tasks.common.answering import Answering, clean_questions
+from blip2x.tasks.common.answering import Answering
 from blip2x.tasks.common.inputs import build_source
 
 SCENES = 5
@@ -57,7 +57,7 @@ def test_questions_that_share_an_image_are_answered_as_each_alone(parts, run, en
         assert (row["question_id"], row["prediction"]) == (question.question_id, other["prediction"])
         assert row["score"] == pytest.approx(other["score"], abs=1e-4)
     assert len({row["prediction"] for _, row in found}) > 3
-    assert "prompt: " + repr(f"say: {parts.questions[0].question} it is") in run.console.file.getvalue()
+    assert "prompt: " + repr(f"say: {clean_question(parts.questions[0].question)} it is") in run.console.file.getvalue()
 
 
 def test_queries_are_made_from_each_questions_own_image_and_question(parts, run):
@@ -87,9 +87,7 @@ def test_any_number_of_ranks_answers_alike_and_counts_all_images(parts, over_ran
         assert [row["prediction"] for _, row in found] == [row["prediction"] for _, row in alone]
 
 
-def test_questions_are_cleaned_as_in_lavis():
-    texts = ['Is it the "U.S." (or #1)!?', "  What's  left-hand?  ", " ".join(["Word"] * 60)]
-    samples = [QuestionSample(n, None, text, ("a",), "t", "t", n) for n, text in enumerate(texts)]
-    cleaned = clean_questions(samples)
-    assert [sample.question for sample in cleaned] == ["is it the us or 1?", "  what's  left-hand?", " ".join(["word"] * 50)]
-    assert [sample.question_id for sample in cleaned] == [0, 1, 2] and samples[0].question == texts[0]
+def test_the_prompt_has_the_cleaned_question(parts, run):
+    task = answering(parts, run)
+    sample = QuestionSample(0, None, "Is it RED?!", ("a",), "t", "t", 0)
+    assert task._asked(sample) == "say: is it red? it is"

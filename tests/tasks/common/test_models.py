@@ -183,6 +183,44 @@ def test_stage_1_starts_from_a_bert(loader, bert, trained, run):
     assert "11 not in it (not in BERT; new)" in text and "2 adapted (1 rows are new)" in text and "(BERT) are used" in text
 
 
+@pytest.fixture
+def stage2(trained):
+    return f"model.weights={trained}/pretrain_stage2/checkpoint"
+
+
+def test_what_reads_questions_comes_from_stage_1_and_all_else_from_stage_2(loader, trained, run, stage2):
+    stage1 = f"model.qformer.weights={trained}/pretrain_stage1/checkpoint"
+    model, questions, words = loader(*NO_DATA, stage2, stage1).answering()
+    assert (questions.family, words.family) == ("bert", "opt") and questions.tokens("a red two") != words.tokens("a red two")
+    plain, _ = loader(*NO_DATA, stage2).stage2(new_projection=False)
+    first, _ = loader(*NO_DATA, f"model.weights={trained}/pretrain_stage1/checkpoint").stage1()
+    before, start = dict(plain.named_parameters()), dict(first.named_parameters())
+    for name, parameter in model.named_parameters():
+        reads = name.startswith("qformer.text.") or "text_ffn" in name
+        np.testing.assert_array_equal(parameter.numpy(), (start if reads else before)[name].numpy(), err_msg=name)
+    new = {name for name, _ in model.named_parameters()} - before.keys()
+    assert new == {name for name in start if (name.startswith("qformer.text.") and "head_" not in name) or "text_ffn" in name}
+    assert f"loaded {len(new)} tensors from {trained}/pretrain_stage1/checkpoint" in said(run)
+
+
+def test_what_reads_questions_may_come_from_a_bert(loader, bert, run, stage2):
+    model, _, _ = loader(*FEW, stage2, bert()).answering()
+    stage1, _ = loader(*FEW, "model.vision.frozen=false", f"model.qformer.weights={run.folder.parent}/bert").stage1()
+    found, expected = model.qformer.layers[0].text_ffn.fc1.weight, stage1.qformer.layers[0].text_ffn.fc1.weight
+    np.testing.assert_array_equal(found.numpy(), expected.numpy())
+    assert "1 adapted (1 rows are new)" in said(run)
+
+
+def test_what_reads_questions_is_told_or_asked_for(loader, trained, run, stage2):
+    with pytest.raises(UserError, match=r"set model.qformer.weights to weights of stage 1 .* or model.missing=initialise"):
+        loader(*FEW, stage2).answering()
+    with pytest.raises(UserError, match="holds an image encoder, but nothing that reads texts"):
+        loader(*FEW, stage2, f"model.qformer.weights={trained}/pretrain_vision/checkpoint").answering()
+    model, questions, _ = loader(*FEW, stage2, "model.missing=initialise").answering()
+    assert model.qformer.text.word_embeddings.weight.shape[0] == questions.vocab_size  # of the data set's words
+    assert "starts random, and has to be trained" in said(run)
+
+
 def test_a_bert_without_a_head_is_told(loader, bert, run):
     start = bert(lambda arrays: {name: array for name, array in arrays.items() if not name.startswith("cls.")})
     loader(*FEW, start, "model.vision.frozen=false").stage1()

@@ -1,0 +1,219 @@
+"""Answer questions that the Q-Former reads, too; fine-tune on questions first where ``task.train`` is true (section 4.3).
+
+N questions, K their tokens in the Q-Former, P patches, V their width, Q queries, D width of the language model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+from paddle import Tensor
+
+from blip2x.config.run import RunConfig
+from blip2x.data.collate import QuestionCollate, QuestionTexts
+from blip2x.data.samples import QuestionSample
+from blip2x.data.source import Split
+from blip2x.engine.batches import to_tensors
+from blip2x.engine.result import TaskResult
+from blip2x.engine.run import Run
+from blip2x.errors import UserError
+from blip2x.generation.settings import GenerationSettings
+from blip2x.metrics.lemmatise import require_lemmatiser
+from blip2x.metrics.vqa import answer_scores
+from blip2x.models.assemblies.stage2 import Stage2Model
+from blip2x.objectives.answering import AnsweringObjective
+from blip2x.registry import TASKS
+from blip2x.tasks.common.answering import Answering
+from blip2x.tasks.common.loading import train_transform
+from blip2x.tasks.common.models import ModelLoader
+from blip2x.tasks.common.results import answer_results, check_questions, has_truth
+from blip2x.tasks.common.task import Task
+from blip2x.tasks.common.train import train
+from blip2x.tasks.common.weights import Start
+
+
+@TASKS.register("vqa_finetune")
+class VqaFinetune(Task):
+    """Each image goes through the image encoder once for all its questions, through the Q-Former once per question."""
+
+    @classmethod
+    def reads(cls, cfg: RunConfig) -> list[tuple[str, Split | None]]:
+        """Questions to be evaluated on, and to train on and validate on."""
+        return [("questions", "eval"), *([("questions", "train"), ("questions", "val")] if cfg.task.train else [])]
+
+    @classmethod
+    def starts_from(cls, cfg: RunConfig) -> Start:
+        """A model that went through stage 2, or through this task."""
+        tasks = "pretrain_stage2, caption or vqa_finetune" if cfg.task.train else "vqa_finetune"
+        return Start("language_proj.", tasks, takes_questions=True)
+
+    @classmethod
+    def weight_keys(cls, cfg: RunConfig) -> list[str]:
+        """All three parts; the Q-Former's come from stage 2, but for what reads texts."""
+        return ["model.vision.weights", "model.language.weights", "model.weights"]
+
+    @classmethod
+    def check(cls, cfg: RunConfig, promised: frozenset[str] = frozenset()) -> None:
+        """As for all tasks, and the decoding options, the lemmatiser, and whether something reads texts in the Q-Former."""
+        GenerationSettings.from_config(cfg.task)
+        if cfg.task.lemmatise:
+            require_lemmatiser()
+        super().check(cfg, promised)
+        if "model.weights" in promised:
+            return
+        weights = cls.weights(cfg, promised)
+        if not cfg.task.train and not weights.reads_questions:
+            raise UserError(
+                f"task.train=false evaluates a model that was fine-tuned on questions, but model.weights={weights.whole} has "
+                "no Q-Former that reads them; set model.weights to a checkpoint of vqa_finetune, or task.train=true"
+            )
+        weights.texts_part()
+
+    @classmethod
+    def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[QuestionSample]) -> None:
+        """All questions have true answers, as many as the rules want, or none has; those to train on have some."""
+        if split != "train":
+            check_questions(cfg, samples)
+        elif not has_truth(samples):
+            raise UserError(f"the questions of {cfg.dataset.name} to train on have no answers; train on a split that has some")
+
+    @classmethod
+    def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
+        """The losses per token of the answers, and their accuracy."""
+        return {"eval_loss", "blind_eval_loss", "accuracy"}
+
+    def run(self) -> TaskResult:
+        """Train where asked for, then answer the evaluation questions; accuracy where their true answers are known."""
+        loader = ModelLoader.of_run(self.cfg, self.run_folder)
+        model, question_tokenizer, tokenizer = loader.answering()
+        texts = QuestionTexts(
+            question_tokenizer, tokenizer, self.task.prompt, self.task.max_txt_len, clean=self.task.clean_questions
+        )
+        weights = {}
+        if self.task.train:
+            self._train(loader, model, texts)
+            weights = {"model.weights": self.checkpoint_folder()}
+        questions = self.read(self.source.questions, "eval")
+        missing = len(self.source.skipped)
+        answering = HeldOutQuestions(self.cfg, self.run_folder, model, texts, questions).answering()
+        pairs = answering.answer()
+
+        def score() -> dict[str, float]:
+            return answer_results(
+                self.run_folder,
+                self.cfg,
+                pairs,
+                baselines={},
+                images_encoded=answering.images_encoded,
+                left_out=missing + len(questions) - len(pairs),
+            )
+
+        return TaskResult(self.context.on_main(score), weights)
+
+    def _train(self, loader: ModelLoader, model: Stage2Model, texts: QuestionTexts) -> None:
+        held_out = HeldOutQuestions(self.cfg, self.run_folder, model, texts, self.read(self.source.questions, "val"))
+        if self.task.keep_best and not held_out.has_answers:
+            raise UserError(
+                f"task.keep_best={self.task.keep_best}: no question to validate on has a known answer, so no checkpoint is "
+                "the best; set task.keep_best=0"
+            )
+        train(
+            self.cfg,
+            self.run_folder,
+            AnsweringObjective(model, self.context),
+            model,
+            self.read(self.source.questions, "train"),
+            QuestionCollate(train_transform(self.cfg), texts),
+            tokenizers={"qformer": texts.qformer, "language": texts.language},
+            frozen_origin=loader.frozen_origin("vision", "language"),
+            evaluate=held_out.validate if held_out.has_answers else None,
+        )
+
+
+class HeldOutQuestions:
+    """Answers to held-out questions, and the loss of their true answers; each image is encoded once for both.
+
+    Args:
+        cfg: the whole config.
+        run: the task's run.
+        model: one whose Q-Former reads questions, in evaluation mode when a method is called.
+        texts: of the model's tokenizers.
+        questions: the same on each rank.
+    """
+
+    def __init__(self, cfg: RunConfig, run: Run, model: Stage2Model, texts: QuestionTexts, questions: Sequence[QuestionSample]):
+        self._cfg, self._run, self._model, self._texts, self._questions = cfg, run, model, texts, questions
+        self._objective = AnsweringObjective(model)
+        self._blind: float | None = None
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether the true answers are known."""
+        return has_truth(self._questions)
+
+    @cached_property
+    def _first(self) -> list[QuestionSample]:
+        """About the first images."""
+        limit = self._cfg.task.validation.max_images
+        first = set(list(dict.fromkeys(question.image_id for question in self._questions))[:limit])
+        return [question for question in self._questions if question.image_id in first]
+
+    def answering(self) -> Answering:
+        """What answers all questions."""
+        return self._answering(self._questions, GenerationSettings.from_config(self._cfg.task), self._queries)
+
+    def validate(self) -> dict[str, float]:
+        """Of the first images: the answers' accuracy, and the loss per token of the true answer that most annotators gave.
+
+        It is given with the image (eval_loss) and without (blind_eval_loss). A frozen language model's loss without images is
+        the same at each call, and computed at the first one only. All ranks must call it.
+        """
+        validation, sums = self._cfg.task.validation, np.zeros(3)
+
+        def queries(patch_NPV: Tensor, questions: Sequence[QuestionSample]) -> Tensor:
+            query_NQD = self._queries(patch_NPV, questions)
+            sums[:] += self._losses(query_NQD, questions)
+            return query_NQD
+
+        settings = GenerationSettings.from_config(self._cfg.task)
+        settings = replace(settings, num_beams=validation.num_beams, num_return_sequences=1)
+        pairs = self._answering(self._first, settings, queries).answer()
+        seen, blind, tokens = np.sum(self._run.context.gather_objects(sums), axis=0).tolist()
+        blind_loss = blind / tokens if self._blind is None else self._blind
+        if getattr(self._model.language, "is_frozen", False):
+            self._blind = blind_loss
+        predictions = {row["question_id"]: row["prediction"] for _, row in pairs}
+        truth = {question.question_id: question.answers for question, _ in pairs}
+        scores = answer_scores(predictions, truth, self._cfg.task.answer_rules.value)
+        accuracy = 100 * sum(scores.values()) / len(scores)
+        return {"eval_loss": seen / tokens, "blind_eval_loss": blind_loss, "accuracy": accuracy}
+
+    def _answering(
+        self,
+        questions: Sequence[QuestionSample],
+        settings: GenerationSettings,
+        queries: Callable[[Tensor, Sequence[QuestionSample]], Tensor],
+    ) -> Answering:
+        prompt, tokenizer = self._cfg.task.prompt, self._texts.language
+        return Answering(
+            self._cfg, self._run, self._model, tokenizer, questions,
+            settings=settings, prompt=prompt, encode=self._model.patches, queries=queries,
+        )  # fmt: skip
+
+    def _queries(self, patch_NPV: Tensor, questions: Sequence[QuestionSample]) -> Tensor:
+        asked = to_tensors(self._texts.asked([question.question for question in questions]))
+        return self._model.encode_asked(patch_NPV, asked["question_ids_BK"], asked["question_mask_BK"])
+
+    def _losses(self, query_NQD: Tensor, questions: Sequence[QuestionSample]) -> np.ndarray:
+        """Sums over the answers' tokens of the loss with the image and without (0 where that is known), and their number."""
+        answers = [Counter(question.answers).most_common(1)[0][0] for question in questions]
+        texts = self._texts.answered([question.question for question in questions], answers)
+        target = "output_mask_BT" if self._model.language.is_encoder_decoder else "label_mask_BL"
+        batch = to_tensors(texts)
+        seen = float(self._objective.text_loss(query_NQD, batch))
+        blind = float(self._objective.text_loss(None, batch)) if self._blind is None else 0.0
+        return int(texts[target].sum()) * np.array([seen, blind, 1.0])
