@@ -5,7 +5,7 @@ P pictures.
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def near_groups(shape_P: np.ndarray, small_P: np.ndarray, near: int) -> np.ndarr
     """
     parent = np.arange(len(shape_P))
     edges = np.linspace(0, BITS, near + _AGREEING + 1).astype(int)
-    masks = [(1 << int(end)) - (1 << int(start)) for start, end in zip(edges, edges[1:], strict=False)]
+    masks = [(1 << int(end)) - (1 << int(start)) for start, end in pairwise(edges)]
     bright_P = small_P.sum(1, dtype=np.int32)
     for together in combinations(masks, _AGREEING):
         part_P = shape_P & np.uint64(sum(together))

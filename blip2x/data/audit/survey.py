@@ -6,11 +6,10 @@ N samples, P pictures of a split, O of them that were opened, K different files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import combinations
+from itertools import combinations, pairwise
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -274,20 +273,19 @@ class _Same:
         small = np.concatenate([np.zeros((0, SMALL), dtype=np.uint8), *(each.small_O for each in pictures)])
         look = near_groups(shape_K, small[first_K], near)[file]
         ends = np.cumsum([0, *counts])
-        self._file = [file[start:end] for start, end in zip(ends, ends[1:], strict=False)]
-        self._look = [look[start:end] for start, end in zip(ends, ends[1:], strict=False)]
+        self._file = [file[start:end] for start, end in pairwise(ends)]
+        self._look = [look[start:end] for start, end in pairwise(ends)]
 
     def within(self, index: int) -> tuple[dict[str, Any], dict[str, list[list[Shown]]]]:
         """Figures of a split, and pictures to show."""
         file, look, pictures = self._file[index], self._look[index], self._pictures[index]
-        different, first = np.unique(file, return_index=True)
+        _, first = np.unique(file, return_index=True)
         found = {"same_file": (file, np.arange(len(file))), "near": (look[first], first)}
         figures, groups = {}, {}
         for name, (label, places) in found.items():
             values, count = np.unique(label, return_counts=True)
-            shown = [
-                [pictures.opened_O[p] for p in places[label == value][:_OF_GROUP]] for value in values[count > 1][:_GROUPS]
-            ]
+            of_label = (places[label == value][:_OF_GROUP] for value in values[count > 1][:_GROUPS])
+            shown = [pictures.opened_O[group].tolist() for group in of_label]
             figures[name] = {
                 "count": int((count - 1).sum()),
                 "examples": [[visible(pictures.picture(place).name) for place in group] for group in shown[:EXAMPLES]],

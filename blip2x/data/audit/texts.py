@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from blip2x.data.audit.counts import Finding, spread
@@ -94,7 +94,7 @@ def odd_kinds(text: str) -> set[str]:
     return found
 
 
-@lru_cache(maxsize=None)
+@cache
 def _odd_kind(character: str) -> str | None:
     """Of one character; None: nothing is odd about it."""
     category = unicodedata.category(character)

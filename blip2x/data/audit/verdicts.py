@@ -75,16 +75,13 @@ def _images(split: str, found: Figures) -> Iterator[Line]:
 
 
 def _texts(where: str, sort: str, found: Figures) -> Iterator[Line]:
-    count, per_image = found["texts"], found["per_image"]
-    words, empty = found["words"], found["empty"]["count"]
+    count, words, empty = found["texts"], found["words"], found["empty"]["count"]
     stops = empty and where == "train captions"
     lengths = f", {words['min']} to {words['max']} words" if count else ""
     yield _line(
         (where, "texts have words"),
         Verdict.broken if stops else Verdict.look if empty else Verdict.fine,
-        f"{empty:,} of {count:,} empty but for punctuation"
-        if empty
-        else f"{count:,}{lengths}, {per_image['median']} per image",
+        f"{empty:,} of {count:,} empty but for punctuation" if empty else f"{count:,} texts{lengths}",
         "give them a text or remove the entries" + ("; no training starts with them" if stops else ""),
     )
     for name, tokens in found["tokens"].items():
@@ -132,9 +129,7 @@ def _leak(found: Figures) -> Line:
         (f"{one} and {other}", "no image in both"),
         Verdict.broken if certain else Verdict.look if counted else Verdict.fine,
         f"of the {found['images']:,} images of {other}: {', '.join(counted)}" if counted else "none",
-        advice
-        if trained
-        else "trainings choose their checkpoint by what evaluations report; fine where there is no val to have",
+        advice if trained else "trainings choose by what evaluations report; fine where a data set has no val of its own",
     )
 
 

@@ -47,10 +47,8 @@ def settings(bars):
     """`settings(near=4)`: settings that look at everything, in this process."""
 
     def make(**changes):
-        values = dict(
-            open_images=None, near=2, max_txt_len=12, sheet=4, processes=0, seed=0, tokenizers={}, say=lambda line: None
-        )
-        return Settings(**{**values, "progress": bars, **changes})
+        looked_at = {"open_images": None, "near": 2, "max_txt_len": 12, "sheet": 4, "processes": 0, "seed": 0, "tokenizers": {}}
+        return Settings(**{**looked_at, "progress": bars, "say": lambda line: None, **changes})
 
     return make
 

@@ -28,7 +28,7 @@ ODD = {
 }
 PLAIN = [
     "a cat on a sofa",
-    "A café in Besançon, señor: “naïve” – 5 < 6 & 7 > 3",
+    "A café in Besançon, señor: “naïve” 5 < 6 & 7 > 3",
     "Łódź, Đà Nẵng",
     "fish & chips; 20 €",
     "25 µm, 1ª",
