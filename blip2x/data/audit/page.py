@@ -28,8 +28,14 @@ def audit_page(survey: Survey, lines: list[Line], facts: dict[str, str]) -> str:
         lstrip_blocks=True,
     )
     environment.globals.update(thumbnail=_thumbnail, tallest=_tallest)
+    across = survey.figures["across"]
     return environment.get_template("audit.html.jinja").render(
-        figures=survey.figures, sheets=survey.sheets, groups=survey.groups, lines=lines, facts=facts
+        leaks=[found for found in across if any(found[how]["count"] for how in ("same_path", "same_file", "near"))],
+        figures=survey.figures,
+        sheets=survey.sheets,
+        groups=survey.groups,
+        lines=lines,
+        facts=facts,
     )
 
 

@@ -134,7 +134,8 @@ def _annotations(
             if given is None:
                 continue
             texts = TextFacts(settings.tokenizers, limit=settings.max_txt_len, captions=sort == "captions")
-            with _Ticker(settings, name, len(given.samples), sort) as ticker:
+            unit = "images" if sort == "captions" else sort
+            with _Ticker(settings, name, len(given.samples), unit) as ticker:
                 kind = (walk_captions if sort == "captions" else walk_questions)(given, texts, ticker.tick)
             twin = next((its for (its, same), other in found.items() if same == sort and other.digest == kind.digest), None)
             if twin:
@@ -303,6 +304,7 @@ class _Same:
         filed = np.isin(self._file[second], self._file[first]) & ~named
         looks = np.isin(self._look[second], self._look[first]) & ~named & ~filed
         figures: dict[str, Any] = {"splits": [one.split, other.split], "images": len(other.key_P)}
+        figures["opened"] = [len(one.opened_O), len(other.opened_O)]
         places = np.flatnonzero(by_path)
         names = [[visible(other.picture(place).name)] for place in places[:EXAMPLES]]
         figures["same_path"] = {"count": len(places), "examples": names}

@@ -10,6 +10,8 @@ from typing import Any
 _CUT_SHARE = 0.01  # of the texts, above which cutting them off is worth a look
 _REPEATED_SHARE = 0.1  # of the captions, above which those that many images share are worth a look
 
+_OPEN = "task.open_images=all opens them"
+
 Figures = dict[str, Any]
 
 
@@ -57,6 +59,11 @@ def _images(split: str, found: Figures) -> Iterator[Line]:
         f"{missing:,} of {found['count']:,} missing" if missing else f"{found['count']:,} images",
         "fetch them, or leave them out with dataset.on_bad_image=skip; bad_images.txt names them",
     )
+    if not opened:
+        advice = _OPEN if there else "see what is missing"
+        for check in ("images open", "each image once"):
+            yield Line(split, check, Verdict.look, f"none of {there:,} opened", advice)
+        return
     some = "" if opened == there else f" (of {there:,}, drawn by lot)"
     yield _line(
         (split, "images open"),
@@ -64,12 +71,11 @@ def _images(split: str, found: Figures) -> Iterator[Line]:
         f"{broken:,} of {opened:,} opened{some} cannot be used" if broken else f"{opened:,} opened{some}",
         "replace them, or leave them out with dataset.on_bad_image=skip; bad_images.txt says what is wrong with each",
     )
-    copies = {"more than one entry": "same_path", "the same file": "same_file", "nearly the same": "near"}
-    counted = [f"{found[key]['count']:,} {words}" for words, key in copies.items() if found[key]["count"]]
+    copies = _counted(found, {"same_path": "in several entries", "same_file": "copies of files", "near": "nearly copies"})
     yield _line(
         (split, "each image once"),
-        Verdict.look if counted else Verdict.fine,
-        ", ".join(counted) or "no copies",
+        Verdict.look if copies else Verdict.fine,
+        copies or f"no copies{some and ' among those opened'}",
         "copies count more than once in training and in scores; remove them if that is not meant",
     )
 
@@ -92,7 +98,7 @@ def _texts(where: str, sort: str, found: Figures) -> Iterator[Line]:
             f"{100 * share:.3g} % over {tokens['limit']} tokens; the longest has {tokens['max']}",
             "raise the training's task.max_txt_len, or accept that their ends are cut off",
         )
-    odd = [f"{kind} in {finding['count']:,}" for kind, finding in found["odd"].items()]
+    odd = [f"{kind}: {finding['count']:,}" for kind, finding in found["odd"].items()]
     yield _line(
         (where, "characters"),
         Verdict.look if odd else Verdict.fine,
@@ -100,11 +106,11 @@ def _texts(where: str, sort: str, found: Figures) -> Iterator[Line]:
         "see the examples; repair the encoding, or remove what no caption should have",
     )
     twice = found["twice"]["count"]
-    what = "captions given twice for their image" if sort == "captions" else "questions asked twice about their image"
+    what = "given twice for an image" if sort == "captions" else "asked twice about an image"
     yield _line(
         (where, "each text once per image"),
         Verdict.look if twice else Verdict.fine,
-        f"{twice:,} {what}" if twice else "no repetition",
+        f"{what}: {twice:,}" if twice else "no repetition",
         "remove the copies",
     )
     if sort == "captions":
@@ -120,17 +126,25 @@ def _texts(where: str, sort: str, found: Figures) -> Iterator[Line]:
 
 def _leak(found: Figures) -> Line:
     one, other = found["splits"]
-    words = {"same_path": "by name", "same_file": "more by file", "near": "more by look"}
-    counted = [f"{found[key]['count']:,} {how}" for key, how in words.items() if found[key]["count"]]
+    leaks = _counted(found, {"same_path": "by name", "same_file": "by file", "near": "by look"})
+    what = (f"{one} and {other}", "no image in both")
+    if not leaks and not all(found["opened"]):
+        return Line(*what, Verdict.look, "none by name, and too few opened to tell", _OPEN)
     trained = one == "train"
     certain = trained and (found["same_path"]["count"] or found["same_file"]["count"])
     advice = f"remove them from train; scores on {other} are too good with them"
     return _line(
-        (f"{one} and {other}", "no image in both"),
-        Verdict.broken if certain else Verdict.look if counted else Verdict.fine,
-        f"of the {found['images']:,} images of {other}: {', '.join(counted)}" if counted else "none",
+        what,
+        Verdict.broken if certain else Verdict.look if leaks else Verdict.fine,
+        f"of the {found['images']:,} images of {other}, {leaks}"
+        if leaks
+        else "none among {:,} and {:,}".format(*found["opened"]),
         advice if trained else "trainings choose by what evaluations report; fine where a data set has no val of its own",
     )
+
+
+def _counted(found: Figures, words: dict[str, str]) -> str:
+    return ", ".join(f"{word}: {found[key]['count']:,}" for key, word in words.items() if found[key]["count"])
 
 
 def _line(what: tuple[str, str], verdict: Verdict, found: str, advice: str) -> Line:

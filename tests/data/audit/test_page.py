@@ -26,9 +26,11 @@ def test_page_shows_verdicts_and_pictures(custom, picture, page, tmp_path):
     picture("a.png", 1)
     shutil.copy(tmp_path / "images" / "a.png", tmp_path / "images" / "b.png")
     rows = [{"image": name, "caption": "<script>alert(1)</script> a cat"} for name in ("a.png", "b.png", "gone.png")]
-    html, lines = page(custom(train_captions=rows), tokenizers={"Q-Former": train_tokenizer([], "bert")})
+    source = custom(train_captions=rows, eval_captions=rows[:1])
+    html, lines = page(source, tokenizers={"Q-Former": train_tokenizer([], "bert")})
     assert len(re.findall(r'class="mark (fine|look|broken)"', html)) == len(lines) > 5
-    assert html.count("data:image/jpeg") == 4  # two drawn by lot, and the group of copies
+    assert html.count("data:image/jpeg") == 5  # of train and of eval, drawn by lot, and the copies in train
+    assert "By name <small>1</small>" in html
     assert "<script>" not in html and "&lt;script&gt;" in html
     assert not re.findall(r'(?:src|href)="(?!data:|#)', html)
     assert "gone.png" in html

@@ -90,6 +90,9 @@ def test_some_images_are_opened_by_lot(clean, look, chosen, opened):
     found, _ = look(clean, open_images=chosen)
     assert found.figures["splits"]["train"]["images"]["opened"] == opened
     assert len(found.sheets["train"]) == (opened or 4)  # it also has pictures where none was opened
+    checks = {("train", "images open"), ("train", "each image once"), ("eval", "images open"), ("eval", "each image once")}
+    unknown = checks | {("train and eval", "no image in both")}
+    assert bad(found) == (dict.fromkeys(unknown, "look") if not opened else {})
 
 
 def test_copies_within_a_split(custom, picture, look, scene, tmp_path):
