@@ -52,7 +52,11 @@ def spread(counter: Counter[int]) -> dict[str, Any]:
     return {"min": int(values[0]), "median": int(median), "max": int(values[-1]), "bars": ranges}
 
 
+def escaped(text: str) -> str:
+    """The text with what cannot be seen, line breaks too, written as an escape."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def visible(text: str) -> str:
-    """The text with what cannot be seen written as an escape, at most 200 characters of it."""
-    shown = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text[:_SHOWN])
-    return shown if len(text) <= _SHOWN else f"{shown}..."
+    """As `escaped`, at most 200 characters of it."""
+    return escaped(text) if len(text) <= _SHOWN else f"{escaped(text[:_SHOWN])}..."

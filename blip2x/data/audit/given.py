@@ -62,11 +62,13 @@ def _of_files(cfg: ImageTextConfig, split: Split, sort: Sort, say: Callable[[str
         if files is None or getattr(files, sort) is None:
             continue
         images = Path(part.images)
-        open_table, sequence = (caption_table, _AllCaptions) if sort == "captions" else (question_table, QuestionTable)
-        reader = ANNOTATION_FORMATS.get(part.format)(files, images)
-        table, path = open_table(reader, Path(cfg.annotation_cache), say)
-        clean = {"clean": False} if sort == "captions" else {}
-        samples.append(sequence(table, images, cfg.max_pixels, **clean))
+        reader, cache = ANNOTATION_FORMATS.get(part.format)(files, images), Path(cfg.annotation_cache)
+        if sort == "captions":
+            table, path = caption_table(reader, cache, say)
+            samples.append(_AllCaptions(table, images, cfg.max_pixels, clean=False))
+        else:
+            table, path = question_table(reader, cache, say)
+            samples.append(QuestionTable(table, images, cfg.max_pixels))
         missing.append(missing_images(table, path, images) + start)
         start += len(table)
     if not samples:

@@ -16,7 +16,7 @@ import numpy as np
 
 from blip2x.data.audit.alike import near_groups
 from blip2x.data.audit.annotations import Annotations, walk_captions, walk_questions
-from blip2x.data.audit.counts import EXAMPLES, spread, visible
+from blip2x.data.audit.counts import EXAMPLES, escaped, spread, visible
 from blip2x.data.audit.given import SORTS, SPLITS, Sort, read_given
 from blip2x.data.audit.pictures import CHUNK, SMALL, Broken, inspect_all
 from blip2x.data.audit.texts import TextFacts
@@ -173,7 +173,7 @@ class _Pictures:
 
     Attributes:
         split: its name.
-        key_P: 64 bits that stand for each picture's name, rising.
+        key_P: 64 bits that stand for each picture's name.
         figures: what audit.json holds.
         opened_O: places among the P pictures, rising.
         content_O, shape_O, small_O: of `Facts`.
@@ -185,7 +185,8 @@ class _Pictures:
         kind_N = np.repeat(np.arange(len(kinds), dtype=np.uint8), [len(kind.image_N) for kind in kinds])
         place_N = np.concatenate([np.arange(len(kind.image_N)) for kind in kinds])
         gone_N = np.concatenate([_chosen(len(kind.image_N), kind.given.missing) for kind in kinds])
-        self.key_P, first_P = np.unique(key_N, return_index=True)
+        first_P = np.sort(np.unique(key_N, return_index=True)[1])  # as the samples come, so that disks read in runs
+        self.key_P = key_N[first_P]
         self._kind_P, self._place_P = kind_N[first_P], place_N[first_P]
         self._gone_P = gone_N[first_P]
         self.left_out = list(dict.fromkeys(sentence for kind in kinds for sentence in kind.given.left_out))
@@ -223,8 +224,8 @@ class _Pictures:
     def open(self, settings: Settings, bad_images: TextIO) -> None:
         """Look at the pictures that the lot fell upon, and write the sentences of missing and broken ones."""
         for place in np.flatnonzero(self._gone_P):
-            bad_images.write(f"{self.split}: image {visible(self.picture(place).name)} does not exist\n")
-        bad_images.writelines(f"{self.split}: {sentence}\n" for sentence in self.left_out)
+            bad_images.write(f"{self.split}: image {escaped(self.picture(place).name)} does not exist\n")
+        bad_images.writelines(f"{self.split}: {escaped(sentence)}\n" for sentence in self.left_out)
         count = len(self.opened_O)
         self.content_O, self.shape_O = np.zeros((2, count), dtype=np.uint64)
         self.small_O = np.zeros((count, SMALL), dtype=np.uint8)
@@ -235,7 +236,7 @@ class _Pictures:
             for chunk in inspect_all(map(self.picture, self.opened_O.tolist()), settings.processes):
                 for facts in chunk:
                     if isinstance(facts, Broken):
-                        bad_images.write(f"{self.split}: {visible(facts.sentence)}\n")
+                        bad_images.write(f"{self.split}: {escaped(facts.sentence)}\n")
                         examples += [visible(facts.sentence)] if len(examples) < EXAMPLES else []
                     else:
                         good[done] = True
@@ -248,10 +249,14 @@ class _Pictures:
                     done += 1
                 bar.advance(len(chunk))
         self.figures |= {"opened": count, "broken": {"count": int(count - good.sum()), "examples": examples}}
-        self.opened_O, sides = self.opened_O[good], sides[:, good]
-        self.content_O, self.shape_O, self.small_O = self.content_O[good], self.shape_O[good], self.small_O[good]
-        self.figures |= {"width": _spread_of(sides[0]), "height": _spread_of(sides[1])}
         self.figures |= {"modes": dict(modes.most_common()), **flags}
+        self.opened_O = self.opened_O[good]
+        self.content_O, self.shape_O, self.small_O = self.content_O[good], self.shape_O[good], self.small_O[good]
+        self._describe_sizes(sides[:, good])
+
+    def _describe_sizes(self, sides: np.ndarray) -> None:
+        """[width and height, O], pixels."""
+        self.figures |= {"width": _spread_of(sides[0]), "height": _spread_of(sides[1])}
         if len(self.opened_O):
             area = sides.astype(np.uint64).prod(axis=0)
             for name, index in (("smallest", int(area.argmin())), ("largest", int(area.argmax()))):

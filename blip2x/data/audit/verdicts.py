@@ -127,7 +127,7 @@ def _texts(where: str, sort: str, found: Figures) -> Iterator[Line]:
 def _leak(found: Figures) -> Line:
     one, other = found["splits"]
     leaks = _counted(found, {"same_path": "by name", "same_file": "by file", "near": "by look"})
-    what = (f"{one} and {other}", "no image in both")
+    what, opened = (f"{one} and {other}", "no image in both"), " and ".join(f"{count:,}" for count in found["opened"])
     if not leaks and not all(found["opened"]):
         return Line(*what, Verdict.look, "none by name, and too few opened to tell", _OPEN)
     trained = one == "train"
@@ -136,9 +136,7 @@ def _leak(found: Figures) -> Line:
     return _line(
         what,
         Verdict.broken if certain else Verdict.look if leaks else Verdict.fine,
-        f"of the {found['images']:,} images of {other}, {leaks}"
-        if leaks
-        else "none among {:,} and {:,}".format(*found["opened"]),
+        f"of the {found['images']:,} images of {other}, {leaks}" if leaks else f"none among {opened} opened",
         advice if trained else "trainings choose by what evaluations report; fine where a data set has no val of its own",
     )
 

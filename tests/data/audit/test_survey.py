@@ -66,9 +66,16 @@ def test_missing_and_broken_images_do_not_stop_it_and_are_named(custom, picture,
     images = found.figures["splits"]["train"]["images"]
     assert (images["count"], images["missing"]["count"], images["opened"], images["broken"]["count"]) == (4, 1, 3, 2)
     assert len(bad_images) == 3
-    for name, reason in (("gone.jpg", "does not exist"), ("empty.jpg", "is empty"), ("text.png", "is not an image")):
-        assert any(line.startswith("train: ") and name in line and reason in line for line in bad_images), (name, bad_images)
+    reasons = (("gone.jpg", "does not exist"), ("empty.jpg", "is empty"), ("text.png", "is not an image"))
+    for line, (name, reason) in zip(bad_images, reasons, strict=True):  # missing ones first, in the order of the file
+        assert line.startswith("train: ") and name in line and reason in line
     assert bad(found) == {("train", "images are there"): "broken", ("train", "images open"): "broken"}
+
+
+def test_long_names_are_whole_where_bad_images_are_named(custom, look):
+    name = "/".join(["folder" * 10] * 6) + "/a\nb.jpg"
+    _, bad_images = look(custom(train_captions=[entry(name, "a cat")]))
+    assert len(bad_images) == 1 and name.replace("\n", "\\n") in bad_images[0]
 
 
 def test_all_images_may_be_missing_and_the_folder_too(custom, look, tmp_path):
