@@ -34,14 +34,14 @@ def near_groups(shape_P: np.ndarray, small_P: np.ndarray, near: int) -> np.ndarr
     for together in combinations(masks, _AGREEING):
         part_P = shape_P & np.uint64(sum(together))
         order = np.lexsort((bright_P, shape_P, part_P))
-        part, places = part_P[order], np.arange(len(order))
+        part, shape, places = part_P[order], shape_P[order], np.arange(len(order))
         for step in range(1, _NEIGHBOURS + 1):
-            places = places[places + step < len(order)]
+            places = places[: np.searchsorted(places, len(order) - step)]
             places = places[part[places] == part[places + step]]
             if not len(places):
                 break
-            first, second = order[places], order[places + step]
-            first, second = first[kept := _bits(shape_P[first] ^ shape_P[second]) <= near], second[kept]
+            close = places[_bits(shape[places] ^ shape[places + step]) <= near]
+            first, second = order[close], order[close + step]
             apart = np.abs(small_P[first].astype(np.int16) - small_P[second]).max(1, initial=0)
             for one, other in zip(first[apart <= _LEVELS].tolist(), second[apart <= _LEVELS].tolist(), strict=True):
                 parent[_root(parent, one)] = _root(parent, other)
