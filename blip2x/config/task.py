@@ -351,3 +351,15 @@ class DoctorConfig(TaskConfig):
     overrides: List[str] = MISSING  # of that task alone, as on the command line, e.g. "task.batch_size=16"
     world_size: Optional[int] = MISSING  # ranks; null: as many as were started
     words: Optional[List[str]] = MISSING  # the other overrides; null: those of this command line
+
+
+@schema("task", "audit")
+@dataclass
+class AuditConfig(TaskConfig):
+    """Look the data set over; no model is built, and no weights are needed."""
+
+    kind: str = "audit"
+    open_images: Any = MISSING  # all, or how many of each split, drawn by lot; 0: none, so that copies are not found
+    near: int = MISSING  # bits, of 64, in which hashes of pictures that look the same may differ
+    max_txt_len: int = MISSING  # tokens, as in the training that is to be: what is longer is cut off there
+    sheet: int = MISSING  # pictures of each split that the page shows

@@ -1,0 +1,77 @@
+"""What a data set gives as its files have it: no caption is prepared for training, and no missing image stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from blip2x.config.dataset import ImageTextConfig
+from blip2x.data.samples import CaptionSample, QuestionSample
+from blip2x.data.sequences import CaptionTable, Mixture, QuestionTable
+from blip2x.data.source import Source, Split
+from blip2x.data.tables import caption_table, missing_images, question_table
+from blip2x.registry import ANNOTATION_FORMATS
+
+Sort = Literal["captions", "questions"]
+SPLITS: tuple[Split, ...] = ("train", "val", "eval")
+SORTS: tuple[Sort, ...] = ("captions", "questions")
+
+
+@dataclass(frozen=True)
+class Given:
+    """The annotations of one sort for one split, those of missing images among them."""
+
+    samples: Sequence[CaptionSample | QuestionSample]
+    missing: np.ndarray  # places of the samples whose image is not there, rising
+    left_out: list[str] = field(default_factory=list)  # sentences on images that the source itself left out
+
+
+class _AllCaptions(CaptionTable):
+    """Captions that are given twice for an image stay there twice."""
+
+    def sample(self, place: int) -> CaptionSample:
+        captions = tuple(self._value("captions", place))
+        return CaptionSample(self._picture(place), captions, self._value("image_id", place), self._value("group", place))
+
+
+def read_given(source: Source, split: Split, sort: Sort, say: Callable[[str], None]) -> Given | None:
+    """What `source` gives for `split`; None: it has nothing of that sort.
+
+    Raises:
+        UserError: its annotation files are not there or not what they should be.
+    """
+    cfg = getattr(source, "cfg", None)
+    if isinstance(cfg, ImageTextConfig):
+        return _of_files(cfg, split, sort, say)
+    if getattr(type(source), sort) is getattr(Source, sort):
+        return None
+    known = len(source.skipped)
+    samples = getattr(source, sort)(split)
+    return Given(samples, np.array([], dtype=np.int64), source.skipped[known:])
+
+
+def _of_files(cfg: ImageTextConfig, split: Split, sort: Sort, say: Callable[[str], None]) -> Given | None:
+    name = getattr(cfg, f"{split}_split") or cfg.eval_split
+    samples, missing, start = [], [], 0
+    for part in cfg.parts.values():
+        files = part.splits.get(name)
+        if files is None or getattr(files, sort) is None:
+            continue
+        images = Path(part.images)
+        reader, cache = ANNOTATION_FORMATS.get(part.format)(files, images), Path(cfg.annotation_cache)
+        if sort == "captions":
+            table, path = caption_table(reader, cache, say)
+            samples.append(_AllCaptions(table, images, cfg.max_pixels, clean=False))
+        else:
+            table, path = question_table(reader, cache, say)
+            samples.append(QuestionTable(table, images, cfg.max_pixels))
+        missing.append(missing_images(table, path, images) + start)
+        start += len(table)
+    if not samples:
+        return None
+    # images are told apart by their paths here, so that their numbers may meet
+    return Given(Mixture(samples, [1.0] * len(samples), apart=0), np.concatenate(missing))

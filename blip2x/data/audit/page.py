@@ -1,0 +1,55 @@
+"""An audit as one page, which needs nothing but itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+
+from blip2x.data.audit.survey import Shown, Survey
+from blip2x.data.audit.verdicts import Line
+from blip2x.errors import UserError
+
+_SIDE = 160  # pixels of a small picture, at most
+_QUALITY = 70
+
+
+def audit_page(survey: Survey, lines: list[Line], facts: dict[str, str]) -> str:
+    """HTML that shows `lines`, the figures and the pictures of `survey`, and under the title `facts` about the run."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(thumbnail=_thumbnail, tallest=_tallest)
+    across = survey.figures["across"]
+    return environment.get_template("audit.html.jinja").render(
+        leaks=[found for found in across if any(found[how]["count"] for how in ("same_path", "same_file", "near"))],
+        figures=survey.figures,
+        sheets=survey.sheets,
+        groups=survey.groups,
+        lines=lines,
+        facts=facts,
+    )
+
+
+def _thumbnail(shown: Shown) -> str | None:
+    """The picture as a data URI; None: it cannot be opened."""
+    try:
+        picture = shown.picture.open()
+    except UserError:
+        return None
+    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=_QUALITY)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _tallest(bars: list[list[int]]) -> Any:
+    return max((bar[2] for bar in bars), default=1)
