@@ -49,9 +49,9 @@ class ImageTextFolder:
         table, path = caption_table(self._reader(files), self.cache, _say)
         samples = CaptionTable(table, self.images, self.max_pixels, clean=clean)
         unusable = table.schema.metadata[b"unusable"].decode()
-        if clean and unusable:
-            raise UserError(unusable)
-        if clean and not samples.has_truth:
+        if clean and unusable and self.on_bad_image is OnBadImage.stop:
+            raise UserError(f"{unusable} (dataset.on_bad_image=skip leaves such images out)")
+        if clean and not len(table["captions"].chunk(0).flatten()):
             raise UserError(f"{files.captions} has no caption to train on")
         return self._there(samples, table, path, files.captions)
 

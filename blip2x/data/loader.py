@@ -52,6 +52,7 @@ class Loader:
         self._batches = batches
         self._num_workers = num_workers
         self.skipped: list[str] = []
+        self._known: set[str] = set()
         self.samples: list[int] = []
         self.left_out = 0
         self.images = 0
@@ -76,7 +77,10 @@ class Loader:
             self.left_out += len(problems)
             self.images += len(made["arrays"].get("image_BCHW", ()))
             self.loading_seconds += made["seconds"]
-            self.skipped += [problem for problem in dict.fromkeys(problems) if problem not in self.skipped]
+            for problem in problems:
+                if problem not in self._known:
+                    self._known.add(problem)
+                    self.skipped.append(problem)
             if made["arrays"]:
                 self.samples = made["samples"].tolist()
                 yield made["arrays"]
@@ -227,10 +231,6 @@ def build_loader(
     """
     if not samples:
         raise UserError("there is nothing to load: the data set has no samples here")
-    if drop_last and len(samples) < batch_size * world_size:
-        raise UserError(
-            f"{len(samples)} samples do not fill one batch of {batch_size} on {world_size} rank(s); lower task.batch_size"
-        )
     batches = _Batches(
         samples,
         collate,
@@ -242,6 +242,9 @@ def build_loader(
         drop_last=drop_last,
         on_bad_image=on_bad_image,
     )
+    if not len(batches):
+        ranks = f"one batch of {batch_size} on {world_size} rank(s)"
+        raise UserError(f"{len(samples)} samples do not fill {ranks}; lower task.batch_size")
     return Loader(batches, num_workers)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,11 @@ class QuestionSample:
     def truth(self) -> tuple[str, ...]:
         """The answers; none where they are not known."""
         return self.answers
+
+
+def has_truth(samples: Sequence[CaptionSample | QuestionSample]) -> bool:
+    """Whether captions or answers are known: of all samples or, of a test split whose owner keeps them, of none."""
+    return len(samples) > 0 and bool(samples[0].truth)
 
 
 @dataclass(frozen=True)

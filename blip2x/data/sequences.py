@@ -19,6 +19,7 @@ from blip2x.data.pictures import PathImage
 from blip2x.data.samples import CaptionSample, Picture, QuestionSample
 from blip2x.data.shards import StoredImage
 from blip2x.data.tokenize import clean_caption
+from blip2x.errors import UserError
 
 S = TypeVar("S", CaptionSample, QuestionSample)
 
@@ -32,11 +33,6 @@ class Samples(Sequence[S], Generic[S]):
     @abstractmethod
     def image_id_N(self) -> np.ndarray:
         """int64 [N]."""
-
-    @property
-    def has_truth(self) -> bool:
-        """Whether captions or answers are known; the organisers of a benchmark keep those of test splits."""
-        return bool(self[0].truth) if len(self) else False
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """Places of an epoch's samples [E], in the order drawn by lot; place + N is a second draw of the same sample."""
@@ -57,7 +53,7 @@ class Samples(Sequence[S], Generic[S]):
 
     def __getitem__(self, index: int | slice) -> S | Samples[S]:
         if isinstance(index, slice):
-            return Chosen(self, np.arange(len(self))[index])
+            return Chosen(self, np.arange(*index.indices(len(self))))
         place = index + len(self) if index < 0 else index
         if not 0 <= place < len(self):
             raise IndexError(index)
@@ -105,7 +101,9 @@ class CaptionTable(Table[CaptionSample]):
         """The image in that row."""
         captions = self._value("captions", place)
         if self._clean:
-            captions = map(clean_caption, captions)
+            captions = list(filter(None, map(clean_caption, captions)))
+            if not captions:
+                raise UserError(f"image {self._picture(place).name} has no caption but punctuation")
         unique = tuple(dict.fromkeys(captions))
         return CaptionSample(self._picture(place), unique, self._value("image_id", place), self._value("group", place))
 
@@ -229,7 +227,7 @@ class Mixture(Samples[S]):
 class Documents(Sequence[str]):
     """One document per image: its captions, a line each."""
 
-    def __init__(self, samples: Sequence[CaptionSample]):
+    def __init__(self, samples: Samples[CaptionSample]):
         self._samples = samples
 
     def __len__(self) -> int:
@@ -237,6 +235,10 @@ class Documents(Sequence[str]):
 
     def __getitem__(self, index: int) -> str:
         return "\n".join(self._samples[index].captions)
+
+    def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
+        """That of the images."""
+        return self._samples.epoch_order(rng)
 
 
 def shuffled(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import uuid
+import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from blip2x.data.rows import CaptionRow, Format, QuestionRow
 from blip2x.data.tokenize import clean_caption
@@ -25,6 +29,7 @@ from blip2x.transfer.download import locked
 _VERSION = 1  # of what tables hold: another one makes them anew
 _ROWS = 100_000  # turned into columns at a time
 _ABSENT = -1  # the time of a folder that does not exist
+_LOOKED_AT = 1000  # images that a folder's listing lacks and that are looked for by name; more than these are believed missing
 
 _STORED = {"file": pa.large_string(), "offset": pa.int64(), "length": pa.int64()}
 CAPTIONS = pa.schema(
@@ -72,50 +77,97 @@ def question_table(reader: Format, cache: Path, say: Callable[[str], None]) -> t
 def missing_images(table: pa.Table, path: Path, images: Path) -> np.ndarray:
     """Rows of the table in `path` whose files are not below `images`, rising.
 
-    One listing per folder: a look at each file is slow over a network. The answer holds until one of the folders changes.
+    One listing per folder: a look at each file is slow over a network. The answer for a folder holds until it changes.
     """
     record = path.with_suffix(f".{hashlib.sha256(str(images.resolve()).encode()).hexdigest()[:8]}.images.npz")
+    known = _known(record, images)
+    if known.complete:
+        return known.missing
     try:
-        with np.load(record) as known:
-            folders = dict(zip(known["folders"].tolist(), known["times"].tolist(), strict=True))
-            if all(_time(images / folder) == time for folder, time in folders.items()):
-                return known["missing"]
-    except (OSError, ValueError, KeyError):
-        folders = {}
-    column = table["file"] if _has_stored(table) else table["image"]
-    encoded = column.combine_chunks().dictionary_encode()
-    names = encoded.dictionary.to_pylist()
-    inner: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        inner.setdefault(os.path.dirname(name), []).append(index)
-    gone = np.zeros(len(names), dtype=bool)
-    folders = {}
-    for folder, indexes in inner.items():
-        folders[folder] = _time(images / folder)
-        there = _listing(images / folder)
-        for index in indexes:
-            gone[index] = os.path.basename(names[index]) not in there
-    missing = np.flatnonzero(gone[encoded.indices.to_numpy()])
-    times = np.array(list(folders.values()), dtype=np.int64)
-    _write(record, lambda draft: np.savez(draft, folders=np.array(list(folders)), times=times, missing=missing))
-    return missing
+        with locked(record):
+            known = _known(record, images)  # another process may have looked meanwhile
+            return known.missing if known.complete else _look(table, record, images, known)
+    except OSError:  # the cache can only be read, so that nothing can be kept
+        return _look(table, None, images, known)
+
+
+class _Known(NamedTuple):
+    """What is known of an image folder: the time of each folder in it at which that holds, and the rows that were missing."""
+
+    times: dict[str, int]
+    missing: np.ndarray
+    complete: bool  # nothing has changed
+
+
+def _known(record: Path, images: Path) -> _Known:
+    try:
+        with np.load(record) as found:
+            times = dict(zip(found["folders"].tolist(), found["times"].tolist(), strict=True))
+            missing = found["missing"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return _Known({}, np.array([], dtype=np.int64), False)
+    same = {folder: time for folder, time in times.items() if _time(images / folder) == time}
+    return _Known(same, missing, len(same) == len(times))
+
+
+def _look(table: pa.Table, record: Path | None, images: Path, known: _Known) -> np.ndarray:
+    """Look into the folders of which nothing is known any more; the record, None: no one's, is written anew."""
+    column = (table["file"] if _has_stored(table) else table["image"]).combine_chunks()
+    names = pc.replace_substring_regex(column, "^.*/", "")
+    encoded = pc.replace_substring_regex(column, "/?[^/]*$", "").dictionary_encode()
+    folder_R, folders = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+    order_R = np.argsort(folder_R, kind="stable")
+    ends = np.searchsorted(folder_R[order_R], np.arange(len(folders) + 1))
+    unchanged = np.array([folder in known.times for folder in folders])
+    missing, times = [known.missing[unchanged[folder_R[known.missing]]]], dict(known.times)
+    for place in np.flatnonzero(~unchanged).tolist():
+        folder, rows = images / folders[place], order_R[ends[place] : ends[place + 1]]
+        times[folders[place]] = _time(folder)
+        own = names.take(pa.array(rows))
+        there = pc.is_in(own, value_set=pa.array(_listing(folder), pa.large_string()))
+        gone = rows[~there.to_numpy(zero_copy_only=False)]
+        if len(gone) <= _LOOKED_AT:  # the disk may call them otherwise, in another case or normal form of Unicode
+            gone = np.array([row for row in gone if not os.path.lexists(folder / names[row].as_py())], dtype=np.int64)
+        missing.append(gone)
+    missing_R = np.sort(np.concatenate(missing))
+    if record:
+        time_F = np.array(list(times.values()), dtype=np.int64)
+        with suppress(OSError):
+            _write(record, lambda file: np.savez(file, folders=np.array(list(times)), times=time_F, missing=missing_R))
+    return missing_R
 
 
 def _open(reader: Format, sort: str, cache: Path, make: Callable[[], pa.Table]) -> tuple[pa.Table, Path]:
     path = cache / f"{_key(reader, sort)}.arrow"
-    if not path.is_file():
-        try:
+    table = _mapped(path)
+    try:
+        if table is None:
             cache.mkdir(parents=True, exist_ok=True)
             with locked(path):
-                if not path.is_file():  # another process may have made it meanwhile
-                    table = make()
-                    _write(path, lambda draft: _write_table(table, draft))
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be written: {error.strerror or error}; set paths.cache to another folder"
-            ) from error
-    with pa.memory_map(str(path)) as file:
-        return pa.ipc.open_file(file).read_all(), path
+                table = _mapped(path)  # another process may have made it meanwhile
+                if table is None:
+                    made = _made(make)
+                    _write(path, lambda file: _write_table(made, file))
+                    table = _mapped(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}; set paths.cache to another folder") from error
+    return table, path
+
+
+def _mapped(path: Path) -> pa.Table | None:
+    """The table in a file; None where there is none, or a part of one, as a power failure can leave."""
+    try:
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_file(file).read_all()
+    except (FileNotFoundError, NotADirectoryError, pa.ArrowInvalid):
+        return None
+
+
+def _made(make: Callable[[], pa.Table]) -> pa.Table:
+    try:
+        return make()
+    except OSError as error:  # of what is read, not of the cache
+        raise UserError(f"{error.filename} cannot be read: {error.strerror or error}") from error
 
 
 def _key(reader: Format, sort: str) -> str:
@@ -132,16 +184,19 @@ def _key(reader: Format, sort: str) -> str:
     return f"{name[:60]}-{sort}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
 
 
-def _write_table(table: pa.Table, draft: Path) -> None:
-    with pa.OSFile(str(draft), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+def _write_table(table: pa.Table, file: IO[bytes]) -> None:
+    with pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table.combine_chunks())  # one chunk per column, so that a row is found without a search
 
 
-def _write(path: Path, write: Callable[[Path], None]) -> None:
+def _write(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """By way of a draft, so that nobody reads half a file."""
-    draft = path.with_name(f".{os.getpid()}.{path.name}")
+    draft = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
-        write(draft)
+        with draft.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
@@ -156,13 +211,15 @@ def _caption_columns(rows: Iterator[CaptionRow], say: Callable[[str], None]) -> 
                 with_captions = True
             else:
                 without = without or row.where
-            if not unusable and not all(map(clean_caption, row.captions)):
+            if not unusable and row.captions and not any(map(clean_caption, row.captions)):
                 unusable = f"{row.where}: 'caption' is empty but for punctuation: {list(row.captions)}"
             file, offset, length = row.stored or (None, None, None)
             values = (row.image, row.captions, row.number, row.group, file, offset, length)
             for column, value in zip(columns.values(), values, strict=True):
                 column.append(value)
         blocks.append(pa.table(columns, schema=CAPTIONS))
+    if not blocks:
+        raise UserError("no image with a caption was found in the annotation files")
     if with_captions and without:
         raise UserError(f"{without} has no caption, though others have; add one or remove the entry")
     table = _by_image(pa.concat_tables(blocks).combine_chunks())
@@ -199,6 +256,8 @@ def _question_columns(rows: Iterator[QuestionRow], say: Callable[[str], None]) -
             for column, value in zip(columns.values(), (row.image, row.question, row.answers, *ids), strict=True):
                 column.append(value)
         blocks.append(pa.table(columns, schema=QUESTIONS))
+    if not blocks:
+        raise UserError("no question was found in the annotation files")
     if answered and unanswered:
         raise UserError(f"{unanswered} has no 'answer', though others have; add one or remove the entry")
     table = pa.concat_tables(blocks).combine_chunks()
@@ -242,8 +301,8 @@ def _time(folder: Path) -> int:
         return _ABSENT
 
 
-def _listing(folder: Path) -> set[str]:
+def _listing(folder: Path) -> list[str]:
     try:
-        return set(os.listdir(folder))
-    except (FileNotFoundError, NotADirectoryError):
-        return set()
+        return [os.fsencode(name).decode("utf-8", "replace") for name in os.listdir(folder)]  # Arrow takes UTF-8 alone
+    except OSError:
+        return []

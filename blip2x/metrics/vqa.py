@@ -119,25 +119,22 @@ def answer_scores(predictions: Mapping[int, str], answers: Mapping[int, Sequence
     return {question_id: score(predictions[question_id], given) for question_id, given in answers.items()}
 
 
-def most_common_answers(questions: Iterable[Question]) -> dict[str, str]:
-    """Question type -> the answer given most often; of equally frequent ones the first in the alphabet."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for question in questions:
-        counts[question.question_type].update(question.answers)
-    return {kind: _commonest(counter) for kind, counter in counts.items() if counter}
-
-
-def majority_answers(train: Sequence[Question], questions: Iterable[Question]) -> dict[int, str]:
+def majority_answers(train: Iterable[Question], questions: Iterable[Question]) -> dict[int, str]:
     """Question id -> the commonest training answer of its type, or of all questions where the type is new.
+
+    Of equally frequent ones it is the first in the alphabet.
 
     Raises:
         UserError: there is no training answer at all.
     """
-    by_type = most_common_answers(train)
-    overall = Counter(answer for question in train for answer in question.answers)
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for question in train:
+        counts[question.question_type].update(question.answers)
+    overall = sum(counts.values(), Counter())
     if not overall:
         raise UserError("the commonest answer is unknown: the training split has no question with an answer")
-    return {question.question_id: by_type.get(question.question_type, _commonest(overall)) for question in questions}
+    by_type, usual = {kind: _commonest(counter) for kind, counter in counts.items() if counter}, _commonest(overall)
+    return {question.question_id: by_type.get(question.question_type, usual) for question in questions}
 
 
 def _commonest(counter: Counter[str]) -> str:

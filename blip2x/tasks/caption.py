@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blip2x.config.run import RunConfig
-from blip2x.data.samples import CaptionSample
+from blip2x.data.samples import CaptionSample, has_truth
 from blip2x.data.source import Split
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.result import TaskResult
@@ -18,7 +18,7 @@ from blip2x.registry import TASKS
 from blip2x.tasks.common.captioning import HeldOutCaptions, stage2_collate
 from blip2x.tasks.common.loading import train_transform
 from blip2x.tasks.common.models import ModelLoader
-from blip2x.tasks.common.results import caption_results, has_truth
+from blip2x.tasks.common.results import caption_results
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.train import train
 from blip2x.tasks.common.weights import STAGE2, Start

@@ -15,7 +15,8 @@ from paddle import Tensor
 
 from blip2x.config.run import RunConfig
 from blip2x.data.collate import QuestionCollate, QuestionTexts
-from blip2x.data.samples import QuestionSample
+from blip2x.data.samples import QuestionSample, has_truth
+from blip2x.data.sequences import Samples
 from blip2x.data.source import Split
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.result import TaskResult
@@ -30,7 +31,7 @@ from blip2x.registry import TASKS
 from blip2x.tasks.common.answering import Answering
 from blip2x.tasks.common.loading import train_transform
 from blip2x.tasks.common.models import ModelLoader
-from blip2x.tasks.common.results import answer_results, check_questions, has_truth
+from blip2x.tasks.common.results import answer_results, check_questions
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.train import train
 from blip2x.tasks.common.weights import Start
@@ -156,9 +157,11 @@ class HeldOutQuestions:
         return has_truth(self._questions)
 
     @cached_property
-    def _first(self) -> list[QuestionSample]:
+    def _first(self) -> Sequence[QuestionSample]:
         """About the first images."""
         limit = self._cfg.task.validation.max_images
+        if isinstance(self._questions, Samples):
+            return self._questions.first_images(limit)
         first = set(list(dict.fromkeys(question.image_id for question in self._questions))[:limit])
         return [question for question in self._questions if question.image_id in first]
 

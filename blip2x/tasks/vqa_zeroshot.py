@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blip2x.config.run import RunConfig
-from blip2x.data.samples import QuestionSample
+from blip2x.data.samples import QuestionSample, has_truth
 from blip2x.data.source import Split
 from blip2x.engine.result import TaskResult
 from blip2x.errors import UserError
@@ -15,7 +15,7 @@ from blip2x.metrics.vqa import majority_answers
 from blip2x.registry import TASKS
 from blip2x.tasks.common.answering import Answering
 from blip2x.tasks.common.models import ModelLoader
-from blip2x.tasks.common.results import answer_results, check_questions, has_truth
+from blip2x.tasks.common.results import answer_results, check_questions
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.weights import STAGE2, Start
 

@@ -59,8 +59,8 @@ def test_files_are_read_once_and_anew_when_they_change(folder, write, reads, tmp
 def test_a_table_that_is_cut_off_while_it_is_written_is_none(folder, write, monkeypatch, tmp_path):
     files = AnnotationFiles(captions=write("a.json", [{"image": "0.jpg", "caption": "x"}]))
 
-    def break_off(table, draft):
-        draft.write_bytes(b"ARROW1")
+    def break_off(table, file):
+        file.write(b"ARROW1")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -135,3 +135,48 @@ def test_numbers_are_the_files_or_counted(folder, write):
     assert ids.tolist() == [3, 1] and ids.dtype == np.int64
     rows[0]["image_id"], rows[1]["image_id"] = "none", "x_7"
     assert folder().captions(AnnotationFiles(captions=write("b.json", rows)), clean=False).image_id_N.tolist() == [0, 1]
+
+
+def test_a_broken_cache_is_made_anew(folder, write, reads, tmp_path):
+    files = AnnotationFiles(captions=write("a.json", [{"image": "0.jpg", "caption": "x"}]))
+    folder().captions(files, clean=False)
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(path.read_bytes()[:50])  # as a power failure leaves it
+    assert len(folder().captions(files, clean=False)) == 1 and len(reads) == 2
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(b"")
+    assert len(folder().captions(files, clean=False)) == 1 and len(reads) == 3
+
+
+def test_only_folders_that_changed_are_listed_again(folder, write, tmp_path, monkeypatch):
+    names = [f"{part}/{i}.jpg" for part in ("a", "b/c", "d") for i in range(3)]
+    for name in names:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).touch()
+    (tmp_path / "images" / "a" / "1.jpg").unlink()
+    files = AnnotationFiles(captions=write("a.json", [{"image": name, "caption": "x"} for name in ("0.jpg", *names)]))
+    lenient = folder(on_bad_image=OnBadImage.skip)
+    assert len(lenient.captions(files, clean=False)) == 9
+    listed, listing = [], tables._listing
+    monkeypatch.setattr(tables, "_listing", lambda path: listed.append(path.name) or listing(path))
+    (tmp_path / "images" / "b" / "c" / "2.jpg").unlink()
+    os.utime(tmp_path / "images" / "b" / "c", ns=(1, 1))
+    found = lenient.captions(files, clean=False)
+    assert listed == ["c"] and len(found) == 8
+    gone = {os.path.relpath(sentence.split()[1], tmp_path / "images") for sentence in lenient.skipped}
+    assert gone == {"a/1.jpg", "b/c/2.jpg"}
+
+
+def test_captions_of_punctuation_are_left_out_where_skipping_is_allowed(folder, write):
+    rows = [
+        {"image": "0.jpg", "caption": ["...", "a cat"]},
+        {"image": "1.jpg", "caption": "!!!"},
+        {"image": "2.jpg", "caption": "b"},
+    ]
+    files = AnnotationFiles(captions=write("a.json", rows))
+    with pytest.raises(UserError, match=r"entry 1: 'caption' is empty but for punctuation"):
+        folder().captions(files, clean=True)
+    samples = folder(on_bad_image=OnBadImage.skip).captions(files, clean=True)
+    assert samples[0].captions == ("a cat",) and samples[2].captions == ("b",)
+    with pytest.raises(UserError, match=r"image .*1.jpg has no caption but punctuation"):  # a loader counts it and goes on
+        _ = samples[1]

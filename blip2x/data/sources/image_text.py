@@ -8,7 +8,7 @@ from typing import Literal
 
 from blip2x.config.dataset import AnnotationFiles, ImageTextConfig, ImageTextPart
 from blip2x.data.image_text import ImageTextFolder
-from blip2x.data.samples import CaptionSample, QuestionSample
+from blip2x.data.samples import CaptionSample, QuestionSample, has_truth
 from blip2x.data.sequences import Documents, Mixture, Samples
 from blip2x.data.source import Source, Split
 from blip2x.errors import UserError
@@ -55,7 +55,7 @@ class ImageText(Source):
     ) -> Samples:
         parts = self._parts(split, sort)
         samples = [read(part, files) for part, files in parts]
-        if len({part.has_truth for part in samples}) > 1:
+        if len({has_truth(part) for part in samples}) > 1:
             raise UserError(f"data set {self.name!r}: the true answers of some parts are known for {split}, but not of all")
         mixture = Mixture(samples, [part.weight for part, _ in parts], apart=_APART)
         return mixture if split == "train" else mixture.first_images(self.cfg.eval_limit)

@@ -10,7 +10,7 @@ from typing import Any
 
 from blip2x.config.run import RunConfig
 from blip2x.config.task import AnswerRules
-from blip2x.data.samples import CaptionSample, QuestionSample
+from blip2x.data.samples import CaptionSample, QuestionSample, has_truth
 from blip2x.engine.report import EXTREMES, QUESTION_EXTREMES
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
@@ -27,11 +27,6 @@ _TYPES: Mapping[str, Callable[[QuestionSample], str]] = {
     "question_type": lambda question: question.question_type,
     "answer_type": lambda question: question.answer_type,
 }
-
-
-def has_truth(samples: Sequence[CaptionSample | QuestionSample]) -> bool:
-    """Whether the samples have true captions or answers: all of them or, of a test split whose owner keeps them, none."""
-    return bool(samples) and bool(samples[0].truth)
 
 
 def check_questions(cfg: RunConfig, questions: Sequence[QuestionSample]) -> None:
