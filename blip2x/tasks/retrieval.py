@@ -7,7 +7,7 @@ B rows, N images, M texts, Q queries, E width of the shared space, S candidates 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from blip2x.engine.batches import to_tensors
 from blip2x.engine.evaluate import track
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
-from blip2x.metrics.retrieval import Reranked, Shortlists
+from blip2x.metrics.retrieval import Hits, Reranked, Shortlists
 from blip2x.models.assemblies.stage1 import Stage1Model
 from blip2x.objectives.stage1 import Stage1Objective
 from blip2x.registry import TASKS
@@ -32,7 +32,8 @@ from blip2x.tasks.common.merge import gather_array
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.patch_store import PatchStore
 from blip2x.tasks.common.pictures import save_pictures
-from blip2x.tasks.common.retrieval import RECALLS, Stage1Validation, Texts, recalls, similarities, text_features
+from blip2x.tasks.common.results import interval_metrics, metric_key
+from blip2x.tasks.common.retrieval import Stage1Validation, Texts, hits, similarities, text_features
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.train import train
 from blip2x.tasks.common.weights import Start
@@ -120,7 +121,7 @@ class Search:
 
     @paddle.no_grad()
     def __call__(self) -> dict[str, float]:
-        """Recalls by name, also per group of images, as "group/name". All ranks must call it."""
+        """Recalls and their intervals by name, also per group of images, as "group/name". All ranks must call it."""
         context, size = self._run.context, self._task.eval_batch_size
         share = Share.of_images(self._cfg, self._run, self._samples, "encode")
         store, image_NQE = self._encode(share)
@@ -141,9 +142,9 @@ class Search:
 
         def rank() -> dict[str, float]:
             found, similarity_NM = chosen[0].rerank(pair_K, score_K), chosen[0].similarity_NM
-            by_contrast = recalls(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M)
+            by_contrast = hits(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M)
             self.rows = self._predictions(samples, texts, *found)
-            return _together(recalls(found[0].row, found[1].row, samples, texts.owner_M), by_contrast)
+            return _together(hits(found[0].row, found[1].row, samples, texts.owner_M), by_contrast)
 
         return context.on_main(rank)
 
@@ -218,17 +219,14 @@ def _best(ranking: Reranked, query: int, right_C: np.ndarray) -> tuple[int, list
     return 1 + int((row_C > row_C[right_C].max()).sum()), best
 
 
-def _together(reranked: dict[str, float], by_contrast: dict[str, float]) -> dict[str, float]:
-    """Both with the mean of their six recalls; contrast alone is called itc_."""
+def _together(reranked: Mapping[str, Hits], by_contrast: Mapping[str, Hits]) -> dict[str, float]:
+    """Both, per group, with their mean and intervals; contrast alone is called itc_."""
     metrics = {}
-    for prefix, found in (("", reranked), ("itc_", by_contrast)):
-        for name, value in found.items():
-            group, slash, rest = name.rpartition("/")
-            before = f"{group}{slash}"
-            if rest == "chance":  # of any order
-                metrics[name] = value
-                continue
-            metrics[f"{before}{prefix}{rest}"] = value
-            if rest == RECALLS[-1]:
-                metrics[f"{before}{prefix}r_mean"] = float(np.mean([found[before + recall] for recall in RECALLS]))
+    for group, found in reranked.items():
+        for prefix, own in (("", found), ("itc_", by_contrast[group])):
+            ends = own.intervals()
+            for name, value in {**own.recalls(), "r_mean": own.r_mean()}.items():
+                metrics[metric_key(prefix + name, scope=group)] = value
+                metrics |= interval_metrics(prefix + name, ends[name], scope=group)
+        metrics[metric_key("chance", scope=group)] = found.chance()  # of any order
     return metrics
