@@ -21,6 +21,7 @@ from blip2x.data.source import Split
 from blip2x.data.tokenize import TextTokenizer, clean_caption
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.evaluate import track
+from blip2x.engine.report import FOUND, shown_searches
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
 from blip2x.metrics.retrieval import Hits, Reranked, Shortlists
@@ -180,11 +181,10 @@ class Search:
     ) -> list[dict[str, Any]]:
         """A row per image with its best texts, then one per text with its best images."""
         originals = [text for sample in samples for text in sample.captions]
-        pictures = save_pictures(self._run, samples)
 
         def about(image: int) -> dict[str, Any]:
             sample = samples[image]
-            return {"image_id": sample.image_id, "name": sample.image.name, "image": pictures.get(sample.image_id)}
+            return {"image_id": sample.image_id, "name": sample.image.name, "image": None}
 
         stage, owner_M, image_N = self._run.stage, texts.owner_M, np.arange(len(samples))
         rows = []
@@ -197,6 +197,13 @@ class Search:
             found = [{**about(image), **entry} for image, entry in best]
             own = {"text": originals[text], "image_id": samples[owner].image_id, "rank": rank}
             rows.append({"stage": stage, "group": samples[owner].group, **own, "retrieved_images": found})
+        shown = [row for groups in shown_searches(rows).values() for group in groups for row in group.items]
+        first = [entry["image_id"] for row in shown for entry in (row, *row.get("retrieved_images", ())[:FOUND])]
+        pictures = save_pictures(self._run, samples, first)
+        for row in rows:
+            for entry in (row, *row.get("retrieved_images", ())):
+                if "image" in entry:
+                    entry["image"] = pictures.get(entry["image_id"])
         return rows
 
 
