@@ -19,6 +19,8 @@ MINUS, TIMES = "\u2212", "\u00d7"
 
 _ENDS = ("ci95_low", "ci95_high")  # of a 95 % interval
 
+_MOST = 1000  # times a baseline that is next to nothing say no more
+
 _GAINS = {  # how a sentence goes on after "12x" or "+34 points"
     "chance": ("chance", "over chance"),
     "blind": ("the score without the picture", "over answers without the picture"),
@@ -102,6 +104,8 @@ class Measure:
         if baseline.value <= 0 or self.value < 0:
             return ""
         factor = self.value / baseline.value
+        if factor > _MOST:
+            return f"over {_MOST:,}{TIMES}"
         digits = 0 if factor >= 100 else 1 if factor >= 1 else 2
         return f"{factor:.{digits}f}{TIMES}"
 
@@ -123,6 +127,10 @@ def stage_title(stage: str) -> str:
 
 def metric_title(name: str) -> str:
     """A metric's name for readers."""
+    if name.startswith("itc_"):  # of a retrieval before matching
+        return f"{metric_title(name.removeprefix('itc_'))}, by contrast alone"
+    if name == "r_mean":
+        return "mean of the six recalls"
     name = name.replace("i2t_recall", "image to text, recall").replace("t2i_recall", "text to image, recall")
     return name.replace("_", "-") if name == "ROUGE_L" else name.replace("_", " ")
 

@@ -21,9 +21,15 @@ from blip2x.optim.schedule import planned_rates
 
 RANDOM, EXTREMES = 8, 4  # captioned pictures shown: drawn at random; best and worst
 QUESTION_PICTURES, QUESTION_EXTREMES = 6, 3
+SEARCH_RANDOM, SEARCH_EXTREMES = 6, 3  # of searches by pictures, and of as many by texts
+FOUND = 5  # candidates shown of each search
 PREDICTIONS = 60
 
 _HEADLINES = ("i2t_recall@1", "t2i_recall@1", "CIDEr", "accuracy")  # a stage without any shows its first metric
+_SEARCHES = {  # key of what was found -> title, what is counted, what is found
+    "retrieved_texts": ("Texts found for a picture", "searches by a picture", "text"),
+    "retrieved_images": ("Pictures found for a text", "searches by a text", "picture"),
+}
 _LOSS_PARTS = ("loss", "itc", "itm", "lm")
 _NOT_CURVES = ("stage", "step", *TIMES)
 _CURVE_TITLES = {"lr": "learning rate", "grad_norm": "gradient norm"}
@@ -60,6 +66,25 @@ def write_report(folder: Path) -> Path:
     return target
 
 
+def shown_searches(rows: list[Row]) -> dict[str, list[Shown]]:
+    """Which lines of a retrieval's predictions.jsonl the report shows, by pictures ("retrieved_texts") and by texts.
+
+    They do not depend on the pictures that were kept, so that a run can keep theirs.
+    """
+
+    def score(row: Row) -> float:
+        return -float(row["rank"]) if _is_number(row.get("rank")) else math.nan
+
+    found = {}
+    for way, (_, queries, right) in _SEARCHES.items():
+        own = [row for row in rows if row.get(way)]
+        own = random.Random(0).sample(own, len(own))  # as they come, the best texts would be those of a single picture
+        criterion = f"{queries}, ranked by the place of the first right {right}"
+        ties = "ties drawn at random"
+        found[way] = _choose(own, own, score, criterion, queries, SEARCH_RANDOM, SEARCH_EXTREMES, ties)
+    return {way: groups for way, groups in found.items() if any(group.items for group in groups)}
+
+
 def _render(run: RunFiles) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -75,6 +100,7 @@ def _render(run: RunFiles) -> str:
     captions = [row for row in run.predictions if "caption" in row]
     questions = [row for row in run.predictions if "question" in row]
     predicted = [row for row in run.predictions if "texts" in row]
+    searches = [row for row in run.predictions if any(row.get(way) for way in _SEARCHES)]
     return environment.get_template("report.html.jinja").render(
         run=run,
         name=run.config.get("run_name") or run.folder.resolve().name,
@@ -85,6 +111,7 @@ def _render(run: RunFiles) -> str:
         # the last stage first: it speaks for the run
         captions={stage: _caption_groups(rows) for stage, rows in reversed(_by(captions, "stage").items())},
         questions={stage: _question_groups(rows) for stage, rows in _by(questions, "stage").items()},
+        searches={stage: _searches(rows) for stage, rows in _by(searches, "stage").items()},
         predicted=predicted[:PREDICTIONS],
         predicted_total=len(predicted),
         parts=_parts(measures),
@@ -201,8 +228,37 @@ def _question_groups(rows: list[Row]) -> list[Shown]:
     return _choose(pictures, kept, score, criterion, "pictures with questions", QUESTION_PICTURES, QUESTION_EXTREMES)
 
 
+def _searches(rows: list[Row]) -> dict[str, list[Shown]]:
+    """Searches to show by the title of their kind, each as {"row", "found", "own"}.
+
+    "found" are the first candidates; "own" is, where none of these is right, what would have been, as far as the run tells.
+    """
+    texts = _group([row for row in rows if "text" in row], lambda row: row.get("image_id"))
+    images = {row.get("image_id"): row for row in rows if "retrieved_texts" in row}
+
+    def card(row: Row, way: str) -> Row:
+        found = [{**entry, "_folder": row["_folder"]} for entry in row[way][:FOUND]]
+        if any(entry.get("right") for entry in found):
+            return {"row": row, "found": found, "own": []}
+        image_id = row.get("image_id")
+        own = texts.get(image_id, []) if way == "retrieved_texts" else [images[image_id]] if image_id in images else []
+        return {"row": row, "found": found, "own": own}
+
+    return {
+        _SEARCHES[way][0]: [Shown(group.title, group.note, [card(row, way) for row in group.items]) for group in groups]
+        for way, groups in shown_searches(rows).items()
+    }
+
+
 def _choose(
-    items: list[Any], kept: list[Any], score: Callable[[Any], float], criterion: str, what: str, at_random: int, extremes: int
+    items: list[Any],
+    kept: list[Any],
+    score: Callable[[Any], float],
+    criterion: str,
+    what: str,
+    at_random: int,
+    extremes: int,
+    ties: str = "ties as they come in the file",
 ) -> list[Shown]:
     """Random ones first, of those whose picture was `kept`, for they tell what to expect; then the best and the worst."""
     scored = sorted((item for item in items if math.isfinite(score(item))), key=score, reverse=True)
@@ -216,7 +272,6 @@ def _choose(
     note = f"{at_random} of {len(items)} {what}, drawn at random{source} whatever their score."
     groups = [Shown("Random", note, drawn)]
     if scored:
-        ties = "ties as they come in the file"
         best, worst = scored[:extremes], sorted(scored, key=score)[:extremes]
         groups.append(Shown("Best", f"The {len(best)} best of {len(scored)} {criterion}; {ties}.", best))
         groups.append(Shown("Worst", f"The {len(worst)} worst of {len(scored)} {criterion}; {ties}.", worst))

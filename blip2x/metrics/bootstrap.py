@@ -17,12 +17,28 @@ _SEED = 0
 _AT_ONCE = 4_000_000  # draws in memory
 
 
-def mean_intervals(
-    values_N: Sequence[float], images_N: Sequence[int], parts: Sequence[Sequence[int]]
-) -> list[tuple[float, float] | None]:
+Interval = tuple[float, float]
+
+
+def mean_intervals(values_N: Sequence[float], images_N: Sequence[int], parts: Sequence[Sequence[int]]) -> list[Interval | None]:
     """For each part the two ends between which 95 % of its means lie that other draws of as many images give.
 
-    The same values give the same intervals.
+    Takes what `resampled_means` takes. None for a part of fewer than two images, where no draw can be told from another.
+    """
+    return [interval(means_R) for means_R in resampled_means(values_N, images_N, parts)]
+
+
+def interval(means_R: np.ndarray) -> Interval | None:
+    """The two ends between which 95 % of the means lie, those that are no number aside; None where all are none."""
+    if np.isnan(means_R).all():
+        return None
+    return tuple(np.nanquantile(means_R, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+
+
+def resampled_means(values_N: Sequence[float], images_N: Sequence[int], parts: Sequence[Sequence[int]]) -> np.ndarray:
+    """The means [K, R] of parts that other draws of as many images give; draw r is the same for all parts.
+
+    The same values give the same means.
 
     Args:
         values_N: what means are taken of.
@@ -30,10 +46,11 @@ def mean_intervals(
         parts: K lists of places among the values; a part's mean is that of its values.
 
     Returns:
-        None for a part of fewer than two images, where no draw can be told from another.
+        NaN where a draw has no image of the part, and for a part of fewer than two images.
     """
+    means_KR = np.full((len(parts), RESAMPLES), np.nan)
     if not any(map(len, parts)):
-        return [None] * len(parts)
+        return means_KR
     _, image_N = np.unique(np.asarray(images_N, dtype=np.int64), return_inverse=True)
     images, values_N = int(image_N.max()) + 1, np.asarray(values_N, dtype=np.float64)
     place_E = np.concatenate([np.asarray(part, dtype=np.int64) for part in parts])
@@ -42,7 +59,7 @@ def mean_intervals(
     sum_KI, size_KI = csr_array((values_N[place_E], where), shape), csr_array((np.ones(len(place_E)), where), shape)
     sum_KI.sum_duplicates()
     size_KI.sum_duplicates()
-    rng, means_KR = np.random.default_rng(_SEED), np.full((len(parts), RESAMPLES), np.nan)
+    rng = np.random.default_rng(_SEED)
     at_once = max(1, _AT_ONCE // images)
     for start in range(0, RESAMPLES, at_once):
         count = min(at_once, RESAMPLES - start)
@@ -51,8 +68,5 @@ def mean_intervals(
         times_IR = times_RI.T.astype(np.float64, order="C")
         size_KR = size_KI @ times_IR
         np.divide(sum_KI @ times_IR, size_KR, out=means_KR[:, start : start + count], where=size_KR > 0)
-    quantiles, images_K = [(1 - LEVEL) / 2, (1 + LEVEL) / 2], np.diff(size_KI.indptr)
-    return [
-        tuple(np.nanquantile(means_R, quantiles).tolist()) if count > 1 else None
-        for means_R, count in zip(means_KR, images_K, strict=True)
-    ]
+    means_KR[np.diff(size_KI.indptr) < 2] = np.nan
+    return means_KR

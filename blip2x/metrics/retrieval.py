@@ -1,17 +1,19 @@
-"""Recall of image-text retrieval, both directions, re-ranked shortlists, and the pairs that are hardest to tell apart.
+"""Recall of image-text retrieval, both directions, with intervals; re-ranked shortlists; the pairs hardest to tell apart.
 
 N images, M texts, K pairs, R queries (images or texts), C candidates of each, S of them on its shortlist.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
 import numpy as np
 
 from blip2x.errors import UserError
+from blip2x.metrics.bootstrap import Interval, interval, resampled_means
 
 
 def recall_at_k(
@@ -48,21 +50,72 @@ def recall_of_rows(
     candidate_id_C: Sequence[int],
     ks: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """One direction of `recall_at_k`, as ``<name>_recall@k``; each query's scores [C] may be made when they are asked for.
+    """One direction of `recall_at_k`, as ``<name>_recall@k``: the means of `hits_of_rows`."""
+    return _means(hits_of_rows(name, rows, query_id_R, candidate_id_C, ks))
+
+
+def hits_of_rows(
+    name: str,
+    rows: Iterable[np.ndarray],
+    query_id_R: Sequence[int],
+    candidate_id_C: Sequence[int],
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[str, np.ndarray]:
+    """How likely each query [R] finds a right answer among the k best, as ``<name>_recall@k``: 0, 1 or, by a tie, between.
+
+    A query's scores [C] may be made when they are asked for.
 
     Raises:
         UserError: a query has no partner.
     """
     candidate_id_C = np.asarray(candidate_id_C)
     _check_partners(np.isin(query_id_R, candidate_id_C))
-    found = np.zeros(len(ks))
-    for row, query_id in zip(rows, query_id_R, strict=True):
+    hit_RK = np.empty((len(query_id_R), len(ks)))
+    for place, (row, query_id) in enumerate(zip(rows, query_id_R, strict=True)):
         positive = candidate_id_C == query_id
         best = row[positive].max()
         ahead = int((row > best).sum())
         right, tied = int((row[positive] == best).sum()), int((row[~positive] == best).sum())
-        found += [_probability(k - ahead, right, tied) for k in ks]
-    return {f"{name}_recall@{k}": float(value) for k, value in zip(ks, found / len(query_id_R), strict=True)}
+        hit_RK[place] = [_probability(k - ahead, right, tied) for k in ks]
+    return {f"{name}_recall@{k}": hit_R for k, hit_R in zip(ks, hit_RK.T, strict=True)}
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What `hits_of_rows` found for images and for texts that are each other's candidates.
+
+    Attributes:
+        i2t: by name, of each image [N].
+        t2i: by name, of each text [M].
+        image_N: the images, any number that tells one from others.
+        image_M: the image that each text describes.
+    """
+
+    i2t: dict[str, np.ndarray]
+    t2i: dict[str, np.ndarray]
+    image_N: np.ndarray
+    image_M: np.ndarray
+
+    def recalls(self) -> dict[str, float]:
+        """By name, the share of queries."""
+        return _means(self.i2t | self.t2i)
+
+    def chance(self) -> float:
+        """Recall at 1 of a random order."""
+        return chance_recall(self.image_N, self.image_M)
+
+    def r_mean(self) -> float:
+        """The mean of the recalls."""
+        return float(np.mean(list(self.recalls().values())))
+
+    def intervals(self) -> dict[str, Interval | None]:
+        """95 % intervals of the recalls and of ``r_mean``; images are drawn with all their texts, candidates stay."""
+        hits = self.i2t | self.t2i
+        images = [*[self.image_N] * len(self.i2t), *[self.image_M] * len(self.t2i)]
+        ends = np.cumsum([0, *map(len, images)])
+        parts = [range(*span) for span in itertools.pairwise(ends)]
+        means_KR = resampled_means(np.concatenate([*hits.values()]), np.concatenate(images), parts)
+        return {**dict(zip(hits, map(interval, means_KR), strict=True)), "r_mean": interval(means_KR.mean(axis=0))}
 
 
 def require_finite(scores: np.ndarray) -> None:
@@ -185,6 +238,10 @@ def hardest_pairs(similarity_NM: np.ndarray, captions: Sequence[Sequence[str]]) 
         for image, text in ((image_N, text_N), (other_image_N, first_N))
     ]
     return np.concatenate([np.stack([image_N, first_N, np.ones_like(image_N)], axis=1), *negatives])
+
+
+def _means(hits: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(hit_R.mean()) for name, hit_R in hits.items()}
 
 
 def _taken(similarity_RC: np.ndarray, place_RS: np.ndarray) -> np.ndarray:

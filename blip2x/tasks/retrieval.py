@@ -7,7 +7,7 @@ B rows, N images, M texts, Q queries, E width of the shared space, S candidates 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ from blip2x.data.source import Split
 from blip2x.data.tokenize import TextTokenizer, clean_caption
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.evaluate import track
+from blip2x.engine.report import FOUND, shown_searches
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
-from blip2x.metrics.retrieval import Reranked, Shortlists
+from blip2x.metrics.retrieval import Hits, Reranked, Shortlists
 from blip2x.models.assemblies.stage1 import Stage1Model
 from blip2x.objectives.stage1 import Stage1Objective
 from blip2x.registry import TASKS
@@ -32,7 +33,8 @@ from blip2x.tasks.common.merge import gather_array
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.patch_store import PatchStore
 from blip2x.tasks.common.pictures import save_pictures
-from blip2x.tasks.common.retrieval import RECALLS, Stage1Validation, Texts, recalls, similarities, text_features
+from blip2x.tasks.common.results import interval_metrics, metric_key
+from blip2x.tasks.common.retrieval import Stage1Validation, Texts, hits, similarities, text_features
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.train import train
 from blip2x.tasks.common.weights import Start
@@ -120,7 +122,7 @@ class Search:
 
     @paddle.no_grad()
     def __call__(self) -> dict[str, float]:
-        """Recalls by name, also per group of images, as "group/name". All ranks must call it."""
+        """Recalls and their intervals by name, also per group of images, as "group/name". All ranks must call it."""
         context, size = self._run.context, self._task.eval_batch_size
         share = Share.of_images(self._cfg, self._run, self._samples, "encode")
         store, image_NQE = self._encode(share)
@@ -141,9 +143,9 @@ class Search:
 
         def rank() -> dict[str, float]:
             found, similarity_NM = chosen[0].rerank(pair_K, score_K), chosen[0].similarity_NM
-            by_contrast = recalls(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M)
+            by_contrast = hits(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M)
             self.rows = self._predictions(samples, texts, *found)
-            return _together(recalls(found[0].row, found[1].row, samples, texts.owner_M), by_contrast)
+            return _together(hits(found[0].row, found[1].row, samples, texts.owner_M), by_contrast)
 
         return context.on_main(rank)
 
@@ -179,11 +181,10 @@ class Search:
     ) -> list[dict[str, Any]]:
         """A row per image with its best texts, then one per text with its best images."""
         originals = [text for sample in samples for text in sample.captions]
-        pictures = save_pictures(self._run, samples)
 
         def about(image: int) -> dict[str, Any]:
             sample = samples[image]
-            return {"image_id": sample.image_id, "name": sample.image.name, "image": pictures.get(sample.image_id)}
+            return {"image_id": sample.image_id, "name": sample.image.name, "image": None}
 
         stage, owner_M, image_N = self._run.stage, texts.owner_M, np.arange(len(samples))
         rows = []
@@ -196,6 +197,13 @@ class Search:
             found = [{**about(image), **entry} for image, entry in best]
             own = {"text": originals[text], "image_id": samples[owner].image_id, "rank": rank}
             rows.append({"stage": stage, "group": samples[owner].group, **own, "retrieved_images": found})
+        shown = [row for groups in shown_searches(rows).values() for group in groups for row in group.items]
+        first = [entry["image_id"] for row in shown for entry in (row, *row.get("retrieved_images", ())[:FOUND])]
+        pictures = save_pictures(self._run, samples, first)
+        for row in rows:
+            for entry in (row, *row.get("retrieved_images", ())):
+                if "image" in entry:
+                    entry["image"] = pictures.get(entry["image_id"])
         return rows
 
 
@@ -218,17 +226,14 @@ def _best(ranking: Reranked, query: int, right_C: np.ndarray) -> tuple[int, list
     return 1 + int((row_C > row_C[right_C].max()).sum()), best
 
 
-def _together(reranked: dict[str, float], by_contrast: dict[str, float]) -> dict[str, float]:
-    """Both with the mean of their six recalls; contrast alone is called itc_."""
+def _together(reranked: Mapping[str, Hits], by_contrast: Mapping[str, Hits]) -> dict[str, float]:
+    """Both, per group, with their mean and intervals; contrast alone is called itc_."""
     metrics = {}
-    for prefix, found in (("", reranked), ("itc_", by_contrast)):
-        for name, value in found.items():
-            group, slash, rest = name.rpartition("/")
-            before = f"{group}{slash}"
-            if rest == "chance":  # of any order
-                metrics[name] = value
-                continue
-            metrics[f"{before}{prefix}{rest}"] = value
-            if rest == RECALLS[-1]:
-                metrics[f"{before}{prefix}r_mean"] = float(np.mean([found[before + recall] for recall in RECALLS]))
+    for group, found in reranked.items():
+        for prefix, own in (("", found), ("itc_", by_contrast[group])):
+            ends = own.intervals()
+            for name, value in {**own.recalls(), "r_mean": own.r_mean()}.items():
+                metrics[metric_key(prefix + name, scope=group)] = value
+                metrics |= interval_metrics(prefix + name, ends[name], scope=group)
+        metrics[metric_key("chance", scope=group)] = found.chance()  # of any order
     return metrics

@@ -134,6 +134,11 @@ def test_no_factor_over_nothing():
     assert measure.gain(measure.baselines[0]) == ""
 
 
+def test_a_factor_over_next_to_nothing_is_not_drawn_out():
+    (measure,) = read_measures({"caption": {"BLEU-4": 0.15, "blind_BLEU-4": 2.7e-7}})
+    assert measure.gain(measure.baselines[0]) == f"over 1,000{TIMES}"
+
+
 def test_words_are_no_measures():
     assert read_measures(json.loads('{"caption": {"CIDEr": 1.0, "best": "x", "done": true}, "note": "y"}'))[0].name == "CIDEr"
     assert len(read_measures({"caption": {"best": "x", "done": True}})) == 0
@@ -149,3 +154,15 @@ def test_compact(value, text):
 def test_titles_of_known_and_of_own_names():
     assert stage_title("vqa_zeroshot") == "Zero-shot answers" and stage_title("one_digit_first") == "One digit first"
     assert metric_title("t2i_recall@5") == "text to image, recall@5" and metric_title("ROUGE_L") == "ROUGE-L"
+    assert metric_title("itc_i2t_recall@1") == "image to text, recall@1, by contrast alone"
+    assert metric_title("itc_r_mean") == "mean of the six recalls, by contrast alone"
+
+
+def test_retrieval_with_and_without_matching():
+    metrics = {"i2t_recall@1": 0.5, "r_mean": 0.612, "itc_i2t_recall@1": 0.4, "itc_r_mean": 0.55, "chance": 0.01}
+    metrics |= {"ci95_low_itc_r_mean": 0.5, "ci95_high_itc_r_mean": 0.601}
+    measures = found({"retrieval": metrics})
+    assert [measure.shown() for measure in measures.values()] == ["50.0 %", "61.2 %", "40.0 %", "55.0 %"]
+    assert measures["retrieval", "itc_r_mean"].shown_interval() == "[50.0, 60.1]"
+    for name, baselines in (("i2t_recall@1", 1), ("itc_i2t_recall@1", 1), ("r_mean", 0), ("itc_r_mean", 0)):
+        assert len(measures["retrieval", name].baselines) == baselines

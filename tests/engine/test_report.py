@@ -9,11 +9,23 @@ import pytest
 from PIL import Image
 
 from blip2x.engine.comparisons import TIMES
-from blip2x.engine.report import write_report
+from blip2x.engine.report import shown_searches, write_report
 from blip2x.errors import UserError
 
 VOID = {"meta", "img", "link", "br", "hr", "input", "line", "circle", "polyline"}
-SECTIONS = {"summary", "captions", "questions", "predictions", "types", "groups", "curves", "figures", "cost", "config"}
+SECTIONS = {
+    "summary",
+    "captions",
+    "questions",
+    "searches",
+    "predictions",
+    "types",
+    "groups",
+    "curves",
+    "figures",
+    "cost",
+    "config",
+}
 
 
 class Page(HTMLParser):
@@ -72,6 +84,32 @@ def question(number: int, correct: float | None, image_id: int = 1) -> dict:
     return {**row, **texts, "blind": "seven", "correct": correct}
 
 
+def searches(images: int, ranks: dict[int, int]) -> list[dict]:
+    """Lines of a retrieval: `images` pictures with a text each; the right one first, or in the place that `ranks` says."""
+
+    def found(number: int) -> list[int]:
+        others, place = [(number + n) % images for n in range(1, min(10, images))], ranks.get(number, 1)
+        return [*others[: place - 1], number, *others[place - 1 :]] if place <= len(others) else others
+
+    def said(number: int, other: int) -> dict:
+        return {"score": 1.5 - 0.1 * found(number).index(other), "similarity": 0.25, "right": other == number}
+
+    def about(number: int) -> dict:
+        return {"image_id": number, "name": f"{number}.png", "image": "images/small.png"}
+
+    rows = []
+    for way in ("retrieved_texts", "retrieved_images"):
+        for number in range(images):
+            row = {"stage": "retrieval", "group": "seen", "image_id": number, "rank": ranks.get(number, 1)}
+            if way == "retrieved_texts":
+                entries = [{"text": f"text {other}", **said(number, other)} for other in found(number)]
+                rows.append({**row, **about(number), way: entries})
+            else:
+                entries = [{**about(other), **said(number, other)} for other in found(number)]
+                rows.append({**row, "text": f"text {number}", way: entries})
+    return rows
+
+
 @pytest.fixture
 def run_folder(tmp_path) -> Path:
     folder = tmp_path / "my-run"
@@ -120,7 +158,7 @@ def run_folder(tmp_path) -> Path:
         "scores": [-1.0],
     }
     rows = [caption(1, 3.0), caption(2, None, image=None), question(1, 1.0), question(2, 0.0), question(3, 0.3), predict]
-    write_lines(folder / "predictions.jsonl", rows)
+    write_lines(folder / "predictions.jsonl", [*rows, *searches(2, {})])
     return folder
 
 
@@ -191,7 +229,7 @@ def test_an_old_report_survives_a_failure(run_folder, monkeypatch):
     ("missing", "sections"),
     [
         ("metrics.jsonl", {"curves"}),
-        ("predictions.jsonl", {"captions", "questions", "predictions"}),
+        ("predictions.jsonl", {"captions", "questions", "searches", "predictions"}),
         ("results.json", {"summary", "types", "groups", "figures"}),
         ("config.yaml", {"config"}),
         ("command.txt", set()),
@@ -212,7 +250,11 @@ def test_text_of_models_and_users_is_escaped(run_folder):
     row = caption(1, 1.0, caption=evil, blind=evil, references=[evil], group=evil, image_id=evil)
     asked = {**question(1, 0.0), "question": evil, "prediction": evil, "answers": [evil], "blind": evil}
     shown = {"stage": evil, "source": evil, "image": None, "prompt": evil, "texts": [evil], "scores": []}
-    write_lines(run_folder / "predictions.jsonl", [row, asked, shown])
+    sought = [{**line, "text": evil, "group": evil, "image_id": evil, "rank": evil} for line in searches(2, {})]
+    for line in sought:
+        for entry in [*line.get("retrieved_texts", []), *line.get("retrieved_images", [])]:
+            entry |= {"text": evil, "name": evil, "score": evil}
+    write_lines(run_folder / "predictions.jsonl", [row, asked, shown, *sought])
     write_lines(run_folder / "metrics.jsonl", [{"stage": evil, "step": 1, evil: 1.0}])
     (run_folder / "command.txt").write_text(evil)
     (run_folder / "config.yaml").write_text(f'run_name: "{evil}"')
@@ -341,3 +383,57 @@ def test_without_a_plan_the_logged_rate_is_a_line(run_folder, content):
     if content is not None:
         (run_folder / "schedule.json").write_text(json.dumps(content))
     assert "<polyline" in rate_panel(report(run_folder)) and "plan:" not in rate_panel(report(run_folder))
+
+
+def search_section(folder: Path) -> list[str]:
+    """The page's searches by a picture and by a text."""
+    _, by_picture, by_text = report(folder).split('<section id="searches">')[1].split("</section>")[0].split("<h3>")
+    return [by_picture, by_text]
+
+
+def test_searches_show_what_came_first_and_mark_what_is_right(run_folder):
+    write_lines(run_folder / "predictions.jsonl", searches(3, {1: 2}))
+    by_picture, by_text = search_section(run_folder)
+    for text in (by_picture, by_text):
+        assert "All 3 searches by a" in text and "best first" in text and text.count("</span> right</span>") == 3
+    cards = by_picture.split('<div class="card">')[1:]
+    assert "picture 1 " in cards[-1]  # the one whose own text came second
+    assert re.findall(r"<p>(text \d)</p>|</span> (right)</span>|score (\d\.\d+)", cards[-1]) == [
+        ("text 2", "", ""), ("", "", "1.50"), ("text 1", "", ""), ("", "right", ""), ("", "", "1.40"),
+        ("text 0", "", ""), ("", "", "1.30"),
+    ]  # fmt: skip
+    cards = by_text.split('<div class="card">')[1:]
+    assert re.findall(r'"said">text (\d)', by_text)[-1] == "1" and cards[-1].count("<img") == 3
+    assert re.findall(r"<li( class=\"hit\")?>", cards[-1]) == ["", ' class="hit"', ""]
+
+
+def test_what_a_failed_search_should_have_found_is_told(run_folder):
+    write_lines(run_folder / "predictions.jsonl", searches(20, {7: 15}))
+    by_picture, by_text = (text.split("<h4>Worst</h4>")[1] for text in search_section(run_folder))
+    first = by_picture.split('<div class="card">')[1]
+    assert "picture 7 " in first and first.count("score") == 5 and "</span> right</span>" not in first
+    assert re.search(r'first right one in place 15; its own are</small></p><p class="own">text 7</p>', first)
+    first = by_text.split('<div class="card">')[1]
+    assert '"said">text 7<' in first and first.count("<img") == 6
+    assert re.search(r'<li class="own">.*<small>place 15</small> <span class="mark right">', first, re.DOTALL)
+
+
+def test_searches_are_the_best_the_worst_and_some_at_random(run_folder):
+    write_lines(run_folder / "predictions.jsonl", searches(60, {5: 2, 50: 9, 40: 8, 30: 7}))
+    for text in search_section(run_folder):
+        assert "6 of 60 searches by a" in text
+        best, worst = text[text.index("The 3 best of 60") :].split("The 3 worst of 60")
+        assert "ties drawn at random" in best and re.findall(r'"which">(?:of )?picture (\d+)', worst) == ["50", "40", "30"]
+        shown = re.findall(r'"which">(?:of )?picture (\d+)', best)
+        assert len(shown) == 3 and shown != ["0", "1", "2"] and "first right" not in best.split("</p>", 1)[1]
+
+
+def test_the_pictures_of_searches_can_be_kept_before_any_is(run_folder):
+    """The choice is the same whether or not there are copies."""
+    rows = searches(60, {5: 2, 50: 9})
+    bare = [{**row, "image": None} if "image" in row else row for row in rows]
+    chosen, again = ([[row["image_id"] for row in group.items] for groups in shown_searches(lines).values() for group in groups]
+                     for lines in (rows, bare))  # fmt: skip
+    assert chosen == again and [len(ids) for ids in chosen] == [6, 3, 3] * 2
+    assert shown_searches([row for row in rows if "retrieved_texts" in row]).keys() == {"retrieved_texts"}
+    assert shown_searches([]) == {}

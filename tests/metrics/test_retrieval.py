@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from blip2x.errors import UserError
-from blip2x.metrics.retrieval import Shortlists, chance_recall, hardest_pairs, recall_at_k, recall_of_rows
+from blip2x.metrics.retrieval import Hits, Shortlists, chance_recall, hardest_pairs, hits_of_rows, recall_at_k, recall_of_rows
 
 
 def test_hand_worked_case_with_two_captions_per_image():
@@ -142,3 +142,38 @@ def test_broken_scores_are_named_before_and_behind_matching():
     lists = Shortlists.of(np.eye(2), 2)
     with pytest.raises(UserError, match="1 of 4 image-text scores are not finite"):
         lists.rerank(lists.pairs(), np.array([0, 1, np.nan, 0]))
+
+
+def hits_of(hit_N, hit_MT) -> Hits:
+    """Of images whose texts [T] are given in rows; found among the first or not at all."""
+    image_N = np.arange(len(hit_N))
+    texts = [(image, hit) for image, row in enumerate(hit_MT) for hit in row]
+    image_M, hit_M = (np.array(column) for column in zip(*texts, strict=True))
+    return Hits({"i2t_recall@1": np.array(hit_N, float)}, {"t2i_recall@1": hit_M.astype(float)}, image_N, image_M)
+
+
+def test_hits_of_queries_have_recalls_as_their_means():
+    similarity = np.array([[0.1, 0.2, 0.9, 0.0], [0.5, 0.3, 0.8, 0.4]])
+    hits = hits_of_rows("i2t", similarity, [7, 8], [7, 7, 8, 8], ks=[1, 2])
+    assert {name: hit.tolist() for name, hit in hits.items()} == {"i2t_recall@1": [0, 1], "i2t_recall@2": [1, 1]}
+    own = hits_of([1, 0, 0, 0], [[1, 1], [1], [0], [1]])
+    assert own.recalls() == {"i2t_recall@1": 0.25, "t2i_recall@1": 0.8} and own.r_mean() == pytest.approx(0.525)
+    assert own.chance() == chance_recall(range(4), [0, 0, 1, 2, 3])
+
+
+def test_intervals_draw_images_with_their_texts():
+    """Against draws that are written out: both directions, and their mean, in each draw of images."""
+    rng = np.random.default_rng(0)
+    hit_N, hit_MT = rng.integers(0, 2, size=40), [rng.integers(0, 2, size=rng.integers(1, 7)).tolist() for _ in range(40)]
+    found, means = hits_of(hit_N, hit_MT).intervals(), []
+    for _ in range(4000):
+        drawn = rng.integers(40, size=40)
+        i2t, t2i = hit_N[drawn].mean(), np.mean([hit for image in drawn for hit in hit_MT[image]])
+        means.append([i2t, t2i, (i2t + t2i) / 2])
+    expected = np.quantile(means, [0.025, 0.975], axis=0).T
+    for ends, name in zip(expected, ("i2t_recall@1", "t2i_recall@1", "r_mean"), strict=True):
+        np.testing.assert_allclose(found[name], ends, atol=0.03)
+
+
+def test_an_image_alone_has_no_interval():
+    assert set(hits_of([1], [[1, 0]]).intervals().values()) == {None}

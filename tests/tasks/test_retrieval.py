@@ -68,7 +68,8 @@ def brute_force(itc, itm, k_test, owner):
 
 
 @pytest.mark.parametrize("k_test", [1, 3, 1000])
-def test_re_ranking_equals_sorting_every_candidate(parts, run, k_test, encoded):
+def test_re_ranking_equals_sorting_every_candidate(parts, run, k_test, encoded, monkeypatch):
+    monkeypatch.setattr("blip2x.tasks.common.pictures.MOST_PICTURES", 1)  # those that the report shows are kept all the same
     cfg, model, tokenizer, samples, itc, itm = parts
     cfg = replace(cfg, task=replace(cfg.task, k_test=k_test))
     search = Search(cfg, run, model, tokenizer, samples)
@@ -82,6 +83,11 @@ def test_re_ranking_equals_sorting_every_candidate(parts, run, k_test, encoded):
     assert {name: metrics[f"itc_{name}"] for name in RECALLS} == pytest.approx(alone)
     assert expected != alone or k_test == 1  # matching has a say
     assert metrics["chance"] == pytest.approx(1 / IMAGES) and "held_out/itc_r_mean" in metrics
+    assert "ci95_low_r_mean" in metrics and "held_out/ci95_low_r_mean" not in metrics  # a single image
+    for scope in ("", "seen/"):
+        for name in [f"{prefix}{name}" for prefix in ("", "itc_") for name in (*RECALLS, "r_mean")]:
+            low, high = (metrics[f"{scope}ci95_{end}_{name}"] for end in ("low", "high"))
+            assert 0 <= low <= metrics[f"{scope}{name}"] <= high <= 1
 
     images, texts = search.rows[:IMAGES], search.rows[IMAGES:]
     assert [row["rank"] for row in images] == ranks["i2t"] and [row["rank"] for row in texts] == ranks["t2i"]
@@ -91,6 +97,7 @@ def test_re_ranking_equals_sorting_every_candidate(parts, run, k_test, encoded):
         best = row["retrieved_texts"][0]
         assert best["right"] == (best["text"] in sample.captions) == (row["rank"] == 1)
         assert min(abs((itm + itc)[place] - best["score"])) < 1e-5 and row["image"]
+    assert all((run.folder / entry["image"]).is_file() for row in texts for entry in row["retrieved_images"])
     assert {entry["image_id"] for entry in texts[0]["retrieved_images"]} == {sample.image_id for sample in samples}
 
 
@@ -141,6 +148,7 @@ def test_fine_tuning_trains_the_image_encoder_and_then_searches(run_task, traine
     assert any(name.startswith("vision.") and not np.array_equal(before[name], after[name]) for name in before)
     assert read_manifest(folder / "checkpoint")["tensors"].keys() == before.keys()
     (validated,) = validations(folder)
+    assert not [name for name in validated if name.startswith("ci95")]
     assert {f"itc_{name}" for name in RECALLS} <= metrics.keys()
     for name in RECALLS:  # their captions are short and left as they are, so that a validation says the same of contrast
         assert metrics[f"itc_{name}"] == pytest.approx(validated[name])

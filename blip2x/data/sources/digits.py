@@ -150,7 +150,8 @@ class Digits(Source):
         return "held_out" if scene.combinations & self.held_out else "seen"
 
     def _rng(self, purpose: str, split: Split, index: int) -> random.Random:
-        return random.Random(f"{self.cfg.seed}/{purpose}/{split}/{index}")
+        drawn = "train" if split == "train" else "eval"  # val's scenes are eval's, and so are their texts
+        return random.Random(f"{self.cfg.seed}/{purpose}/{drawn}/{index}")
 
 
 def _check(cfg: DigitsConfig) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,13 +46,18 @@ def one_in(count: int) -> int:
     return max(1, -(-count // MOST_PICTURES))
 
 
-def save_pictures(run: Run, samples: Sequence[CaptionSample | QuestionSample]) -> dict[int, str]:
-    """Keep small copies of the images, evenly chosen where there are many: image id -> path below the run's folder."""
+def save_pictures(run: Run, samples: Sequence[CaptionSample | QuestionSample], first: Iterable[int] = ()) -> dict[int, str]:
+    """Keep small copies of images for the report: image id -> path below the run's folder.
+
+    Those of `first`, image ids, are kept in any case; of all others as many as fit, evenly chosen.
+    """
     images = {sample.image_id: sample.image for sample in samples}
     if not run.context.is_main:
         return {}
-    paths = {}
-    for image_id in list(images)[:: one_in(len(images))]:
+    chosen, paths = dict.fromkeys(first), {}
+    others = [image_id for image_id in images if image_id not in chosen]
+    room = MOST_PICTURES - len(chosen)
+    for image_id in (*chosen, *(others[:: max(1, -(-len(others) // room))] if room > 0 else ())):
         try:
             paths[image_id] = write_thumbnail(run, image_id, thumbnail(images[image_id].open()))
         except UserError:  # the loader has counted and named it

@@ -19,7 +19,7 @@ from blip2x.metrics.caption import CaptionScores
 from blip2x.metrics.lemmatise import lemmatise
 from blip2x.metrics.vqa import answer_scores
 from blip2x.tasks.common.captioning import score_captions
-from blip2x.tasks.common.pictures import MOST_PICTURES, save_pictures
+from blip2x.tasks.common.pictures import save_pictures
 
 LEADERBOARD_FILE = "leaderboard.json"
 _MEANS = ("ROUGE_L", "CIDEr", "SPICE")  # whose value of a set of images is the mean over them; BLEU's and METEOR's are not
@@ -248,12 +248,8 @@ def _save_pictures(
     run: Run, samples: Sequence[CaptionSample | QuestionSample], scores: Mapping[int, float], extremes: int
 ) -> dict[int, str]:
     """Keep copies for the report: of the images that score best and worst, which it shows, and of as many others as fit."""
-    of_image = {sample.image_id: sample for sample in samples}
     ranked = [sorted(scores, key=scores.__getitem__, reverse=best)[:extremes] for best in (True, False)]
-    first = list(dict.fromkeys(image_id for ends in ranked for image_id in ends))
-    others = [image_id for image_id in of_image if image_id not in first]
-    others = others[:: max(1, -(-len(others) // (MOST_PICTURES - len(first))))]
-    return save_pictures(run, [of_image[image_id] for image_id in (*first, *others)])
+    return save_pictures(run, samples, [image_id for ends in ranked for image_id in ends])
 
 
 def _write_leaderboard(run: Run, cfg: RunConfig, rows: list[dict[str, Any]], *, left_out: int) -> None:

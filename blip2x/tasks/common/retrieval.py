@@ -6,7 +6,7 @@ K pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,7 +21,7 @@ from blip2x.engine.amp import full_precision
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.run import Run
 from blip2x.metrics.caption import score_names
-from blip2x.metrics.retrieval import chance_recall, hardest_pairs, recall_of_rows, require_finite
+from blip2x.metrics.retrieval import Hits, hardest_pairs, hits_of_rows, require_finite
 from blip2x.models.assemblies.stage1 import Stage1Model
 from blip2x.models.qformer.qformer import Cache
 from blip2x.parallel.context import Context
@@ -34,6 +34,7 @@ from blip2x.tasks.common.captioning import (
 )
 from blip2x.tasks.common.loading import Share
 from blip2x.tasks.common.merge import gather_array, gather_rows
+from blip2x.tasks.common.results import metric_key
 
 RECALLS = tuple(f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))
 
@@ -82,8 +83,8 @@ def similarities(image_NQE: np.ndarray, text_ME: np.ndarray, batch_size: int) ->
     return found_NM
 
 
-def recalls(text_scores: Row, image_scores: Row, samples: Sequence[CaptionSample], owner_M: np.ndarray) -> dict[str, float]:
-    """Recalls and what chance gets, of all and per group of images, as "group/name".
+def hits(text_scores: Row, image_scores: Row, samples: Sequence[CaptionSample], owner_M: np.ndarray) -> dict[str, Hits]:
+    """Which queries find what is right: of all ("") and, where there are several, per group of images.
 
     A group's images and texts are each other's only candidates, so that it has its own chance; they are in the order that they
     have among all.
@@ -93,10 +94,18 @@ def recalls(text_scores: Row, image_scores: Row, samples: Sequence[CaptionSample
     for group in ("", *(groups if len(groups) > 1 else ())):
         rows = np.array([row for row, sample in enumerate(samples) if group in ("", sample.group)])
         columns = np.flatnonzero(np.isin(owner_M, rows))
-        found = recall_of_rows("i2t", (text_scores(row)[columns] for row in rows), rows, owner_M[columns])
-        found |= recall_of_rows("t2i", (image_scores(column)[rows] for column in columns), owner_M[columns], rows)
-        found["chance"] = chance_recall(rows, owner_M[columns])
-        results |= {f"{group}/{name}" if group else name: value for name, value in found.items()}
+        i2t = hits_of_rows("i2t", (text_scores(row)[columns] for row in rows), rows, owner_M[columns])
+        t2i = hits_of_rows("t2i", (image_scores(column)[rows] for column in columns), owner_M[columns], rows)
+        results[group] = Hits(i2t, t2i, rows, owner_M[columns])
+    return results
+
+
+def recalls(found: Mapping[str, Hits]) -> dict[str, float]:
+    """Recalls and what chance gets, of what `hits` gives, as "group/name"."""
+    results = {}
+    for group, own in found.items():
+        results |= {metric_key(name, scope=group): value for name, value in own.recalls().items()}
+        results[metric_key("chance", scope=group)] = own.chance()
     return results
 
 
@@ -157,7 +166,8 @@ class Stage1Validation:
             similarity_NM = similarities(image_NQE, text_ME, self._task.eval_batch_size)
             require_finite(similarity_NM)
             pairs_K3 = hardest_pairs(similarity_NM[: len(captioned)], [sample.captions for sample in samples[: len(captioned)]])
-            return recalls(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M), pairs_K3
+            found = hits(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M)
+            return recalls(found), pairs_K3
 
         # once, and the same everywhere: ranks that chose pairs by themselves could choose differently where scores are close
         metrics, pairs_K3 = context.on_main(compare)

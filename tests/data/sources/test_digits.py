@@ -52,6 +52,15 @@ def test_the_same_seed_gives_the_same_data_and_another_does_not(digits, digits_c
     assert np.array_equal(np.asarray(first), np.asarray(second))
 
 
+def test_a_validation_sees_the_evaluations_pictures_and_texts(digits):
+    """Otherwise the figures of a validation would not be those of the evaluation."""
+    for first, second in (
+        (digits.captions("val"), digits.captions("eval")),
+        (digits.questions("val"), digits.questions("eval")),
+    ):
+        assert [(sample.image_id, sample.truth) for sample in first] == [(sample.image_id, sample.truth) for sample in second]
+
+
 def test_easier_training_scenes_leave_the_held_out_alone(digits, digits_config):
     easy = Digits(replace(digits_config, max_digits=1, train_scenes=50))
     assert easy.held_out == digits.held_out and easy.eval_sources == digits.eval_sources

@@ -60,3 +60,11 @@ def test_a_data_sets_pictures_are_kept_but_for_bad_ones(run, pictures, monkeypat
     ]
     assert save_pictures(run, samples) == {7: "images/7.jpg"}
     assert (run.folder / "images/7.jpg").is_file() and not (run.folder / "images/9.png").exists()
+
+
+def test_pictures_that_a_report_shows_are_kept_before_all_others(run, pictures, monkeypatch):
+    monkeypatch.setattr(module, "MOST_PICTURES", 5)
+    samples = [CaptionSample(PathImage(pictures / "a.png", 10**6), ("a",), number) for number in range(20)]
+    assert list(save_pictures(run, samples, [19, 3, 19])) == [19, 3, 0, 7, 13]
+    assert list(save_pictures(run, samples, range(6))) == list(range(6))
+    assert list(save_pictures(run, samples[:3], [2])) == [2, 0, 1]

@@ -157,7 +157,6 @@ def test_what_is_incomplete_is_not_for_a_server(answers_of, run, words, left_out
 @pytest.mark.parametrize("kind", ["caption", "vqa_zeroshot"])
 def test_the_report_has_pictures_of_the_best_and_the_worst_of_many(task, run, answers_of, monkeypatch, kind):
     """Also where so many images were evaluated that few copies are kept."""
-    monkeypatch.setattr(results, "MOST_PICTURES", 40)
     monkeypatch.setattr("blip2x.tasks.common.pictures.MOST_PICTURES", 40)
     values = {number: (number * 7919 % 501) / 501 for number in range(501)}
     if kind == "caption":
