@@ -12,6 +12,7 @@ import pytest
 from blip2x.config.dataset import AnnotationFiles, ImageTextPart, OnBadImage
 from blip2x.data import tables
 from blip2x.data.image_text import ImageTextFolder
+from blip2x.data.samples import has_truth
 from blip2x.errors import UserError
 
 
@@ -117,14 +118,14 @@ def test_images_may_be_anywhere_else_the_next_time(folder, write, tmp_path):
 def test_a_split_without_truth_is_told_from_a_forgotten_caption(folder, write):
     bare = [{"image": f"{i}.jpg", "image_id": i} for i in range(3)]
     samples = folder().captions(AnnotationFiles(captions=write("test.json", bare)), clean=False)
-    assert not samples.has_truth and [sample.captions for sample in samples] == [()] * 3
+    assert not has_truth(samples) and [sample.captions for sample in samples] == [()] * 3
     with pytest.raises(UserError, match=r"test.json has no caption to train on"):
         folder().captions(AnnotationFiles(captions=write("test.json", bare)), clean=True)
     with pytest.raises(UserError, match=r"mixed.json, entry 1 has no caption, though others have"):
         folder().captions(AnnotationFiles(captions=write("mixed.json", [{**bare[0], "caption": "x"}, bare[1]])), clean=False)
     asked = [{"image": "0.jpg", "question": "what?", "question_id": 5}]
     questions = folder().questions(AnnotationFiles(questions=write("q.json", asked)))
-    assert not questions.has_truth and questions[0].answers == ()
+    assert not has_truth(questions) and questions[0].answers == ()
     with pytest.raises(UserError, match=r"entry 0 has no 'answer'; its keys: 'image', 'question', 'anwser'"):
         folder().questions(AnnotationFiles(questions=write("q2.json", [{"image": "0.jpg", "question": "w?", "anwser": "x"}])))
 
