@@ -84,12 +84,14 @@ def test_contrast_is_over_the_pairs_of_all_ranks(runs):
     same_contrast(losses(runs[1]), losses(runs[2]))
 
 
+@pytest.mark.slow
 def test_cached_contrast_is_over_the_pairs_of_all_ranks_and_micro_batches(runs, start, demo, tmp_path):
     """2 pairs on each rank, twice before the step."""
     run = program(start, tmp_path, words(demo("model=tiny_opt"), 2, "dp", micro_batches=2))
     same_contrast(losses(runs[1]), losses(run))
 
 
+@pytest.mark.slow
 def test_sharded_optimizers_train_as_dp_does(runs, start, demo, tmp_path):
     """Also the weights that no loss reaches at first: they neither move nor decay."""
     run = program(start, tmp_path, words(demo("model=tiny_opt"), 2, "sharding1"))
@@ -141,6 +143,7 @@ def test_two_ranks_evaluate_each_sample_once(runs):
     assert one["chance"] == two["chance"] == pytest.approx(1 / 12)
 
 
+@pytest.mark.slow
 def test_ranks_that_share_a_language_model_write_the_same_texts(runs, start, demo, tmp_path):
     split = words(demo("model=tiny_opt"), 2, "tp2", "caption", "vqa_zeroshot")
     assert_same_texts(program(start, tmp_path, split, trainings=0), runs[1])
