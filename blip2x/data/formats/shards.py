@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from blip2x.config.dataset import AnnotationFiles
-from blip2x.data.annotations import sound
+from blip2x.data.annotations import inside, sound
 from blip2x.data.formats.entries import trailing_number
 from blip2x.data.picture_inputs import is_picture_name
 from blip2x.data.rows import CaptionRow, QuestionRow
@@ -60,9 +60,7 @@ class Shards:
         raise UserError("format: shards has no questions; the format of a file of questions must be vqa, gqa or entries")
 
     def _shard(self, path: Path) -> Iterator[CaptionRow]:
-        stored = os.path.relpath(path, self._images)
-        if stored.startswith(os.pardir):
-            raise UserError(f"shard {path} lies outside the image folder {self._images}")
+        stored = inside(os.path.relpath(path, self._images), f"shard {path}")
         key, members = "", {}
         try:
             with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
