@@ -1,4 +1,8 @@
-"""Reading annotation files entry by entry; lists, which can be long, are never in memory as a whole."""
+"""Reading annotation files entry by entry.
+
+Lists, lines and tables, which can be long, are never in memory as a whole. Files that are one object are: the official ones of
+COCO, VQAv2 and GQA, of some hundred megabytes.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,7 @@ _BOM = b"\xef\xbb\xbf"
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _CHUNK = 1 << 22  # characters read at a time
 _LONGEST_WORD = 16  # what can be cut in two without a quotation mark: a literal, an escape, the digits of a number
+_LONGEST_NUMBER = 19  # digits; those of tables have 64 bits
 _LONGEST_ENTRY = 1 << 28  # characters; a text whose end is missing is not looked for through gigabytes
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -47,7 +52,7 @@ class Entry:
             raise UserError(f"{self.where}: {key!r} must be a text or a list of texts, got {_short(given)}")
         if not all(text.strip() for text in texts):
             raise UserError(f"{self.where}: {key!r} is empty; give a text or remove the entry")
-        return tuple(text.strip() for text in texts)
+        return tuple(sound(text).strip() for text in texts)
 
     def text(self, key: str) -> str:
         """The value of `key`, one text that is not empty."""
@@ -56,12 +61,16 @@ class Entry:
             raise UserError(f"{self.where}: {key!r} must be one text, got {_short(self.values[key])}")
         return texts[0]
 
+    def label(self, key: str, otherwise: str) -> str:
+        """The value of `key` in words, whatever it is."""
+        return sound(str(self.values.get(key, otherwise)))
+
     def number(self, key: str) -> int:
         """The value of `key`, an integer."""
         given = self.get(key)
         if not isinstance(given, int) or isinstance(given, bool):
             raise UserError(f"{self.where}: {key!r} must be an integer, got {_short(given)}")
-        return given
+        return digits(given, f"{self.where}: {key!r}")
 
     def get(self, key: str) -> Any:
         """The value of `key`, whatever it is."""
@@ -72,10 +81,44 @@ class Entry:
 
 def inside(path: str, where: str) -> str:
     """`path` normalised; raises `UserError` with `where` if it leads out of the image folder that it is relative to."""
+    if sound(path) != path:
+        raise UserError(f"{where}: image {path!r} has half a character in it, which no file name can have; correct it")
     normal = os.path.normpath(path)
     if os.path.isabs(normal) or "\0" in normal or normal.split(os.sep)[0] in (os.pardir, os.curdir):
         raise UserError(f"{where}: image {path!r} lies outside the image folder; give a path relative to the folder")
     return normal
+
+
+def image_path(template: str, where: str, *values: Any, **named: Any) -> str:
+    """The path that `template` (the config's ``image``) makes of an image's number or name, normalised.
+
+    Raises:
+        UserError: with `where`, if the template has another placeholder or the path leads out of the image folder.
+    """
+    try:
+        path = template.format(*values, **named)
+    except (ValueError, LookupError, AttributeError, TypeError) as error:
+        allowed = " or ".join(["{}", *(f"{{{name}}}" for name in named)])
+        raise UserError(
+            f"image: {template!r} of the split cannot be filled in for {where} ({type(error).__name__}: {error}); "
+            f"use {allowed}, as in val2014/COCO_val2014_{{:012d}}.jpg"
+        ) from error
+    return inside(path, where)
+
+
+def sound(text: str) -> str:
+    """`text` with a question mark for each half of a character: JSON may hold such, but they cannot be stored."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def digits(given: Any, where: str) -> int | None:
+    """`given` if it is an integer, or digits as in tables; None: it is another thing. `UserError` where it has over 64 bits."""
+    if isinstance(given, bool) or not (isinstance(given, int) or (isinstance(given, str) and given.isdecimal())):
+        return None
+    text = str(given)
+    if len(text.lstrip("-0")) > _LONGEST_NUMBER or not -(2**63) <= int(text) < 2**63:
+        raise UserError(f"{where} must be a number below 2**63, got {text[:60]}")
+    return int(text)
 
 
 def read_entries(path: str | Path) -> Iterator[Entry]:
@@ -142,19 +185,19 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
     decoder, index = json.JSONDecoder(), 0
     with _opened(path) as binary, io.TextIOWrapper(binary, encoding="utf-8") as file:
         text = _Window(path, file)
-        if text.next() != "[":
-            raise _no_list(path)
-        text.at += 1
-        while (mark := text.next()) != "]":
-            if index and mark != ",":
-                raise _no_list(path)
-            text.at += bool(index)
-            text.next()
+        if text.next() not in ("[", ""):
+            hint = "one object per line needs the suffix .jsonl"
+            raise UserError(f"{path} must hold a list of entries, not {text.beginning()}; {hint}")
+        text.take("[", "Expecting value")
+        while text.next() != "]":
+            if index:
+                text.take(",", "Expecting ',' delimiter")
+                text.next()
             yield f"entry {index}", text.value(decoder)
             index += 1
-        text.at += 1
+        text.take("]", "Expecting ',' delimiter")
         if text.next():
-            raise _no_list(path)
+            raise text.invalid("Extra data")
 
 
 class _Window:
@@ -162,6 +205,7 @@ class _Window:
 
     def __init__(self, path: Path, file: IO[str]):
         self._path, self._file, self._text, self.at = path, file, file.read(_CHUNK), 0
+        self._lines, self._columns = 0, 0  # that went by before the window: whole lines, and characters of the last one
 
     def next(self) -> str:
         """The next character that is no blank, where `at` is then; "" at the end."""
@@ -171,6 +215,12 @@ class _Window:
                 return self._text[self.at]
             if not self._read():
                 return ""
+
+    def take(self, mark: str, otherwise: str) -> None:
+        """Go behind `mark`, which has to be the next character that is no blank; `otherwise` is what to say."""
+        if self.next() != mark:
+            raise self.invalid(otherwise)
+        self.at += 1
 
     def value(self, decoder: json.JSONDecoder) -> Any:
         """The value that begins at `at`, which is behind it then."""
@@ -182,13 +232,28 @@ class _Window:
                     return value
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated string") or error.pos > len(self._text) - _LONGEST_WORD
+                ahead = error.pos - self.at
                 if not cut or len(self._text) - self.at > _LONGEST_ENTRY or not self._read():
-                    raise _no_list(self._path) from error
+                    self.at += ahead
+                    raise self.invalid(error.msg) from error
             except RecursionError as error:
                 raise _too_deep(self._path) from error
 
+    def beginning(self) -> str:
+        """What comes next, for messages."""
+        text = self._text[self.at : self.at + 61]
+        return " ".join((text if len(text) <= 60 else text[:57] + "...").split())
+
+    def invalid(self, why: str) -> UserError:
+        """What is wrong at `at`."""
+        before = self._text[: self.at]
+        line, last = self._lines + before.count("\n") + 1, before.rfind("\n")
+        return _invalid(self._path, line, self.at - last if last >= 0 else self._columns + self.at + 1, why)
+
     def _read(self) -> bool:
-        more = self._file.read(_CHUNK)
+        more, last = self._file.read(_CHUNK), self._text.rfind("\n", 0, self.at)
+        self._lines += self._text.count("\n", 0, self.at)
+        self._columns = self.at - last - 1 if last >= 0 else self._columns + self.at
         self._text, self.at = self._text[self.at :] + more, 0
         return bool(more)
 
@@ -201,12 +266,6 @@ def _object(path: Path) -> dict[str, Any]:
     return found
 
 
-def _no_list(path: Path) -> UserError:
-    """What is wrong with a file that should be a JSON list, by a parser that counts lines."""
-    hint = "one object per line needs the suffix .jsonl"
-    return UserError(f"{path} must hold a list of entries, not {_short(_whole(path))}; {hint}")
-
-
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
     with _opened(path) as file:
         for number, line in enumerate(file, start=1):
@@ -214,7 +273,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
                 try:
                     yield f"line {number}", json.loads(line.decode("utf-8"))
                 except json.JSONDecodeError as error:
-                    raise _invalid(path, number, error) from error
+                    raise _invalid(path, number, error.colno, error.msg) from error
                 except RecursionError as error:
                     raise _too_deep(path) from error
 
@@ -224,6 +283,9 @@ def _rows(path: Path, separator: str) -> Iterator[tuple[str, Any]]:
         rows = csv.reader((line.decode("utf-8") for line in file), delimiter=separator, strict=True)
         try:
             names = next(rows, [])
+            twice = next((name for name in names if name and names.count(name) > 1), None)
+            if twice:
+                raise UserError(f"{path} has two columns named {twice!r} in its first line; name or remove one of them")
             for row in rows:
                 if not row:
                     continue
@@ -244,7 +306,9 @@ def _opened(path: Path) -> Iterator[IO[bytes]]:
             yield file
     except FileNotFoundError as error:
         raise UserError(f"annotation file {path} does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # not UTF-8, or a number of thousands of digits
         raise UserError(f"annotation file {path} cannot be read: {error}") from error
 
 
@@ -252,13 +316,13 @@ def _whole(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
-        raise _invalid(path, error.lineno, error) from error
+        raise _invalid(path, error.lineno, error.colno, error.msg) from error
     except RecursionError as error:
         raise _too_deep(path) from error
 
 
-def _invalid(path: Path, line: int, error: json.JSONDecodeError) -> UserError:
-    return UserError(f"{path} is not valid JSON at line {line}, column {error.colno}: {error.msg}")
+def _invalid(path: Path, line: int, column: int, why: str) -> UserError:
+    return UserError(f"{path} is not valid JSON at line {line}, column {column}: {why}")
 
 
 def _too_deep(path: Path) -> UserError:
@@ -266,5 +330,5 @@ def _too_deep(path: Path) -> UserError:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = sound(json.dumps(value, ensure_ascii=False))
     return text if len(text) <= 60 else text[:57] + "..."

@@ -17,6 +17,7 @@ from blip2x.config.dataset import ByHand, Content, ImageTextConfig, LinkedImages
 from blip2x.config.run import RunConfig
 from blip2x.config.task import PrepareConfig
 from blip2x.data.pictures import to_rgb
+from blip2x.data.tokenize import clean_caption
 from blip2x.engine.result import TaskResult
 from blip2x.errors import UserError
 from blip2x.registry import TASKS
@@ -164,11 +165,14 @@ class Prepare:
         captions = linked.cfg.captions and Path(linked.cfg.captions)
         self._say(f"{name}: fetching images one by one into {linked.images}")
         try:
-            outcome = fetch_linked([Path(path) for path in linked.cfg.lists], linked.images, captions, limits, to_rgb)
+            lists = [Path(path) for path in linked.cfg.lists]
+            outcome = fetch_linked(lists, linked.images, captions, limits, to_rgb, usable=clean_caption)
         except UserError as error:
             return State("failed", None, str(error))
         why = ", ".join(f"{count:,} {reason}" for reason, count in outcome.reasons.most_common(5))
-        self._say(f"{name}: {outcome.there:,} images are there, {outcome.failed:,} cannot be had{f' ({why})' if why else ''}")
+        bare = f", {outcome.uncaptioned:,} of them left out for want of a usable caption" if outcome.uncaptioned else ""
+        gone = f"{outcome.failed:,} cannot be had{f' ({why})' if why else ''}"
+        self._say(f"{name}: {outcome.there:,} images are there{bare}, {gone}")
         entry = {"wanted": _wanted_links(linked), "there": outcome.there, "failed": outcome.failed}
         self.known.put(_entry(name, linked), entry)
         return State("fetched" if outcome.fetched else "there", None, _lacking(linked, entry))

@@ -62,6 +62,7 @@ class Outcome:
     there: int = 0
     fetched: int = 0  # of those
     failed: int = 0
+    uncaptioned: int = 0  # of those that are there: not written among the captions
     reasons: Counter[str] = field(default_factory=Counter)  # of this run
 
 
@@ -75,7 +76,13 @@ class _Failed(Exception):
 
 
 def fetch_linked(
-    lists: Sequence[Path], images: Path, captions: Path | None, limits: Limits, to_rgb: ToRgb, say: Say | None = None
+    lists: Sequence[Path],
+    images: Path,
+    captions: Path | None,
+    limits: Limits,
+    to_rgb: ToRgb,
+    say: Say | None = None,
+    usable: Callable[[str], object] = str.strip,
 ) -> Outcome:
     """Fetch what `lists` name into `images`, and write `captions` of what could be fetched.
 
@@ -86,6 +93,7 @@ def fetch_linked(
         limits: of connections, sizes and time.
         to_rgb: for pictures that are made smaller: (opened picture, its address) -> RGB.
         say: gets lines; None: one line that changes on a terminal, else lines on standard error.
+        usable: whether there is anything in a caption; pictures without such a one are not written among the captions.
 
     Raises:
         UserError: a list cannot be read, no server answers at all, or the disk is full.
@@ -106,7 +114,10 @@ def fetch_linked(
                     outcome.there += found is not None and found != _FAILED
                     outcome.failed += found == _FAILED
                     if found not in (None, _FAILED) and draft:
-                        row = {"image": _place(link, _ENDINGS[found]), "caption": link.caption or ""}
+                        if not usable(link.caption or ""):
+                            outcome.uncaptioned += 1
+                            continue
+                        row = {"image": _place(link, _ENDINGS[found]), "caption": link.caption}
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
             if draft:
                 draft.replace(captions)

@@ -58,7 +58,12 @@ def _link(entry: Any, where: str) -> Link:
         raise UserError(f"{where} has a 'caption' that is no text: {str(caption)[:200]}")
     if name is not None and (not isinstance(name, str) or not re.fullmatch(r"[\w-][\w.-]{0,199}", name)):
         raise UserError(f"{where} has the 'file_name' {name!r}, which is no plain name")
-    return Link(url.strip(), caption, name)
+    return Link(_sound(url).strip(), caption and _sound(caption), name)
+
+
+def _sound(text: str) -> str:
+    """With a question mark for each half of a character: JSON may hold such, but they cannot be stored or sent."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _rows(file: TextIO, path: Path) -> Iterator[Any]:

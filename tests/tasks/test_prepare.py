@@ -306,6 +306,15 @@ def test_linked_images_that_cannot_be_fetched(config, prepare, said, web, tmp_pa
     prepare(cfg)
 
 
+def test_linked_images_whose_captions_are_unusable(config, prepare, said, monkeypatch, tmp_path):
+    links = layouts._links
+    monkeypatch.setattr(layouts, "_links", lambda url: [links(url)[0] | {"caption": "***"}, *links(url)[1:]])
+    prepare(config("cc12m"))
+    rows = [json.loads(line) for line in (tmp_path / "data/cc12m/annotations/cc12m_train.jsonl").read_text().splitlines()]
+    assert [row["caption"] for row in rows] == ["a green picture", "a blue picture"]
+    assert "3 images are there, 1 of them left out for want of a usable caption, 1 cannot be had (1 HTTP 404)" in said()
+
+
 def test_verify_misses_linked_images(config, prepare, web, tmp_path):
     cfg = config("sbu")
     with pytest.raises(UserError, match=r"sbu_train: data/sbu/images is not complete; python runners/run.py task=prepare"):

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from blip2x.data.pictures import to_rgb
+from blip2x.data.tokenize import clean_caption
 from blip2x.errors import UserError
 from blip2x.transfer.linked_images import RECORD, Limits, fetch_linked, missing_images
 from blip2x.transfer.links import Link
@@ -47,6 +48,18 @@ def fetch(web, tmp_path):
 
 def written(tmp_path):
     return [json.loads(line) for line in (tmp_path / "captions.jsonl").read_text().splitlines()]
+
+
+def test_pictures_without_a_usable_caption_are_not_among_the_captions(web, fetch, tmp_path):
+    for name in "ab":
+        web.files[f"/{name}"] = WebFile(picture("red"))
+    fetch("ab")
+    rows = [{"url": f"{web.url}/a", "caption": "***"}, {"url": f"{web.url}/a"}, {"url": f"{web.url}/b", "caption": "of b"}]
+    (tmp_path / "list.json").write_text(json.dumps(rows))
+    paths = [tmp_path / "list.json"], tmp_path / "images", tmp_path / "captions.jsonl"
+    outcome = fetch_linked(*paths, LIMITS, to_rgb, lambda line: None, clean_caption)
+    assert (outcome.there, outcome.uncaptioned) == (3, 2)
+    assert [row["caption"] for row in written(tmp_path)] == ["of b"]
 
 
 def record(tmp_path):

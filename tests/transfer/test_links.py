@@ -45,6 +45,12 @@ def test_other_forms(write):
     ]
 
 
+def test_halves_of_characters_become_question_marks(write):
+    path = write("x.json", r'[{"url": "http://a/\ud83d", "caption": "cut emoji \ud83d"}]')
+    (link,) = read_links(path)
+    assert link == Link("http://a/?", "cut emoji ?", None) and len(link.key) == 24
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blip2x.config.dataset import AnnotationFiles
-from blip2x.data.annotations import Entry, inside, read_entries
+from blip2x.data.annotations import Entry, digits, inside, read_entries
 from blip2x.data.picture_inputs import is_picture_name
 from blip2x.data.rows import CaptionRow, QuestionRow
 from blip2x.errors import UserError
@@ -32,9 +32,9 @@ class Entries:
         self._captions, self._questions, self._images = files.captions, files.questions, images
 
     def files(self) -> list[Path]:
-        """The annotation files, or the folder and the text files in it."""
-        found = [Path(path) for path in (self._captions, self._questions) if path]
-        return [inner for path in found for inner in ([path, *sorted(path.rglob("*.txt"))] if path.is_dir() else [path])]
+        """The annotation files, or the folder with all folders and text files below it."""
+        found = [path for path in (self._captions, self._questions) if path]
+        return [Path(inner) for path in found for inner in (_below(path) if os.path.isdir(path) else [path])]
 
     def captions(self) -> Iterator[CaptionRow]:
         """One row per entry, or per picture with a text file."""
@@ -45,22 +45,21 @@ class Entries:
         for entry in read_entries(path):
             bare = "caption" not in entry.values and len(entry.values) > 1 and entry.values.keys() <= _UNCAPTIONED
             texts = () if bare else entry.texts("caption")
-            yield CaptionRow(entry.where, entry.image, texts, _number(entry), str(entry.values.get("domain", "")))
+            yield CaptionRow(entry.where, entry.image, texts, _number(entry), entry.label("domain", ""))
 
     def questions(self) -> Iterator[QuestionRow]:
         """One row per entry."""
         for entry in read_entries(self._questions):
             question = entry.text("question")
-            given = entry.values.get("question_id")
             bare = "answer" not in entry.values and entry.values.keys() <= _UNANSWERED
             yield QuestionRow(
                 where=entry.where,
                 image=entry.image,
                 question=question,
                 answers=() if bare else entry.texts("answer"),
-                question_id=given if isinstance(given, int) else None,
-                question_type=str(entry.values.get("question_type", question.lower().split()[0])),
-                answer_type=str(entry.values.get("answer_type", "other")),
+                question_id=digits(entry.values.get("question_id"), f"{entry.where}: 'question_id'"),
+                question_type=entry.label("question_type", question.lower().split()[0]),
+                answer_type=entry.label("answer_type", "other"),
                 number=_number(entry),
             )
 
@@ -74,6 +73,14 @@ def trailing_number(text: str) -> int | None:
     """The number that a text ends with, of its last twelve digits."""
     match = re.search(r"\d{1,12}$", text)
     return int(match.group()) if match else None
+
+
+def _below(folder: str) -> Iterator[str]:
+    """The folder, those below it, where a picture with a text may be added, and the texts in them."""
+    for here, folders, files in os.walk(folder):
+        folders.sort()
+        yield here
+        yield from (os.path.join(here, name) for name in sorted(files) if name.endswith(".txt"))
 
 
 def _pictures_with_texts(folder: Path, images: Path) -> Iterator[CaptionRow]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blip2x.config.dataset import AnnotationFiles
-from blip2x.data.annotations import inside, read_mapping
+from blip2x.data.annotations import digits, image_path, read_mapping, sound
 from blip2x.data.formats.entries import trailing_number
 from blip2x.data.rows import CaptionRow, QuestionRow
 from blip2x.errors import UserError
@@ -33,13 +33,16 @@ class Gqa:
         for key, entry in read_mapping(self._path):
             image = entry.text("imageId")
             types = entry.values.get("types") or {}
+            if not isinstance(types, dict):
+                raise UserError(f"{entry.where}: 'types' must be an object with 'structural' and 'semantic', got {types!r:.60}")
+            kinds = (sound(str(types.get(key, "other"))) for key in ("structural", "semantic"))
             yield QuestionRow(
                 where=entry.where,
-                image=inside(self._template.format(image), entry.where),
+                image=image_path(self._template, entry.where, image),
                 question=entry.text("question"),
                 answers=entry.texts("answer") if "answer" in entry.values else (),
-                question_id=int(key) if key.isdecimal() else None,
-                question_type=str(types.get("structural", "other")),
-                answer_type=str(types.get("semantic", "other")),
+                question_id=digits(key, f"{entry.where}: the key"),
+                question_type=next(kinds),
+                answer_type=next(kinds),
                 number=trailing_number(image),
             )

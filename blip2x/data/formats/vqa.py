@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from blip2x.config.dataset import AnnotationFiles
-from blip2x.data.annotations import Entry, inside, read_lists
+from blip2x.data.annotations import Entry, image_path, read_lists, sound
 from blip2x.data.rows import CaptionRow, QuestionRow
 from blip2x.errors import UserError
 from blip2x.registry import ANNOTATION_FORMATS
@@ -53,14 +53,14 @@ class Vqa:
                 found = answered[question_id]
             else:
                 raise UserError(f"{self._answers} has no answers to question {question_id} of {self._questions}")
-            image = inside(self._template.format(number), entry.where)
+            image = image_path(self._template, entry.where, number)
             yield QuestionRow(entry.where, image, question, found.answers, question_id, found[1], found[2], number)
 
 
 def _answered(entry: Entry) -> tuple[int, _Answered]:
     try:
-        answers = tuple(sys.intern(given["answer"].strip()) for given in entry.get("answers"))  # few differ, of millions
+        answers = tuple(sys.intern(sound(given["answer"]).strip()) for given in entry.get("answers"))  # few differ, of millions
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f'{entry.where}: \'answers\' must be a list of objects like {{"answer": "yes"}}') from error
-    kinds = (sys.intern(str(entry.values.get(key, "other"))) for key in ("question_type", "answer_type"))
+    kinds = (sys.intern(entry.label(key, "other")) for key in ("question_type", "answer_type"))
     return entry.number("question_id"), _Answered(answers, *kinds)

@@ -32,7 +32,7 @@ def shard(tmp_path):
         path.parent.mkdir(exist_ok=True)
         with tarfile.open(path, "w") as tar:
             for member, content in members:
-                if member.endswith(".jpg"):
+                if isinstance(content, str):
                     file = io.BytesIO()
                     Image.new("RGB", (8, 8), content).save(file, "JPEG")
                     content = file.getvalue()

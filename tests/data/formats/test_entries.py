@@ -40,6 +40,7 @@ def test_tables_and_lines_give_the_same(write, name, text):
         ('image,caption\na.jpg,"x\n', r"a.csv is no valid csv file at line"),
         ("image,caption\n", r"a.csv has no entries"),
         ("", r"a.csv has no entries"),
+        ("image,caption,caption\na.jpg,a,b\n", r"a.csv has two columns named 'caption' in its first line"),
         ("image,text\na.jpg,x\n", r"a.csv, line 2 has no 'caption'; its keys: 'image', 'text'"),
         ("image,caption\na.jpg,\n", r"a.csv, line 2 has no 'caption'; its keys: 'image'"),
     ],
@@ -50,9 +51,17 @@ def test_bad_tables_are_explained(write, text, message):
 
 
 def test_questions_of_a_table(write):
-    path = write("q.csv", "image,question,answer,question_id\na.jpg,What is it?,a cat,x\n")
-    (row,) = Entries(AnnotationFiles(questions=path), Path("images")).questions()
-    assert (row.question, row.answers, row.question_type, row.question_id) == ("What is it?", ("a cat",), "what", None)
+    path = write("q.csv", "image,question,answer,question_id\na.jpg,What is it?,a cat,x\nb.jpg,Is it?,yes,07\n")
+    first, second = Entries(AnnotationFiles(questions=path), Path("images")).questions()
+    assert (first.question, first.answers, first.question_type, first.question_id) == ("What is it?", ("a cat",), "what", None)
+    assert second.question_id == 7
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, "9" * 5000])
+def test_numbers_of_more_than_64_bits_are_named(write, number):
+    path = write("q.json", [{"image": "a.jpg", "question": "Is it?", "question_id": number}])
+    with pytest.raises(UserError, match=r"entry 0: 'question_id' must be a number below 2\*\*63, got -?9"):
+        list(Entries(AnnotationFiles(questions=path), Path("images")).questions())
 
 
 def test_nocaps_of_blip(write):
@@ -76,6 +85,7 @@ def test_texts_beside_pictures(tmp_path):
     ]
     before = Entries(AnnotationFiles(captions=str(images / "cats")), images).files()
     assert os.path.join(images, "cats/2.txt") in map(str, before)  # a changed text is seen
+    assert {images / "cats", images / "cats/more"} <= set(before)  # and a picture that is added to one that is there
     assert [row.image for row in captions(images, images)] == ["dog.jpg", "cats/2.jpg", "cats/more/10.PNG"]
     (images / "cats/2.txt").write_text(" \n")
     with pytest.raises(UserError, match=r"cats/2.txt has no caption; write one per line"):

@@ -52,6 +52,8 @@ def test_what_does_not_fit_is_named(write):
         rows(write, QUESTIONS, {"annotations": ANSWERS["annotations"][:1]})
     with pytest.raises(UserError, match=r"q.json gives numbers of images only; set image"):
         rows(write, QUESTIONS, image=None)
+    with pytest.raises(UserError, match=r"image: '{image_id}.jpg' of the split cannot be filled in for .*questions 0"):
+        rows(write, QUESTIONS, image="{image_id}.jpg")
     with pytest.raises(UserError, match=r"annotations 0: 'answers' must be a list of objects"):
         rows(write, QUESTIONS, {"annotations": [{"question_id": 1, "answers": ["yes"]}]})
     with pytest.raises(UserError, match=r"q.json must have a list at 'questions'"):
