@@ -178,7 +178,7 @@ def _key(reader: Format, sort: str) -> str:
             found = path.stat()
         except OSError as error:
             raise UserError(f"annotation file {path} does not exist") from error
-        files.append([str(path.resolve()), found.st_size, found.st_mtime_ns])
+        files.append([os.path.abspath(path), found.st_size, found.st_mtime_ns])
     what = [_VERSION, sort, type(reader).__name__, sorted(map(str, vars(reader).values())), files]
     name = Path(files[0][0]).stem if files else sort
     return f"{name[:60]}-{sort}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
