@@ -62,6 +62,29 @@ def test_clean_set_is_fine_everywhere(clean, look, bars):
     json.dumps(found.figures)
 
 
+def test_files_of_several_splits_are_gone_through_once(custom, picture, look, bars):
+    source = custom(train_captions=[entry(picture("0.png", 0))])
+    source.cfg.val_split, source.cfg.eval_split = "train", "train"
+    found, _ = look(source)
+    assert [description for description, *_ in bars.made] == ["train captions", "train images"]
+    assert found.figures["same_as"] == {"eval captions": "train captions", "val captions": "train captions"}
+    assert not bad(found)
+
+
+def test_other_files_with_the_same_samples_are_the_same_too(custom, picture, look, bars):
+    rows = [entry(picture("0.png", 0))]
+    found, _ = look(custom(val_captions=rows, eval_captions=rows))
+    assert [description for description, *_ in bars.made] == ["eval captions", "val captions", "eval images"]
+    assert found.figures["same_as"] == {"val captions": "eval captions"}
+
+
+def test_files_of_several_splits_that_cannot_be_read_are_one_finding(custom, look):
+    source = custom(train_captions="[{")
+    source.cfg.val_split, source.cfg.eval_split = "train", "train"
+    found, _ = look(source)
+    assert list(found.figures["unreadable"]) == ["train captions"]
+
+
 def test_missing_and_broken_images_do_not_stop_it_and_are_named(custom, picture, look, tmp_path):
     picture("good.png", 1)
     (tmp_path / "images" / "empty.jpg").write_bytes(b"")
