@@ -15,6 +15,7 @@ _AGREEING = 2  # of the parts into which a hash is cut
 _LEVELS = 12  # by which two small pictures may differ anywhere
 _NEIGHBOURS = 1000  # of those whose parts agree, so many are compared with each, the most similar ones first
 _COMPARISONS = 10_000_000  # of those whose parts agree; where they are more than 10,000, each has fewer neighbours for it
+_IN_ALL = 1_000_000_000  # comparisons, which take minutes; those of the most similar ones come first
 
 
 def near_groups(shape_P: np.ndarray, small_P: np.ndarray, near: int) -> np.ndarray:
@@ -22,7 +23,7 @@ def near_groups(shape_P: np.ndarray, small_P: np.ndarray, near: int) -> np.ndarr
 
     Hashes that differ in at most `near` bits are cut into `near` + 2 parts: at least two of these agree. So only pictures are
     compared that two parts have in common, and each such pair of parts is a sort. What plain pictures cost, of which very many
-    may have one hash, is bounded: see `_COMPARISONS` and `_stand_ins`.
+    may have one hash, is bounded: see `_COMPARISONS`, `_IN_ALL` and `_stand_ins`.
 
     Args:
         shape_P: difference hashes, uint64 [P].
@@ -36,17 +37,19 @@ def near_groups(shape_P: np.ndarray, small_P: np.ndarray, near: int) -> np.ndarr
     edges = np.linspace(0, BITS, near + _AGREEING + 1).astype(int)
     masks = [(1 << int(end)) - (1 << int(start)) for start, end in pairwise(edges)]
     shape_C, colour_C = shape_P[compared], _colour_order(small_P)[compared]
-    for together in combinations(masks, _AGREEING):
+    ways = list(combinations(masks, _AGREEING))
+    for together in ways:
         part_C = shape_C & np.uint64(sum(together))
         in_order = np.lexsort((colour_C, shape_C, part_C))
         part, shape, order = part_C[in_order], shape_C[in_order], compared[in_order]
         count = _run_lengths(part)
         neighbours = np.repeat(np.clip(_COMPARISONS // np.maximum(count, 1), 1, _NEIGHBOURS).astype(np.int16), count)
-        places = np.arange(len(order))
+        places, left = np.arange(len(order)), _IN_ALL // len(ways)
         for step in range(1, _NEIGHBOURS + 1):
             places = places[: np.searchsorted(places, len(order) - step)]
             places = places[(part[places] == part[places + step]) & (neighbours[places] >= step)]
-            if not len(places):
+            left -= len(places)
+            if not len(places) or left < 0:
                 break
             close = places[_bits(shape[places] ^ shape[places + step]) <= near]
             first, second = order[close], order[close + step]
