@@ -124,12 +124,12 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     if image.format == "TIFF" and image.mode.startswith("I") and image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         # Pillow would show a negative
         raise UserError(f"image {name} has 16-bit grey with 0 for white; save it with 0 for black")
-    orientation = _orientation(image)  # after the pixels: some formats have it behind them
+    orientation = exif_orientation(image)  # after the pixels: some formats have it behind them
     return to_rgb(image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image, name)
 
 
 def _decode_part(image: JpegImageFile, name: str, crop: Crop) -> Image.Image:
-    orientation = _orientation(image)
+    orientation = exif_orientation(image)
     width, height = image.size[::-1] if orientation in _SIDEWAYS else image.size
     left, top, right, bottom = crop.choose(width, height) or (0, 0, width, height)
     spare = min((right - left) / crop.size[0], (bottom - top) / crop.size[1])
@@ -143,7 +143,7 @@ def _decode_part(image: JpegImageFile, name: str, crop: Crop) -> Image.Image:
     return resize(upright, box, crop.size)
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """EXIF's; 1, upright, where there is none or it cannot be read: a picture is not lost for its camera's notes."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 1)

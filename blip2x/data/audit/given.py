@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from blip2x.config.dataset import ImageTextConfig
+from blip2x.config.dataset import AnnotationFiles, ImageTextConfig
 from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.data.sequences import CaptionTable, Mixture, QuestionTable
 from blip2x.data.source import Source, Split
@@ -38,6 +38,21 @@ class _AllCaptions(CaptionTable):
         return CaptionSample(self._picture(place), captions, self._value("image_id", place), self._value("group", place))
 
 
+def files_of(source: Source, split: Split, sort: Sort) -> dict[str, AnnotationFiles] | None:
+    """By part of the data set, the files that `read_given` reads; equal to another split's if both are the same samples.
+
+    None: the data set has no files, or none of that sort.
+    """
+    cfg = getattr(source, "cfg", None)
+    return (_files(cfg, split, sort) or None) if isinstance(cfg, ImageTextConfig) else None
+
+
+def _files(cfg: ImageTextConfig, split: Split, sort: Sort) -> dict[str, AnnotationFiles]:
+    name = getattr(cfg, f"{split}_split") or cfg.eval_split
+    given = {part: its.splits.get(name) for part, its in cfg.parts.items()}
+    return {part: files for part, files in given.items() if files is not None and getattr(files, sort) is not None}
+
+
 def read_given(source: Source, split: Split, sort: Sort, say: Callable[[str], None]) -> Given | None:
     """What `source` gives for `split`; None: it has nothing of that sort.
 
@@ -55,12 +70,9 @@ def read_given(source: Source, split: Split, sort: Sort, say: Callable[[str], No
 
 
 def _of_files(cfg: ImageTextConfig, split: Split, sort: Sort, say: Callable[[str], None]) -> Given | None:
-    name = getattr(cfg, f"{split}_split") or cfg.eval_split
     samples, missing, start = [], [], 0
-    for part in cfg.parts.values():
-        files = part.splits.get(name)
-        if files is None or getattr(files, sort) is None:
-            continue
+    for name, files in _files(cfg, split, sort).items():
+        part = cfg.parts[name]
         images = Path(part.images)
         reader, cache = ANNOTATION_FORMATS.get(part.format)(files, images), Path(cfg.annotation_cache)
         if sort == "captions":

@@ -12,7 +12,6 @@ from PIL import Image
 
 from blip2x.data.audit.survey import Shown, Survey
 from blip2x.data.audit.verdicts import Line
-from blip2x.errors import UserError
 
 _SIDE = 160  # pixels of a small picture, at most
 _QUALITY = 70
@@ -41,13 +40,13 @@ def audit_page(survey: Survey, lines: list[Line], facts: dict[str, str]) -> str:
 
 def _thumbnail(shown: Shown) -> str | None:
     """The picture as a data URI; None: it cannot be opened."""
+    file = io.BytesIO()
     try:
         picture = shown.picture.open()
-    except UserError:
+        picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+        picture.save(file, "JPEG", quality=_QUALITY)
+    except Exception:  # one picture is not worth a page
         return None
-    picture.thumbnail((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-    file = io.BytesIO()
-    picture.save(file, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 

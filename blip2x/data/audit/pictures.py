@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from blip2x.data.audit.counts import key_of
-from blip2x.data.pictures import PathImage
+from blip2x.data.pictures import FORMATS, PathImage, decode_picture, exif_orientation
 from blip2x.data.samples import Picture
 from blip2x.data.shards import StoredImage
 from blip2x.errors import UserError
@@ -31,7 +31,6 @@ _SIDE = 4  # of the small picture by which near duplicates are confirmed
 _COLUMNS, _ROWS = 9, 8  # of the difference hash, which has a bit per pair of neighbours
 _LEAST_STEP = 2.0  # levels between neighbours that count as a difference: less is what compression changes
 _GREY = 4  # levels by which red, green and blue may differ in a picture without colour
-_ORIENTATION = 0x0112  # EXIF
 SMALL = _SIDE * _SIDE * 3  # bytes
 
 
@@ -58,18 +57,25 @@ class Broken:
 
 
 def inspect(picture: Picture) -> Facts | Broken:
-    """Open a picture and look at it; whatever opening it raises for users becomes `Broken`."""
+    """Open a picture and look at it; whatever is raised meanwhile becomes `Broken`, so that no picture ends a long run."""
     try:
-        data, pixels = _data(picture), picture.open()
+        data = _data(picture)
+        pixels = picture.open() if data is None else decode_picture(data, picture.name, picture.max_pixels)
+        return _facts(pixels, data)
     except UserError as error:
         return Broken(str(error))
+    except Exception as error:
+        return Broken(f"image {picture.name} cannot be looked at: {type(error).__name__}: {error}")
+
+
+def _facts(pixels: Image.Image, data: bytes | None) -> Facts:
     mode, (width, height) = pixels.mode, pixels.size
     transparent = rotated = animated = False
     if data is not None:
-        with _any_size(), Image.open(io.BytesIO(data)) as stored:
+        with _any_size(), Image.open(io.BytesIO(data), formats=FORMATS) as stored:
             mode, (width, height) = stored.mode, stored.size
             transparent = mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in stored.info
-            rotated = stored.getexif().get(_ORIENTATION, 1) != 1
+            rotated = exif_orientation(stored) != 1
             animated = _is_animated(stored)
     content = key_of(data if data is not None else pixels.tobytes() + repr(pixels.size).encode())
     fine = np.asarray(pixels.resize((4 * _COLUMNS, 4 * _ROWS), Image.Resampling.BOX), dtype=np.int16)
@@ -113,7 +119,7 @@ def _inspect_chunk(pictures: list[Picture]) -> list[Facts | Broken]:
 
 
 def _data(picture: Picture) -> bytes | None:
-    """The bytes of a picture's file; None where there is no file. What cannot be read is said when it is opened."""
+    """The bytes of a picture's file; None where there is no file, or it cannot be read: opening the picture says why."""
     try:
         if isinstance(picture, PathImage):
             return picture.path.read_bytes()
@@ -121,7 +127,7 @@ def _data(picture: Picture) -> bytes | None:
             with picture.path.open("rb") as file:
                 file.seek(picture.offset)
                 return file.read(picture.length)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a path with a zero byte
         pass
     return None
 

@@ -17,7 +17,7 @@ import numpy as np
 from blip2x.data.audit.alike import near_groups
 from blip2x.data.audit.annotations import Annotations, walk_captions, walk_questions
 from blip2x.data.audit.counts import EXAMPLES, escaped, spread, visible
-from blip2x.data.audit.given import SORTS, SPLITS, Sort, read_given
+from blip2x.data.audit.given import SORTS, SPLITS, Sort, files_of, read_given
 from blip2x.data.audit.pictures import CHUNK, SMALL, Broken, inspect_all
 from blip2x.data.audit.texts import TextFacts
 from blip2x.data.samples import CaptionSample, Picture
@@ -122,10 +122,18 @@ def _annotations(
 ) -> tuple[dict[tuple[Split, Sort], Annotations], dict[str, str], dict[str, str]]:
     """What there is; "split sort" of what is another split's under a second name; and the error of what cannot be read."""
     found: dict[tuple[Split, Sort], Annotations] = {}
+    files: dict[tuple[Split, Sort], Any] = {}
     same_as, unreadable = {}, {}
     for split in ("train", "eval", "val"):  # val last, since it may be eval
         for sort in SORTS:
             name = f"{split} {sort}"
+            its_files = files_of(source, split, sort)
+            twin = next((other for (other, same), known in files.items() if same == sort and known == its_files), None)
+            if twin:  # reading them again would take as long, and tell nothing
+                same_as[name] = f"{twin} {sort}"
+                continue
+            if its_files:
+                files[split, sort] = its_files
             try:
                 given = read_given(source, split, sort, settings.say)
             except UserError as error:

@@ -40,7 +40,7 @@ class TextFacts:
 
     def __init__(self, tokenizers: Mapping[str, TextTokenizer], *, limit: int, captions: bool):
         self.count = 0
-        self._empty, self._odd = Finding(), defaultdict(Finding)
+        self._empty, self._wordless, self._odd = Finding(), Finding(), defaultdict(Finding)
         self._tokenizers, self._limit, self._captions = tokenizers, limit, captions
         self._words: Counter[int] = Counter()
         self._tokens: dict[str, Counter[int]] = {name: Counter() for name in tokenizers}
@@ -51,8 +51,10 @@ class TextFacts:
         self.count += 1
         seen = clean_caption(text) if self._captions else text
         self._words[len(text.split())] += 1
-        if not (seen and any(map(str.isalnum, text))):
+        if not seen.strip():
             self._empty.add(image=image, text=text)
+        elif not any(map(str.isalnum, text)):
+            self._wordless.add(image=image, text=text)
         for kind in odd_kinds(text):
             self._odd[kind].add(image=image, text=text)
         if self._tokenizers:
@@ -73,6 +75,7 @@ class TextFacts:
             "words": spread(self._words),
             "tokens": tokens,
             "empty": self._empty.figures(),
+            "wordless": self._wordless.figures(),
             "odd": {kind: finding.figures() for kind, finding in odd},
         }
 

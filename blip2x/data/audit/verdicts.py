@@ -72,23 +72,33 @@ def _images(split: str, found: Figures) -> Iterator[Line]:
         "replace them, or leave them out with dataset.on_bad_image=skip; bad_images.txt says what is wrong with each",
     )
     copies = _counted(found, {"same_path": "in several entries", "same_file": "copies of files", "near": "nearly copies"})
+    certain = found["same_path"]["count"] or found["same_file"]["count"]
+    advice = ["copies count more than once in training and in scores; remove them if that is not meant"] if certain else []
+    if found["near"]["count"]:
+        advice.append("see near copies in audit.html: pictures that differ in small things may look alike, and should stay")
     yield _line(
         (split, "each image once"),
         Verdict.look if copies else Verdict.fine,
         copies or f"no copies{some and ' among those opened'}",
-        "copies count more than once in training and in scores; remove them if that is not meant",
+        "; ".join(advice),
     )
 
 
 def _texts(where: str, sort: str, found: Figures) -> Iterator[Line]:
-    count, words, empty = found["texts"], found["words"], found["empty"]["count"]
+    count, words, empty, wordless = found["texts"], found["words"], found["empty"]["count"], found["wordless"]["count"]
     stops = empty and where == "train captions"
-    lengths = f", {words['min']} to {words['max']} words" if count else ""
+    lengths = f"{words['min']} to {words['max']} words" if count else "no texts"
+    yield _line(
+        (where, "texts are not empty"),
+        Verdict.broken if stops else Verdict.look if empty else Verdict.fine,
+        f"{empty:,} of {count:,} empty{' but for punctuation' if sort == 'captions' else ''}" if empty else f"{count:,} texts",
+        "give them a text or remove the entries" + ("; no training starts with them" if stops else ""),
+    )
     yield _line(
         (where, "texts have words"),
-        Verdict.broken if stops else Verdict.look if empty else Verdict.fine,
-        f"{empty:,} of {count:,} empty but for punctuation" if empty else f"{count:,} texts{lengths}",
-        "give them a text or remove the entries" + ("; no training starts with them" if stops else ""),
+        Verdict.look if wordless else Verdict.fine,
+        f"{wordless:,} of {count:,} without a letter or digit" if wordless else lengths,
+        "see the examples; give them a text or remove the entries",
     )
     for name, tokens in found["tokens"].items():
         share = tokens["cut"] / count if count else 0
@@ -133,6 +143,8 @@ def _leak(found: Figures) -> Line:
     trained = one == "train"
     certain = trained and (found["same_path"]["count"] or found["same_file"]["count"])
     advice = f"remove them from train; scores on {other} are too good with them"
+    if not certain:
+        advice = f"see them in audit.html; where both show the same, {advice}"
     return _line(
         what,
         Verdict.broken if certain else Verdict.look if leaks else Verdict.fine,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip2x.data.audit.pictures import CHUNK, Broken, inspect, inspect_all
+from blip2x.data.audit.pictures import CHUNK, Broken, Facts, inspect, inspect_all
 from blip2x.data.pictures import PathImage
 from blip2x.data.shards import StoredImage
 
@@ -42,6 +42,40 @@ def test_a_copy_with_other_bytes_looks_the_same(scene, tmp_path, quality, side):
     small = [np.frombuffer(facts.small, dtype=np.uint8).astype(int) for facts in (first, second)]
     assert np.abs(small[0] - small[1]).max() <= 4
     assert bin(first.shape ^ inspect_scene(scene(4), tmp_path).shape).count("1") > 10
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+@pytest.mark.parametrize("exif", [b"garbage" * 9, b"Exif\0\0XX*\0\x08\0\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff"])
+def test_a_camera_note_that_cannot_be_read_is_no_reason_to_stop(scene, tmp_path, suffix, exif):
+    path = tmp_path / f"a.{suffix}"
+    scene(1).save(path, exif=exif)
+    found = inspect(PathImage(path, 10**6))
+    assert isinstance(found, Facts) and not found.rotated
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), MemoryError("y"), SyntaxError("z")])
+def test_whatever_a_picture_raises_it_is_a_broken_one(error):
+    class Painted:
+        name = "painted"
+
+        def open(self):
+            raise error
+
+    (found,) = next(inspect_all([Painted()], 0))
+    assert isinstance(found, Broken) and "painted cannot be looked at" in found.sentence
+
+
+def test_a_file_is_read_once(picture, tmp_path, monkeypatch):
+    path, reads = tmp_path / "images" / picture("a.jpg", 1), []
+    read_bytes = type(path).read_bytes
+    monkeypatch.setattr(type(path), "read_bytes", lambda self: reads.append(self) or read_bytes(self))
+    assert inspect(PathImage(path, 10**6)).mode == "RGB"
+    assert reads == [path]
+
+
+def test_a_path_that_no_system_takes_is_a_broken_picture(tmp_path):
+    found = inspect(PathImage(tmp_path / "a\0b.jpg", 10**6))
+    assert isinstance(found, Broken) and "cannot be read" in found.sentence
 
 
 def inspect_scene(image, folder):

@@ -27,6 +27,11 @@ def bad(found) -> dict[tuple[str, str], str]:
     return {what: verdict.value for what, verdict in verdicts(found).items() if verdict is not Verdict.fine}
 
 
+def advice(found) -> str:
+    (line,) = [line for line in judge(found.figures) if (line.where, line.check) == ("train", "each image once")]
+    return line.advice
+
+
 @pytest.fixture
 def clean(custom, picture):
     """Four images to train on and two to evaluate on, with captions, and questions about the latter."""
@@ -55,6 +60,29 @@ def test_clean_set_is_fine_everywhere(clean, look, bars):
     assert {len(sheet) for sheet in found.sheets.values()} == {4, 2} and not found.groups
     assert all(steps == made for _, steps, made, _ in bars.made)
     json.dumps(found.figures)
+
+
+def test_files_of_several_splits_are_gone_through_once(custom, picture, look, bars):
+    source = custom(train_captions=[entry(picture("0.png", 0))])
+    source.cfg.val_split, source.cfg.eval_split = "train", "train"
+    found, _ = look(source)
+    assert [description for description, *_ in bars.made] == ["train captions", "train images"]
+    assert found.figures["same_as"] == {"eval captions": "train captions", "val captions": "train captions"}
+    assert not bad(found)
+
+
+def test_other_files_with_the_same_samples_are_the_same_too(custom, picture, look, bars):
+    rows = [entry(picture("0.png", 0))]
+    found, _ = look(custom(val_captions=rows, eval_captions=rows))
+    assert [description for description, *_ in bars.made] == ["eval captions", "val captions", "eval images"]
+    assert found.figures["same_as"] == {"val captions": "eval captions"}
+
+
+def test_files_of_several_splits_that_cannot_be_read_are_one_finding(custom, look):
+    source = custom(train_captions="[{")
+    source.cfg.val_split, source.cfg.eval_split = "train", "train"
+    found, _ = look(source)
+    assert list(found.figures["unreadable"]) == ["train captions"]
 
 
 def test_missing_and_broken_images_do_not_stop_it_and_are_named(custom, picture, look, tmp_path):
@@ -112,6 +140,14 @@ def test_copies_within_a_split(custom, picture, look, scene, tmp_path):
     assert {name.rpartition("/")[2] for name in images["near"]["examples"][0]} == {"1.png", "small.jpg"}
     assert set(found.groups) == {"train: the same file", "train: nearly the same"}
     assert bad(found) == {("train", "each image once"): "look"}
+    assert "remove them" in advice(found) and "near copies" in advice(found)
+
+
+def test_nobody_is_told_to_remove_pictures_that_only_look_alike(custom, picture, look, scene):
+    rows = [entry(picture("1.png", 1)), entry(picture("small.jpg", scene(1, 64), quality=70))]
+    found, _ = look(custom(train_captions=rows))
+    assert bad(found) == {("train", "each image once"): "look"}
+    assert "remove" not in advice(found) and "should stay" in advice(found)
 
 
 def test_leaks_by_name_file_and_look(custom, picture, look, scene, tmp_path):
@@ -175,13 +211,27 @@ def test_texts(custom, picture, look):
     assert captions["tokens"]["Q-Former"]["cut"] == 1 and captions["tokens"]["Q-Former"]["max"] == 22
     assert found.figures["splits"]["eval"]["questions"]["twice"]["count"] == 1
     assert bad(found) == {
-        ("train captions", "texts have words"): "broken",
+        ("train captions", "texts are not empty"): "broken",
         ("train captions", "length for the Q-Former"): "look",
         ("train captions", "characters"): "look",
         ("train captions", "each text once per image"): "look",
         ("eval questions", "each text once per image"): "look",
         ("train and eval", "no image in both"): "broken",
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "check", "verdict"), [("!!!", "texts are not empty", "broken"), ("???", "texts have words", "look")]
+)
+def test_captions_are_broken_exactly_where_no_training_starts(custom, picture, look, text, check, verdict):
+    source = custom(train_captions=[entry(picture("0.png", 0), text)])
+    found, _ = look(source)
+    assert {check: how for (where, check), how in bad(found).items() if where == "train captions"}.get(check) == verdict
+    if verdict == "broken":
+        with pytest.raises(UserError, match="empty but for punctuation"):
+            source.captions("train")
+    else:
+        assert source.captions("train")[0].captions == (text,)
 
 
 def rows_path(source, name):

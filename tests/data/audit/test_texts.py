@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from blip2x.data.audit.counts import visible
-from blip2x.data.audit.texts import odd_kinds
+from blip2x.data.audit.texts import TextFacts, odd_kinds
 
 ODD = {
     "a bell\x07": {"control characters"},
@@ -48,3 +48,24 @@ def test_plain_text(text):
 def test_examples_show_what_cannot_be_seen_and_are_short():
     assert visible("a\x07b\u200bc é") == "a\\x07b\\u200bc é"
     assert visible("x" * 500) == "x" * 200 + "..."
+
+
+@pytest.mark.parametrize(
+    ("text", "captions", "found"),
+    [
+        ("...", True, "empty"),
+        (" \n", True, "empty"),
+        ("???", True, "wordless"),  # is left of a caption that is cleaned
+        ("\U0001f525", True, "wordless"),
+        ("", False, "empty"),
+        ("...", False, "wordless"),
+        ("7", True, None),
+        ("\u732b", True, None),
+    ],
+    ids=ascii,
+)
+def test_texts_of_which_nothing_is_left_and_texts_without_a_word(text, captions, found):
+    facts = TextFacts({}, limit=12, captions=captions)
+    facts.add(text, "a.png")
+    figures = facts.figures()
+    assert {name for name in ("empty", "wordless") if figures[name]["count"]} == ({found} if found else set())
