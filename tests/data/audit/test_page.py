@@ -44,4 +44,4 @@ def test_page_of_a_data_set_of_which_nothing_is_there(custom, page):
 def test_page_of_painted_pictures(digits_config, page):
     digits_config.train_scenes, digits_config.test_scenes = 6, 4
     html, _ = page(Digits(digits_config), open_images=0)
-    assert html.count("data:image/jpeg") == 12  # four of each split
+    assert html.count("data:image/jpeg") == 8  # four of each split; val is eval
