@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 
 from blip2x.config.dataset import AnnotationFiles, ImageTextPart, OnBadImage
+from blip2x.data.presence import missing_images
 from blip2x.data.rows import Format
 from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.data.sequences import CaptionTable, Chosen, QuestionTable, Samples
-from blip2x.data.tables import caption_table, missing_images, question_table
+from blip2x.data.tables import TableFile, caption_table, question_table
 from blip2x.errors import UserError
 from blip2x.registry import ANNOTATION_FORMATS
 
@@ -46,26 +47,26 @@ class ImageTextFolder:
 
     def captions(self, files: AnnotationFiles, *, clean: bool) -> Samples[CaptionSample]:
         """One sample per image, in the order of the file; with `clean`, captions are prepared for training."""
-        table, path = caption_table(self._reader(files), self.cache, _say)
-        samples = CaptionTable(table, self.images, self.max_pixels, clean=clean)
-        unusable = table.schema.metadata[b"unusable"].decode()
+        found = caption_table(self._reader(files), self.cache, _say)
+        samples = CaptionTable(found, self.images, self.max_pixels, clean=clean)
+        unusable = found.table.schema.metadata[b"unusable"].decode()
         if clean and unusable and self.on_bad_image is OnBadImage.stop:
             raise UserError(f"{unusable} (dataset.on_bad_image=skip leaves such images out)")
-        if clean and not len(table["captions"].chunk(0).flatten()):
+        if clean and not found.table["captions"][0].as_py():
             raise UserError(f"{files.captions} has no caption to train on")
-        return self._there(samples, table, path, files.captions)
+        return self._there(samples, found, files.captions)
 
     def questions(self, files: AnnotationFiles) -> Samples[QuestionSample]:
         """One sample per question, in the order of the file."""
-        table, path = question_table(self._reader(files), self.cache, _say)
-        return self._there(QuestionTable(table, self.images, self.max_pixels), table, path, files.questions)
+        found = question_table(self._reader(files), self.cache, _say)
+        return self._there(QuestionTable(found, self.images, self.max_pixels), found, files.questions)
 
     def _reader(self, files: AnnotationFiles) -> Format:
         return ANNOTATION_FORMATS.get(self.part.format)(files, self.images)
 
-    def _there(self, samples: Samples, table: pa.Table, path: Path, name: str) -> Samples:
+    def _there(self, samples: Samples, found: TableFile, name: str) -> Samples:
         """Those of `samples` whose images exist."""
-        rows = missing_images(table, path, self.images)
+        rows, table = missing_images(found, self.images), found.table
         if not len(rows):
             return samples
         images = table["image"].unique() if "question" in table.column_names else table["image"]

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from blip2x.data.pictures import PathImage
 from blip2x.data.samples import CaptionSample, Picture, QuestionSample
 from blip2x.data.shards import StoredImage
+from blip2x.data.tables import TableFile
 from blip2x.data.tokenize import clean_caption
 from blip2x.errors import UserError
 
 S = TypeVar("S", CaptionSample, QuestionSample)
 
+_RELEASE_EVERY = 512  # rows: the system maps more around each than is looked at, 0.4 MB in all
 _SHARDS_AT_ONCE = 16  # that samples are drawn from, so that disks read in runs
 
 
@@ -66,9 +67,22 @@ class Samples(Sequence[S], Generic[S]):
 class Table(Samples[S]):
     """The rows of a memory-mapped table as samples."""
 
-    def __init__(self, table: pa.Table, images: Path, max_pixels: int):
-        self._columns = {name: table[name].chunk(0) for name in table.column_names if len(table)}
-        self._count, self._images, self._max_pixels = len(table), images, max_pixels
+    def __init__(self, file: TableFile, images: Path, max_pixels: int):
+        table = file.table
+        self._columns = {name: table[name].chunk(0) for name in table.column_names}
+        self._file, self._count, self._images, self._max_pixels = file, len(table), images, max_pixels
+        self._looked_at = 0
+
+    def sample(self, place: int) -> S:
+        """The row at that place."""
+        self._looked_at += 1
+        if self._looked_at % _RELEASE_EVERY == 0:
+            self._file.release()
+        return self._row(place)
+
+    @abstractmethod
+    def _row(self, row: int) -> S:
+        """A sample made of a row."""
 
     def __len__(self) -> int:
         return self._count
@@ -93,19 +107,18 @@ class Table(Samples[S]):
 class CaptionTable(Table[CaptionSample]):
     """One sample per image; with `clean`, captions are prepared for training."""
 
-    def __init__(self, table: pa.Table, images: Path, max_pixels: int, *, clean: bool):
-        super().__init__(table, images, max_pixels)
+    def __init__(self, file: TableFile, images: Path, max_pixels: int, *, clean: bool):
+        super().__init__(file, images, max_pixels)
         self._clean = clean
 
-    def sample(self, place: int) -> CaptionSample:
-        """The image in that row."""
-        captions = self._value("captions", place)
+    def _row(self, row: int) -> CaptionSample:
+        captions = self._value("captions", row)
         if self._clean:
             captions = list(filter(None, map(clean_caption, captions)))
             if not captions:
-                raise UserError(f"image {self._picture(place).name} has no caption but punctuation")
+                raise UserError(f"image {self._picture(row).name} has no caption but punctuation")
         unique = tuple(dict.fromkeys(captions))
-        return CaptionSample(self._picture(place), unique, self._value("image_id", place), self._value("group", place))
+        return CaptionSample(self._picture(row), unique, self._value("image_id", row), self._value("group", row))
 
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """Where images lie in shards: some shards at a time are mixed, and the shards' own order is drawn by lot."""
@@ -126,11 +139,10 @@ class CaptionTable(Table[CaptionSample]):
 class QuestionTable(Table[QuestionSample]):
     """One sample per question."""
 
-    def sample(self, place: int) -> QuestionSample:
-        """The question in that row."""
+    def _row(self, row: int) -> QuestionSample:
         names = ("question_id", "question", "question_type", "answer_type", "image_id", "group")
-        values = {name: self._value(name, place) for name in names}
-        return QuestionSample(image=self._picture(place), answers=tuple(self._value("answers", place)), **values)
+        values = {name: self._value(name, row) for name in names}
+        return QuestionSample(image=self._picture(row), answers=tuple(self._value("answers", row)), **values)
 
     @property
     def question_id_N(self) -> np.ndarray:

@@ -1,25 +1,24 @@
 """Annotations as tables on disk, memory-mapped: what was read once opens at once, and all processes share its memory.
 
 A table is an Arrow file in the folder of the config's `annotation_cache`. Its name follows from the annotation files, their
-sizes and times, so that a changed file is read anew. Beside it is kept which images are missing, as long as no folder changes.
+sizes and times, so that a changed file is read anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 import os
 import uuid
-import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from blip2x.data.rows import CaptionRow, Format, QuestionRow
 from blip2x.data.tokenize import clean_caption
@@ -28,8 +27,6 @@ from blip2x.transfer.download import locked
 
 _VERSION = 1  # of what tables hold: another one makes them anew
 _ROWS = 100_000  # turned into columns at a time
-_ABSENT = -1  # the time of a folder that does not exist
-_LOOKED_AT = 1000  # images that a folder's listing lacks and that are looked for by name; more than these are believed missing
 
 _STORED = {"file": pa.large_string(), "offset": pa.int64(), "length": pa.int64()}
 CAPTIONS = pa.schema(
@@ -55,8 +52,21 @@ QUESTIONS = pa.schema(
 )
 
 
-def caption_table(reader: Format, cache: Path, say: Callable[[str], None]) -> tuple[pa.Table, Path]:
-    """One row per image, in the order in which images first occur, and the table's file.
+@dataclass(frozen=True)
+class TableFile:
+    """A table in memory-mapped `path`."""
+
+    path: Path
+    table: pa.Table
+    memory: mmap.mmap
+
+    def release(self) -> None:
+        """Give back the pages that were looked at; they stay in the system's cache, where they belong to no process."""
+        self.memory.madvise(mmap.MADV_DONTNEED)
+
+
+def caption_table(reader: Format, cache: Path, say: Callable[[str], None]) -> TableFile:
+    """One row per image, in the order in which images first occur.
 
     Image numbers are those of the file where each image has one of its own, else images are counted from 0.
 
@@ -66,101 +76,40 @@ def caption_table(reader: Format, cache: Path, say: Callable[[str], None]) -> tu
     return _open(reader, "captions", cache, lambda: _caption_columns(reader.captions(), say))
 
 
-def question_table(reader: Format, cache: Path, say: Callable[[str], None]) -> tuple[pa.Table, Path]:
-    """One row per question, and the table's file; ``question_id`` is the file's where all have one, else they are counted.
+def question_table(reader: Format, cache: Path, say: Callable[[str], None]) -> TableFile:
+    """One row per question; ``question_id`` is the file's where all have one, else they are counted.
 
     Errors as `caption_table`, and where a number is given to two questions.
     """
     return _open(reader, "questions", cache, lambda: _question_columns(reader.questions(), say))
 
 
-def missing_images(table: pa.Table, path: Path, images: Path) -> np.ndarray:
-    """Rows of the table in `path` whose files are not below `images`, rising.
-
-    One listing per folder: a look at each file is slow over a network. The answer for a folder holds until it changes.
-    """
-    record = path.with_suffix(f".{hashlib.sha256(str(images.resolve()).encode()).hexdigest()[:8]}.images.npz")
-    known = _known(record, images)
-    if known.complete:
-        return known.missing
-    try:
-        with locked(record):
-            known = _known(record, images)  # another process may have looked meanwhile
-            return known.missing if known.complete else _look(table, record, images, known)
-    except OSError:  # the cache can only be read, so that nothing can be kept
-        return _look(table, None, images, known)
-
-
-class _Known(NamedTuple):
-    """What is known of an image folder: the time of each folder in it at which that holds, and the rows that were missing."""
-
-    times: dict[str, int]
-    missing: np.ndarray
-    complete: bool  # nothing has changed
-
-
-def _known(record: Path, images: Path) -> _Known:
-    try:
-        with np.load(record) as found:
-            times = dict(zip(found["folders"].tolist(), found["times"].tolist(), strict=True))
-            missing = found["missing"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return _Known({}, np.array([], dtype=np.int64), False)
-    same = {folder: time for folder, time in times.items() if _time(images / folder) == time}
-    return _Known(same, missing, len(same) == len(times))
-
-
-def _look(table: pa.Table, record: Path | None, images: Path, known: _Known) -> np.ndarray:
-    """Look into the folders of which nothing is known any more; the record, None: no one's, is written anew."""
-    column = (table["file"] if _has_stored(table) else table["image"]).combine_chunks()
-    names = pc.replace_substring_regex(column, "^.*/", "")
-    encoded = pc.replace_substring_regex(column, "/?[^/]*$", "").dictionary_encode()
-    folder_R, folders = encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
-    order_R = np.argsort(folder_R, kind="stable")
-    ends = np.searchsorted(folder_R[order_R], np.arange(len(folders) + 1))
-    unchanged = np.array([folder in known.times for folder in folders])
-    missing, times = [known.missing[unchanged[folder_R[known.missing]]]], dict(known.times)
-    for place in np.flatnonzero(~unchanged).tolist():
-        folder, rows = images / folders[place], order_R[ends[place] : ends[place + 1]]
-        times[folders[place]] = _time(folder)
-        own = names.take(pa.array(rows))
-        there = pc.is_in(own, value_set=pa.array(_listing(folder), pa.large_string()))
-        gone = rows[~there.to_numpy(zero_copy_only=False)]
-        if len(gone) <= _LOOKED_AT:  # the disk may call them otherwise, in another case or normal form of Unicode
-            gone = np.array([row for row in gone if not os.path.lexists(folder / names[row].as_py())], dtype=np.int64)
-        missing.append(gone)
-    missing_R = np.sort(np.concatenate(missing))
-    if record:
-        time_F = np.array(list(times.values()), dtype=np.int64)
-        with suppress(OSError):
-            _write(record, lambda file: np.savez(file, folders=np.array(list(times)), times=time_F, missing=missing_R))
-    return missing_R
-
-
-def _open(reader: Format, sort: str, cache: Path, make: Callable[[], pa.Table]) -> tuple[pa.Table, Path]:
+def _open(reader: Format, sort: str, cache: Path, make: Callable[[], pa.Table]) -> TableFile:
     path = cache / f"{_key(reader, sort)}.arrow"
-    table = _mapped(path)
+    found = _mapped(path)
     try:
-        if table is None:
+        if found is None:
             cache.mkdir(parents=True, exist_ok=True)
             with locked(path):
-                table = _mapped(path)  # another process may have made it meanwhile
-                if table is None:
+                found = _mapped(path)  # another process may have made it meanwhile
+                if found is None:
                     made = _made(make)
-                    _write(path, lambda file: _write_table(made, file))
-                    table = _mapped(path)
+                    write_whole(path, lambda file: _write_table(made, file))
+                    found = _mapped(path)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}; set paths.cache to another folder") from error
-    return table, path
+    return found
 
 
-def _mapped(path: Path) -> pa.Table | None:
+def _mapped(path: Path) -> TableFile | None:
     """The table in a file; None where there is none, or a part of one, as a power failure can leave."""
     try:
-        with pa.memory_map(str(path)) as file:
-            return pa.ipc.open_file(file).read_all()
-    except (FileNotFoundError, NotADirectoryError, pa.ArrowInvalid):
+        with path.open("rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(memory))).read_all()
+    except (FileNotFoundError, NotADirectoryError, ValueError, pa.ArrowInvalid):  # ValueError: of an empty file
         return None
+    return TableFile(path, table, memory)
 
 
 def _made(make: Callable[[], pa.Table]) -> pa.Table:
@@ -189,7 +138,7 @@ def _write_table(table: pa.Table, file: IO[bytes]) -> None:
         writer.write_table(table.combine_chunks())  # one chunk per column, so that a row is found without a search
 
 
-def _write(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     """By way of a draft, so that nobody reads half a file."""
     draft = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
@@ -288,21 +237,3 @@ def _blocks(rows: Iterator[Any], what: str, say: Callable[[str], None]) -> Itera
         done += len(block)
         if len(block) == _ROWS:
             say(f"reading {what}: {done:,}")
-
-
-def _has_stored(table: pa.Table) -> bool:
-    return "file" in table.column_names and table["file"].null_count < len(table)
-
-
-def _time(folder: Path) -> int:
-    try:
-        return folder.stat().st_mtime_ns
-    except OSError:
-        return _ABSENT
-
-
-def _listing(folder: Path) -> list[str]:
-    try:
-        return [os.fsencode(name).decode("utf-8", "replace") for name in os.listdir(folder)]  # Arrow takes UTF-8 alone
-    except OSError:
-        return []

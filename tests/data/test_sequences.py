@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,11 @@ import pytest
 from blip2x.config.dataset import OnBadImage
 from blip2x.data.loader import build_loader
 from blip2x.data.sequences import CaptionTable, Chosen, Documents, Mixture, QuestionTable, shuffled
-from blip2x.data.tables import CAPTIONS, QUESTIONS
+from blip2x.data.tables import CAPTIONS, QUESTIONS, TableFile
+
+
+def in_memory(columns: dict, schema: pa.Schema) -> TableFile:
+    return TableFile(Path("no file"), pa.table(columns, schema=schema), mmap.mmap(-1, 1))
 
 
 def captions(count: int, shards: int = 0) -> CaptionTable:
@@ -25,7 +30,9 @@ def captions(count: int, shards: int = 0) -> CaptionTable:
         "offset": list(range(count)),
         "length": [1] * count,
     }
-    return CaptionTable(pa.table(columns, schema=CAPTIONS), Path("images"), 10**8, clean=True)
+    return CaptionTable(
+        TableFile(Path("t"), pa.table(columns, schema=CAPTIONS), mmap.mmap(-1, 1)), Path("images"), 10**8, clean=True
+    )
 
 
 def questions(ids: list[int]) -> QuestionTable:
@@ -39,7 +46,7 @@ def questions(ids: list[int]) -> QuestionTable:
         "image_id": [i // 10 for i in ids],
         "group": [""] * len(ids),
     }
-    return QuestionTable(pa.table(columns, schema=QUESTIONS), Path("images"), 10**8)
+    return QuestionTable(in_memory(columns, QUESTIONS), Path("images"), 10**8)
 
 
 def test_places_from_both_ends_and_slices():

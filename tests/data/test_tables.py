@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from blip2x.config.dataset import AnnotationFiles, ImageTextPart, OnBadImage
-from blip2x.data import tables
+from blip2x.data import presence, tables
 from blip2x.data.image_text import ImageTextFolder
 from blip2x.data.samples import has_truth
 from blip2x.errors import UserError
@@ -94,8 +94,8 @@ def test_rows_of_one_image_are_joined_wherever_they_stand(folder, write, monkeyp
 def test_missing_images_are_looked_for_again_when_the_folder_changes(folder, write, tmp_path, monkeypatch):
     files = AnnotationFiles(captions=write("a.json", [{"image": f"{i}.jpg", "caption": "x"} for i in range(10)]))
     lenient = folder(on_bad_image=OnBadImage.skip)
-    listings, listing = [], tables._listing
-    monkeypatch.setattr(tables, "_listing", lambda path: listings.append(path) or listing(path))
+    listings, listing = [], presence._listing
+    monkeypatch.setattr(presence, "_listing", lambda path: listings.append(path) or listing(path))
     assert len(lenient.captions(files, clean=False)) == len(lenient.captions(files, clean=False)) == 10
     assert len(listings) == 1
     (tmp_path / "images" / "3.jpg").unlink()
@@ -158,8 +158,8 @@ def test_only_folders_that_changed_are_listed_again(folder, write, tmp_path, mon
     files = AnnotationFiles(captions=write("a.json", [{"image": name, "caption": "x"} for name in ("0.jpg", *names)]))
     lenient = folder(on_bad_image=OnBadImage.skip)
     assert len(lenient.captions(files, clean=False)) == 9
-    listed, listing = [], tables._listing
-    monkeypatch.setattr(tables, "_listing", lambda path: listed.append(path.name) or listing(path))
+    listed, listing = [], presence._listing
+    monkeypatch.setattr(presence, "_listing", lambda path: listed.append(path.name) or listing(path))
     (tmp_path / "images" / "b" / "c" / "2.jpg").unlink()
     os.utime(tmp_path / "images" / "b" / "c", ns=(1, 1))
     found = lenient.captions(files, clean=False)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from blip2x.config.dataset import AnnotationFiles, ImageTextPart, OnBadImage
-from blip2x.data import tables
+from blip2x.data import presence
 from blip2x.data.image_text import ImageTextFolder
 from blip2x.data.loader import build_loader
 from blip2x.data.sequences import Mixture
@@ -101,7 +101,7 @@ def apart(function, *arguments) -> None:
 
 def first(folder: ImageTextFolder, files: AnnotationFiles) -> None:
     """The first opening, and its peak of memory."""
-    tables._listing = lambda path: {os.path.basename(image(int(path.name) * _IN_FOLDER + n)) for n in range(_IN_FOLDER)}
+    presence._listing = lambda path: [os.path.basename(image(int(path.name) * _IN_FOLDER + n)) for n in range(_IN_FOLDER)]
     start = time.monotonic()
     folder.captions(files, clean=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

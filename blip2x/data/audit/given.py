@@ -10,10 +10,11 @@ from typing import Literal
 import numpy as np
 
 from blip2x.config.dataset import AnnotationFiles, ImageTextConfig
+from blip2x.data.presence import missing_images
 from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.data.sequences import CaptionTable, Mixture, QuestionTable
 from blip2x.data.source import Source, Split
-from blip2x.data.tables import caption_table, missing_images, question_table
+from blip2x.data.tables import caption_table, question_table
 from blip2x.registry import ANNOTATION_FORMATS
 
 Sort = Literal["captions", "questions"]
@@ -76,13 +77,13 @@ def _of_files(cfg: ImageTextConfig, split: Split, sort: Sort, say: Callable[[str
         images = Path(part.images)
         reader, cache = ANNOTATION_FORMATS.get(part.format)(files, images), Path(cfg.annotation_cache)
         if sort == "captions":
-            table, path = caption_table(reader, cache, say)
-            samples.append(_AllCaptions(table, images, cfg.max_pixels, clean=False))
+            found = caption_table(reader, cache, say)
+            samples.append(_AllCaptions(found, images, cfg.max_pixels, clean=False))
         else:
-            table, path = question_table(reader, cache, say)
-            samples.append(QuestionTable(table, images, cfg.max_pixels))
-        missing.append(missing_images(table, path, images) + start)
-        start += len(table)
+            found = question_table(reader, cache, say)
+            samples.append(QuestionTable(found, images, cfg.max_pixels))
+        missing.append(missing_images(found, images) + start)
+        start += len(found.table)
     if not samples:
         return None
     # images are told apart by their paths here, so that their numbers may meet
