@@ -130,6 +130,9 @@ class Prepare:
                 for name, result in run_several(jobs, self.task.parallel, board).items():
                     is_error = isinstance(result, UserError)
                     found[name] = State("failed", wanted[name].size, str(result)) if is_error else result
+        for name, state in found.items():
+            if state.state == "there":
+                self.files.tidy(self.plan.files[name])
         found |= {name: by_hand_state(thing) for name, thing in self.plan.by_hand.items()}
         return found | {name: self._fetch_linked(name, linked) for name, linked in self.plan.linked.items()}
 
