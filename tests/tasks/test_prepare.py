@@ -412,6 +412,37 @@ def test_verify_misses_linked_images(config, prepare, web, tmp_path):
     assert web.asked == []
 
 
+def test_linked_images_that_are_all_empty_or_gone_with_their_record(config, prepare, said, web, tmp_path):
+    cfg = config("nocaps")
+    prepare(cfg)
+    images = sorted((tmp_path / "data/nocaps/images").glob("*.jpg"))
+    for image in images:
+        image.write_bytes(b"")
+    web.asked.clear()
+    with pytest.raises(UserError, match=r"val_images: 2 images of .* are gone; .*\n  test_images: 1 images of .* are gone"):
+        prepare(with_options(cfg, verify=True))
+    shutil.rmtree(images[0].parent)
+    images[0].parent.mkdir()
+    with pytest.raises(UserError, match=r"val_images: data/nocaps/images is not complete; python runners"):
+        prepare(cfg)
+    assert web.asked == []
+    prepare(with_options(cfg, verify=False))
+    (tmp_path / "data/nocaps/images/.links.tsv").write_bytes(b"")
+    with pytest.raises(UserError, match=r"val_images: 2 images of .* are gone"):
+        prepare(with_options(cfg, verify=True))
+
+
+def test_no_linked_image_at_all_is_no_success(config, prepare, web):
+    cfg = config("sbu")
+    for number in range(layouts.WEB - 1):
+        web.files[f"/web/{number}.jpg"].status = 404
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"sbu_train: 4 of 4 images could not be fetched; why is in .*retry_failed=true"):
+            prepare(cfg)
+    with pytest.raises(UserError, match="sbu_train: 4 of 4 images could not be fetched"):
+        prepare(with_options(cfg, verify=True))
+
+
 def test_two_lists_share_their_pictures(config, prepare, web, tmp_path):
     prepare(config("ccs"))
     rows = [json.loads(line) for line in (tmp_path / "data/ccs/annotations/ccs_train.jsonl").read_text().splitlines()]

@@ -236,7 +236,7 @@ def test_an_empty_folder_makes_room(give, tmp_path):
     assert unpack(archive, folder, ["pictures"]) == Size(2, 5)
     (tmp_path / "elsewhere").mkdir()
     (folder / "other").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match="cannot be unpacked into .*symbolic link"):
+    with pytest.raises(UserError, match=r"cannot be unpacked into .*symbolic link"):
         unpack(archive, folder, ["other"])
     assert (folder / "other").is_symlink()
 

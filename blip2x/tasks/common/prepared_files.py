@@ -99,7 +99,7 @@ class Files:
         return State("fetched", size.bytes)
 
     def tidy(self, file: RemoteFile) -> None:
-        """Remove the archive of what is there and known to be whole, unless archives are kept; an earlier run may have left it."""
+        """Unless archives are kept, remove that of what is there and whole; an earlier run may have left it."""
         path = Path(file.path)
         entry = self._known(file)
         is_whole = entry.get("unpacked") or file.members is not None
