@@ -61,9 +61,9 @@ class Files:
         entry = self._known(file)
         if _is_as_it_was(file, entry):
             return State("there", entry["bytes"])
-        if _lacking(file):
+        size, lacking = _measure(file)
+        if lacking:
             return None
-        size = _measure(places(file))
         if trouble := _difference(file, size, entry):
             return State("wrong", size.bytes, f"{trouble}; remove it to fetch it anew")
         self._remember_members(file, size)
@@ -124,9 +124,9 @@ class Files:
                 return State("verified" if checksums else "there", size)
         elif file.unpack is None:
             return State("missing", file.size, f"there is no {path}; {hint}")
-        if lacking := _lacking(file):
+        (size, lacking), entry = _measure(file), self._known(file)
+        if lacking:
             return State("missing", file.size, f"there is no {', '.join(lacking)}, or nothing in it; {hint}")
-        size, entry = _measure(places(file)), self._known(file)
         if trouble := _difference(file, size, entry):
             return State("wrong", size.bytes, f"{trouble}; remove it; {hint}")
         return State("verified" if entry.get("unpacked") or file.members is not None else "there", size.bytes)
@@ -223,9 +223,10 @@ def _checksums(file: RemoteFile, entry: dict[str, Any]) -> dict[str, str]:
     return published or ({"sha256": entry["sha256"]} if "sha256" in entry else {})
 
 
-def _lacking(file: RemoteFile) -> list[str]:
-    """Its places that are not there, or hold nothing: an empty folder is no data set."""
-    return [str(place) for place in places(file) if not measure(place).files]
+def _measure(file: RemoteFile) -> tuple[Size, list[str]]:
+    """What its places hold, and those that are not there or hold nothing: an empty folder is no data set."""
+    sizes = {str(place): measure(place) for place in places(file)}
+    return reduce(add, sizes.values()), [place for place, size in sizes.items() if not size.files]
 
 
 def _marks(file: RemoteFile) -> list[list[int]]:
@@ -261,7 +262,3 @@ def _require_text(path: Path) -> None:
             start = file.read(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
         if not re.match(_STARTS[suffix], start):
             raise UserError(f"{path} is no {suffix[1:].upper()} file: it begins with {start[:40]!r}")
-
-
-def _measure(paths: Iterable[Path]) -> Size:
-    return reduce(add, map(measure, paths))
