@@ -71,10 +71,11 @@ class Outcome:
 class _Failed(Exception):
     """Why a picture cannot be had."""
 
-    def __init__(self, reason: str, *, passing: bool = False, network: bool = False):
+    def __init__(self, reason: str, *, passing: bool = False, network: bool = False, local: bool = False):
         super().__init__(reason)
         self.passing = passing  # another attempt may help
         self.network = network  # it may be this machine that has no connection
+        self.local = local  # maybe no server was asked at all
 
 
 def fetch_linked(
@@ -267,13 +268,14 @@ class _Fetching:
 
     def _one(self, link: Link, has_failed: bool) -> None:
         if link.name and (ending := self._put_by_hand(self.images / link.name, link.url)):
-            self._write(link, ending, "", fetched=False)
+            self._write(link, ending, "", tells=False)
             return
         try:
             ending, content = self._fetch(link)
             self._store(content, self.images / _place(link, ending))
         except _Failed as failure:
-            self._write(link, "-", str(failure), network=failure.network, has_failed=has_failed)
+            tells = not failure.local and not (failure.network and has_failed)
+            self._write(link, "-", str(failure), network=failure.network, tells=tells)
         else:
             self._write(link, ending, "")
 
@@ -296,9 +298,8 @@ class _Fetching:
                 raise _Failed("a name that is too long for a file") from error
             raise
 
-    def _write(
-        self, link: Link, state: str, reason: str, *, network: bool = False, has_failed: bool = False, fetched: bool = True
-    ) -> None:
+    def _write(self, link: Link, state: str, reason: str, *, network: bool = False, tells: bool = True) -> None:
+        """`tells`: whether it says something of this machine's connection."""
         line = f"{link.key}\t{state}\t{' '.join(reason.split())}\n".encode()
         with self._lock:
             if self._trouble is not None:  # the record may be closed by now
@@ -306,9 +307,9 @@ class _Fetching:
             if reason:
                 self.outcome.reasons[reason] += 1
             else:
-                self.outcome.fetched += fetched
+                self.outcome.fetched += tells
             self.progress.at(self.outcome.fetched, self.outcome.reasons.total())
-            if network and has_failed:  # which says nothing of the network
+            if not tells:
                 self._file.write(line)
                 return
             if network:
@@ -318,7 +319,7 @@ class _Fetching:
                 if len(self._held) >= (self._some if len(self._held_hosts) >= _HOSTS else max(self._some, _MANY)):
                     raise self._no_network()
                 return
-            self._is_answered = self._is_answered or fetched
+            self._is_answered = True
             self._write_held()
             self._file.write(line)
 
@@ -376,7 +377,7 @@ class _Fetching:
         except requests.ConnectionError as error:
             raise _Failed("no connection", passing=True, network=True) from error
         except (requests.RequestException, UnicodeError, ValueError) as error:  # addresses that are none, endless redirects
-            raise _Failed(f"no answer that is one ({type(error).__name__})") from error
+            raise _Failed(f"no answer that is one ({type(error).__name__})", local=True) from error
         return bytes(content)
 
     def _checked(self, content: bytes, url: str) -> tuple[str, bytes]:

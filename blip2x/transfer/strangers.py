@@ -23,6 +23,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 MAX_REDIRECTS = 5
+# Reserved for benchmarks, so nobody's network; some VPNs answer for every name with one of these and connect to the true one
+_BENCHMARKS = ipaddress.ip_network("198.18.0.0/15")
 _now = local()  # .end: when this thread's answer has to be there
 
 
@@ -33,7 +35,8 @@ class NotPublicError(Exception):
 def is_public(address: str) -> bool:
     """Whether an IP address is one of the internet's, and neither this machine's nor of a network behind a router."""
     ip = ipaddress.ip_address(address.partition("%")[0])
-    return (getattr(ip, "ipv4_mapped", None) or ip).is_global
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    return ip.is_global or ip in _BENCHMARKS
 
 
 def session() -> requests.Session:

@@ -87,7 +87,7 @@ def unpack(
         at: called now and then with the bytes written so far; an exception of its own ends the work.
 
     Returns:
-        What `gives` hold. Where one of them is in its place already, and no empty folder, that one stays.
+        What `gives` hold. Where one of them is in its place already, and not empty, that one stays.
 
     Raises:
         UserError: the archive is broken, lacks one of `gives`, has another number of files, or has a member that would go
@@ -111,7 +111,7 @@ def unpack(
             write_json(staging / _WHOLE, {"version": version})
         for name in gives:
             source, target = staging / name, folder / name
-            if source.exists() and not measure(target).files:
+            if source.exists() and not measure(target).bytes:
                 if target.is_dir():
                     shutil.rmtree(target)  # nothing is in it; a link to another disk is refused
                 target.parent.mkdir(parents=True, exist_ok=True)

@@ -217,7 +217,7 @@ def test_addresses_of_the_own_network_are_not_asked(web, fetch, monkeypatch):
     with pytest.raises(UserError, match=r"no connection at all, .*/x \(an address of this machine's own network\)"):
         fetch(["x"])
     assert web.asked == []
-    addresses = {"8.8.8.8": True, "2001:4860:4860::8888": True, "::ffff:8.8.8.8": True}
+    addresses = {"8.8.8.8": True, "2001:4860:4860::8888": True, "::ffff:8.8.8.8": True, "198.18.0.5": True}
     addresses |= dict.fromkeys(
         ("127.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.169.254", "::1", "fe80::1%eth0", "::ffff:10.0.0.1", "0.0.0.0"), False
     )
@@ -289,6 +289,18 @@ def test_names_of_the_list(web, tmp_path):
     assert (outcome.there, outcome.fetched) == (1, 1)
     (tmp_path / "images/0013ea.jpg").write_bytes(b"")
     assert missing_images([tmp_path / "n.json"], tmp_path / "images", 1) == 1
+
+
+def test_what_is_there_says_nothing_of_the_network(web, tmp_path):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/1.jpg").write_bytes(picture("red"))
+    urls = ["http://127.0.0.1:9/0", "http://127.0.0.1:9/1", "http://127.0.0.1:9/2", "no address"]
+    images = [{"coco_url": url, "file_name": f"{at}.jpg"} for at, url in enumerate(urls)]
+    (tmp_path / "n.json").write_text(json.dumps({"images": images}))
+    limits = replace(LIMITS, connections=1, attempts=1)
+    with pytest.raises(UserError, match="the last 2 addresses gave no connection at all"):
+        fetch_linked([tmp_path / "n.json"], tmp_path / "images", None, limits, to_rgb, lambda line: None)
+    assert list(record(tmp_path).values()) == [("jpg", ""), ("-", "no answer that is one (InvalidURL)")]
 
 
 def test_a_name_that_is_too_long_and_damaged_lines_of_the_record(web, tmp_path):

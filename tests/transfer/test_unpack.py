@@ -233,6 +233,7 @@ def test_an_empty_folder_makes_room(give, tmp_path):
     archive, folder = give(zipped(TWO))
     (folder / "pictures/more").mkdir(parents=True)
     (folder / "pictures/.DS_Store").write_bytes(b"x")
+    (folder / "pictures/a.jpg").touch()
     assert unpack(archive, folder, ["pictures"]) == Size(2, 5)
     (tmp_path / "elsewhere").mkdir()
     (folder / "other").symlink_to(tmp_path / "elsewhere")

@@ -224,9 +224,9 @@ def _checksums(file: RemoteFile, entry: dict[str, Any]) -> dict[str, str]:
 
 
 def _measure(file: RemoteFile) -> tuple[Size, list[str]]:
-    """What its places hold, and those that are not there or hold nothing: an empty folder is no data set."""
+    """What its places hold, and those that are not there or hold nothing: empty folders and empty files are no data set."""
     sizes = {str(place): measure(place) for place in places(file)}
-    return reduce(add, sizes.values()), [place for place, size in sizes.items() if not size.files]
+    return reduce(add, sizes.values()), [place for place, size in sizes.items() if not size.bytes]
 
 
 def _marks(file: RemoteFile) -> list[list[int]]:
