@@ -1,6 +1,6 @@
 """Asking servers that nobody vouches for: lists of links name any address, and whoever owns it now may answer as he likes.
 
-None gets to know passwords of ``~/.netrc`` or keeps cookies here, none is in this machine's own network, and none takes longer
+None gets to know passwords of the netrc file or keeps cookies here, none is in this machine's own network, and none takes longer
 than it may, be it a byte at a time.
 """
 
@@ -42,7 +42,7 @@ def is_public(address: str) -> bool:
 def session() -> requests.Session:
     """One for `ask`, of one thread."""
     made = requests.Session()
-    made.auth = lambda request: request  # or requests would look into ~/.netrc
+    made.auth = lambda request: request  # or requests would look into the netrc file
     made.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     for scheme in ("http://", "https://"):
         made.mount(scheme, _Adapter())
