@@ -1,7 +1,7 @@
 """Asking servers that nobody vouches for: lists of links name any address, and whoever owns it now may answer as he likes.
 
-None gets to know passwords of the netrc file or keeps cookies here, none is in this machine's own network, and none takes longer
-than it may, be it a byte at a time.
+None gets to know passwords of the netrc file or keeps cookies here, none is in this machine's own network, and none takes
+longer than it may, be it a byte at a time.
 """
 
 from __future__ import annotations
