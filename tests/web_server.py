@@ -55,6 +55,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[WebServer]:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.setattr("blip2x.transfer.download.WAITS", (0,) * 5)
+    monkeypatch.setattr("blip2x.transfer.strangers.is_public", lambda address: True)  # this server is on this machine
     web = WebServer()
 
     class Handler(BaseHTTPRequestHandler):

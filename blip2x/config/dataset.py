@@ -102,7 +102,6 @@ class ByHand:
     path: str = MISSING  # where it has to be put: a file, or a folder
     how: str = MISSING  # to get it
     content: Content = Content.images
-    members: Optional[int] = None  # how many files a folder has; null: not published
 
 
 @dataclass

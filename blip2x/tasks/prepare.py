@@ -131,6 +131,9 @@ class Prepare:
                 for name, result in run_several(jobs, self.task.parallel, board).items():
                     is_error = isinstance(result, UserError)
                     found[name] = State("failed", wanted[name].size, str(result)) if is_error else result
+        for name, state in found.items():
+            if state.state == "there":
+                self.files.tidy(self.plan.files[name])
         found |= {name: by_hand_state(thing) for name, thing in self.plan.by_hand.items()}
         return found | {name: self._fetch_linked(name, linked) for name, linked in self.plan.linked.items()}
 
@@ -183,17 +186,18 @@ class Prepare:
         captions = linked.cfg.captions
         if entry.get("wanted") != _wanted_links(linked) or (captions and not Path(captions).is_file()):
             return None
-        return State("there", None, _lacking(linked, entry)) if linked.images.is_dir() else None
+        return State("there", None, _lacking(linked, entry)) if (linked.images / RECORD).is_file() else None
 
     def _verify_linked(self, name: str, linked: Linked, hint: str) -> State:
         state = self._found_linked(name, linked)
         if state is None:
             return State("missing", None, f"{linked.images} is not complete; {hint}")
-        gone = missing_images([Path(path) for path in linked.cfg.lists], linked.images)
+        expected = self.known.get(_entry(name, linked)).get("there", 0)
+        gone = missing_images([Path(path) for path in linked.cfg.lists], linked.images, expected)
         if gone:
             trouble = f"{gone:,} images of {linked.images} are gone; {hint} with task.links.retry_failed=true"
             return State("wrong", None, trouble)
-        return State("verified", None, state.trouble)
+        return State("wrong" if state.trouble else "verified", None, state.trouble)
 
     def _say(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -248,8 +252,8 @@ def _wanted_links(linked: Linked) -> dict[str, Any]:
 
 
 def _lacking(linked: Linked, entry: Mapping[str, Any]) -> str | None:
-    """What is wrong with failures; where captions are written of what is there, nothing."""
-    if not entry["failed"] or linked.cfg.captions:
+    """What is wrong with failures; where captions are written of what is there, some are expected."""
+    if entry["there"] and (linked.cfg.captions or not entry["failed"]):
         return None
     return (
         f"{entry['failed']:,} of {entry['failed'] + entry['there']:,} images could not be fetched; why is in "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,19 @@ class Prepared:
 
     def get(self, path: Path) -> dict[str, Any]:
         """What was said about a file; {}: nothing."""
-        found = (read_json(self.path) or {}).get(self._key(path))
+        found = (read_json(self.path) or {}).get(self.key(path))
         return found if isinstance(found, dict) else {}
 
     def put(self, path: Path, what: dict[str, Any]) -> None:
-        """Say `what` about a file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with locked(self.path, say=lambda line: None):  # it takes a moment
-            content = read_json(self.path) or {}
-            write_json(self.path, content | {self._key(path): what}, indent=1)
+        """Say `what` about a file; where the folder cannot be written, the next run has to look again."""
+        with suppress(OSError):  # a folder that several share may be read-only
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with locked(self.path, say=lambda line: None):  # it takes a moment
+                content = read_json(self.path) or {}
+                write_json(self.path, content | {self.key(path): what}, indent=1)
 
-    def _key(self, path: Path) -> str:
-        """So that the data folder can be moved."""
+    def key(self, path: Path) -> str:
+        """The path as the file has it: below the data folder, so that this can be moved."""
         try:
             return Path(os.path.abspath(path)).relative_to(os.path.abspath(self.folder)).as_posix()
         except ValueError:

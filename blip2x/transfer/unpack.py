@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import unicodedata
 import zipfile
@@ -31,10 +32,23 @@ from blip2x.transfer.progress import byte_count
 MAX_RATIO = 100  # bytes that one byte of an archive may become; JSON shrinks to a tenth, pictures hardly
 MIN_LIMIT = 2**20  # of bytes: tiny archives may grow more
 MAX_MEMBERS = 10_000_000
+MAX_NAME = 1024  # characters of a member's path
 _CHUNK = 2**20
 _WHOLE = ".whole.json"
 _COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open}
-_BROKEN = (gzip.BadGzipFile, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
+# all that the readers raise on damaged bytes, UnicodeDecodeError among the ValueErrors
+_BROKEN = (
+    gzip.BadGzipFile,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    struct.error,
+    EOFError,
+    NotImplementedError,
+    ValueError,
+)
+_NOT_COUNTED = {"Thumbs.db", "desktop.ini"}  # which file managers leave behind, as they do hidden files
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ def unpack(
         at: called now and then with the bytes written so far; an exception of its own ends the work.
 
     Returns:
-        What `gives` hold. Where one of them is in its place already, that one stays.
+        What `gives` hold. Where one of them is in its place already, and not empty, that one stays.
 
     Raises:
         UserError: the archive is broken, lacks one of `gives`, has another number of files, or has a member that would go
@@ -97,7 +111,9 @@ def unpack(
             write_json(staging / _WHOLE, {"version": version})
         for name in gives:
             source, target = staging / name, folder / name
-            if source.exists() and not target.exists():
+            if source.exists() and not measure(target).bytes:
+                if target.is_dir():
+                    shutil.rmtree(target)  # nothing is in it; a link to another disk is refused
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(target)
         shutil.rmtree(staging)
@@ -107,9 +123,10 @@ def unpack(
 
 
 def measure(path: Path) -> Size:
-    """Files and bytes of a file or folder; nothing where there is none. Links count as nothing."""
-    if path.is_symlink() and not path.is_dir():
-        path = path.resolve()
+    """Files and bytes of a file or folder; nothing where there is none.
+
+    Links to files count as what they lead to; links to folders inside, hidden files and what file managers write do not count.
+    """
     if path.is_file():
         return Size(1, path.stat().st_size)
     found = Size(0, 0)
@@ -117,10 +134,12 @@ def measure(path: Path) -> Size:
     while folders:
         with os.scandir(folders.pop()) as entries:
             for entry in entries:
+                if entry.name.startswith(".") or entry.name in _NOT_COUNTED:
+                    continue
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
-                elif entry.is_file(follow_symlinks=False):
-                    found += Size(1, entry.stat(follow_symlinks=False).st_size)
+                elif entry.is_file():
+                    found += Size(1, entry.stat().st_size)
     return found
 
 
@@ -143,6 +162,8 @@ def _extract(archive: Path, staging: Path, gives: Sequence[str], at: Callable[[i
                     _require_honest(archive, written, limit)
                     file.write(block)
                     at(written)
+    except UserError:  # a ValueError, too
+        raise
     except _BROKEN as error:
         raise UserError(f"{archive} is broken, or no archive ({error}); remove it to fetch it anew") from error
 
@@ -154,6 +175,19 @@ def _check(archive: Path, found: dict[str, Size], members: int | None) -> None:
     files = sum(content.files for content in found.values())
     if members is not None and files != members:
         raise UserError(f"{archive} holds {files:,} files, but {members:,} were expected; remove it to fetch it anew")
+
+
+class _Header(tarfile.TarInfo):
+    """Whose end is a block of zeros: tarfile itself takes a damaged header for the end, and the rest would be lost unseen."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(archive)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"{error}, where a member or the end should be") from error
 
 
 class _Limited:
@@ -191,26 +225,29 @@ def _members(archive: Path, limit: int) -> Iterator[_Member]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as file:
             for info in file.infolist():
-                _require_plain(archive, info.filename, info.external_attr >> 16)
+                _require_plain(archive, info.filename, info.external_attr >> 16, info.is_dir())
                 if info.flag_bits & 1:
                     raise UserError(f"{archive}: {info.filename} is encrypted; it is not unpacked")
                 yield _Member(info.filename, info.is_dir(), lambda info=info: file.open(info))
         return
     # in one pass, which is quick for large ones
-    with _decompressed(archive) as stream, tarfile.open(fileobj=_Limited(stream, archive, limit), mode="r|") as file:
+    with (
+        _decompressed(archive) as stream,
+        tarfile.open(fileobj=_Limited(stream, archive, limit), mode="r|", tarinfo=_Header) as file,
+    ):
         for info in file:
             plain = (info.isreg() or info.isdir()) and not info.issparse()
-            _require_plain(archive, info.name, info.mode & 0o7777 | (0 if plain else stat.S_IFLNK))
+            _require_plain(archive, info.name, info.mode & 0o7777 | (0 if plain else stat.S_IFLNK), info.isdir())
             yield _Member(info.name, info.isdir(), lambda info=info: file.extractfile(info))
             file.members = []  # they would be kept, all of them
         while file.fileobj.read(_CHUNK):  # to the end, where the decompressor sees whether all was there
             pass
 
 
-def _require_plain(archive: Path, name: str, mode: int) -> None:
+def _require_plain(archive: Path, name: str, mode: int, is_folder: bool) -> None:
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
         raise UserError(f"{archive}: {name!r} is a link or a device, no plain file; the archive is not unpacked")
-    if mode & (stat.S_ISUID | stat.S_ISGID):
+    if not is_folder and mode & (stat.S_ISUID | stat.S_ISGID):  # a folder's only says which group its files get
         raise UserError(f"{archive}: {name!r} would run with another user's rights (setuid); the archive is not unpacked")
 
 
@@ -224,6 +261,11 @@ class _Names:
 
     def add(self, name: str, is_folder: bool) -> str:
         """`name` without what is superfluous in it."""
+        if len(name) > MAX_NAME:
+            raise UserError(
+                f"{self._archive}: a member's name has {len(name):,} characters, more than {MAX_NAME:,}: {name[:60]!r}…; the "
+                "archive is not unpacked"
+            )
         parts = [part for part in name.split("/") if part not in ("", ".")]
         odd = name.startswith("/") or "\\" in name or ".." in parts or re.match("[A-Za-z]:", name)
         if odd or any(ord(character) < 32 or ord(character) == 127 for character in name):

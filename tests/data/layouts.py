@@ -68,8 +68,6 @@ def publish(cfg: RunConfig, web: WebServer) -> RunConfig:
     for part in cfg.dataset.parts.values():
         for file in part.files.values():
             publish_file(file, web)
-        for thing in part.by_hand.values():
-            thing.members = len(FLICKR) if thing.members else None
     return cfg
 
 

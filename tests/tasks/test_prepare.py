@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -251,6 +252,99 @@ def test_what_is_there_unpacked_is_taken_if_it_is_whole(config, prepare, web, tm
     assert web.asked == []
 
 
+def test_an_empty_folder_is_not_the_data_set_and_what_was_found_is_not_verified(config, prepare, said, web, tmp_path):
+    """Visual Genome's owners say nothing of how many files there are."""
+    cfg = config("vg", skip=["vg_caption"])
+    first, second = (tmp_path / "data/vg/images" / name for name in ("VG_100K", "VG_100K_2"))
+    first.mkdir(parents=True)
+    second.mkdir()
+    (second / "1.jpg").write_bytes(layouts.picture("red"))
+    with pytest.raises(UserError, match=r"images: there is no data/vg/images/VG_100K, or nothing in it; python runners"):
+        prepare(with_options(cfg, verify=True))
+    prepare(with_options(cfg, verify=False))
+    assert web.paths() == ["/vg/images.zip"] and files_below(first) == ["61.jpg"]
+    prepare(with_options(cfg, verify=True))
+    states = [line.split() for line in said().splitlines() if line.split()[:1] in (["images"], ["images2"])]
+    assert [words[3] for words in states[-2:]] == ["verified", "there"]
+
+
+def test_a_folder_that_was_made_anew_is_counted_anew(config, prepare, web, tmp_path):
+    cfg = config("vg", skip=["vg_caption"])
+    prepare(cfg)
+    folder = tmp_path / "data/vg/images/VG_100K"
+    (folder / "61.jpg").rename(folder.parent / "61.jpg")
+    (folder / ".DS_Store").write_bytes(b"x")
+    (folder / "2.jpg").symlink_to(folder.parent / "61.jpg")  # the same picture
+    prepare(cfg)
+    (folder / "3.jpg").write_bytes(layouts.picture("red"))
+    with pytest.raises(UserError, match=r"images: .*/VG_100K has 2 files, but 1 were expected; remove it to fetch it anew"):
+        prepare(cfg)
+    shutil.rmtree(folder)
+    prepare(cfg)
+    assert files_below(folder) == ["61.jpg"]
+
+
+def test_archives_of_earlier_runs_are_removed_as_well(config, prepare, web, tmp_path):
+    prepare(config("coco"))
+    web.asked.clear()
+    cfg = config("coco", keep_archives=False)
+    prepare(cfg)
+    assert not [path for path in files_below(tmp_path / "data") if "zip" in path] and web.asked == []
+    prepare(with_options(cfg, verify=True))
+
+
+def test_a_page_to_log_in_is_not_what_was_seen_first(config, prepare, web, tmp_path):
+    cfg = config("gqa")
+    page = b"<!DOCTYPE html><html>Log in</html>"
+    questions = web.files["/gqa/questions1.2.zip"]
+    questions.content, file = page, questions.content
+    with pytest.raises(UserError, match=r"questions1.2.zip is broken, or no archive .*; remove it to fetch it anew"):
+        prepare(cfg)
+    questions.content = file
+    (tmp_path / "data/gqa/questions1.2.zip").unlink()
+    prepare(cfg)
+    cfg = config("vg", images=False)
+    caption = web.files["/annotations/vg_caption.json"]
+    caption.content, file = page, caption.content
+    with pytest.raises(
+        UserError, match=r"vg_caption.json is no JSON file: it begins with b'<!DOCTYPE.*, and was removed; fetch"
+    ):
+        prepare(cfg)
+    caption.content = file
+    prepare(cfg)
+
+
+def test_annotations_that_were_put_there_by_hand(config, prepare, web, tmp_path):
+    """As NoCaps's have to be, where the old addresses are gone."""
+    cfg = config("nocaps", images=False)
+    names = ("nocaps_val_4500_captions.json", "nocaps_test_image_info.json")
+    folder = tmp_path / "data/nocaps/annotations"
+    folder.mkdir(parents=True)
+    (folder / names[1]).write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"nocaps_test_image_info.json is no JSON file: it begins with b'<html>'; remove it"):
+        prepare(cfg)
+    for name in names:
+        (folder / name).write_bytes(web.files[f"/annotations/{name}"].content)
+        web.files[f"/annotations/{name}"].status = 404
+    web.asked.clear()
+    prepare(cfg)
+    assert web.asked == []
+    prepare(with_options(cfg, images=True))
+
+
+def test_a_folder_that_cannot_be_written_does_not_hide_what_is_in_it(config, prepare, web, tmp_path, monkeypatch):
+    cfg = config("coco")
+    prepare(cfg)
+    (tmp_path / "data/.blip2x-prepared.json").unlink()
+
+    def refuse(*arguments, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("blip2x.transfer.prepared.write_json", refuse)
+    web.asked.clear()
+    assert prepare(cfg).metrics["things"] == 5 and web.asked == []
+
+
 def test_a_full_disk_is_found_before_anything_is_fetched(config, prepare, web, monkeypatch):
     cfg = config("coco")
     monkeypatch.setattr("blip2x.tasks.common.prepared_files.shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
@@ -325,6 +419,37 @@ def test_verify_misses_linked_images(config, prepare, web, tmp_path):
     with pytest.raises(UserError, match=r"sbu_train: 1 images of data/sbu/images are gone; .*task.links.retry_failed=true"):
         prepare(with_options(cfg, verify=True))
     assert web.asked == []
+
+
+def test_linked_images_that_are_all_empty_or_gone_with_their_record(config, prepare, said, web, tmp_path):
+    cfg = config("nocaps")
+    prepare(cfg)
+    images = sorted((tmp_path / "data/nocaps/images").glob("*.jpg"))
+    for image in images:
+        image.write_bytes(b"")
+    web.asked.clear()
+    with pytest.raises(UserError, match=r"val_images: 2 images of .* are gone; .*\n  test_images: 1 images of .* are gone"):
+        prepare(with_options(cfg, verify=True))
+    shutil.rmtree(images[0].parent)
+    images[0].parent.mkdir()
+    with pytest.raises(UserError, match=r"val_images: data/nocaps/images is not complete; python runners"):
+        prepare(cfg)
+    assert web.asked == []
+    prepare(with_options(cfg, verify=False))
+    (tmp_path / "data/nocaps/images/.links.tsv").write_bytes(b"")
+    with pytest.raises(UserError, match=r"val_images: 2 images of .* are gone"):
+        prepare(with_options(cfg, verify=True))
+
+
+def test_no_linked_image_at_all_is_no_success(config, prepare, web):
+    cfg = config("sbu")
+    for number in range(layouts.WEB - 1):
+        web.files[f"/web/{number}.jpg"].status = 404
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"sbu_train: 4 of 4 images could not be fetched; why is in .*retry_failed=true"):
+            prepare(cfg)
+    with pytest.raises(UserError, match="sbu_train: 4 of 4 images could not be fetched"):
+        prepare(with_options(cfg, verify=True))
 
 
 def test_two_lists_share_their_pictures(config, prepare, web, tmp_path):

@@ -131,6 +131,27 @@ def test_setuid(give):
         unpack(archive, folder, ["p"])
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_folders_that_give_their_group_to_what_is_in_them(kind, give):
+    content = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(content, "w") as file:
+            info = zipfile.ZipInfo("p/")
+            info.external_attr = (stat.S_IFDIR | 0o2775) << 16
+            file.writestr(info, b"")
+            file.writestr("p/x", b"1")
+    else:
+        with tarfile.open(fileobj=content, mode="w") as file:
+            info = tarfile.TarInfo("p")
+            info.type, info.mode = tarfile.DIRTYPE, 0o2775
+            file.addfile(info)
+            info = tarfile.TarInfo("p/x")
+            info.size = 1
+            file.addfile(info, io.BytesIO(b"1"))
+    archive, folder = give(content.getvalue())
+    assert unpack(archive, folder, ["p"]) == Size(1, 1) and not (folder / "p").stat().st_mode & stat.S_ISGID
+
+
 def _with_mode(mode):
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as file:
@@ -182,6 +203,43 @@ def test_broken_archives(kind, give):
     with pytest.raises(UserError, match="broken, or no archive"):
         unpack(archive, folder, ["p"])
     assert files(folder.parent) == ["x.zip"]
+
+
+@pytest.mark.parametrize("damage", ["header", "end"])
+def test_a_tar_with_a_damaged_header_is_not_taken_for_a_shorter_one(damage, give):
+    content = bytearray(tarred({f"p/{at}": b"1" for at in range(4)}))
+    if damage == "header":
+        content[2 * 1024 + 150] ^= 1  # the third member's checksum
+    else:
+        del content[4 * 1024 :]  # all members are whole, but nothing says that they are all
+    archive, folder = give(bytes(content), "x.tar")
+    with pytest.raises(UserError, match="broken, or no archive"):
+        unpack(archive, folder, ["p"])
+    assert files(folder.parent) == ["x.tar"]
+
+
+def test_a_name_that_cannot_be_decoded_and_one_that_has_no_end(give):
+    content = zipped({"p/\xe4": b"1"})
+    archive, folder = give(content.replace("p/\xe4".encode(), b"p/\xff\xff"))
+    with pytest.raises(UserError, match="broken, or no archive"):
+        unpack(archive, folder, ["p"])
+    archive, folder = give(zipped({"p/" + "d/" * 600 + "x": b"1"}))
+    with pytest.raises(UserError, match="a member's name has 1,203 characters, more than 1,024: 'p/d/"):
+        unpack(archive, folder, ["p"])
+    assert files(folder.parent) == ["x.zip"]
+
+
+def test_an_empty_folder_makes_room(give, tmp_path):
+    archive, folder = give(zipped(TWO))
+    (folder / "pictures/more").mkdir(parents=True)
+    (folder / "pictures/.DS_Store").write_bytes(b"x")
+    (folder / "pictures/a.jpg").touch()
+    assert unpack(archive, folder, ["pictures"]) == Size(2, 5)
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "other").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"cannot be unpacked into .*symbolic link"):
+        unpack(archive, folder, ["other"])
+    assert (folder / "other").is_symlink()
 
 
 def test_no_archive_and_an_encrypted_one(give):
@@ -247,7 +305,15 @@ def test_measure(tmp_path):
     assert measure(tmp_path / "no") == Size(0, 0)
     (tmp_path / "a").mkdir()
     (tmp_path / "a/x").write_bytes(b"123")
-    (tmp_path / "a/link").symlink_to(tmp_path / "a/x")
     assert measure(tmp_path) == Size(1, 3) and measure(tmp_path / "a/x") == Size(1, 3)
+    for name in (".DS_Store", "._x", "Thumbs.db", ".hidden/x"):
+        (tmp_path / "a" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "a" / name).write_bytes(b"12345")
+    (tmp_path / "a/nowhere").symlink_to(tmp_path / "no")
+    (tmp_path / "a/round").symlink_to(tmp_path)
+    assert measure(tmp_path) == Size(1, 3)
+    (tmp_path / "a/link").symlink_to(tmp_path / "a/x")  # a folder of links to the pictures of another program
+    assert measure(tmp_path) == Size(2, 6) and measure(tmp_path / "a/link") == Size(1, 3)
+    (tmp_path / "a/link").unlink()
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert measure(tmp_path / "b") == Size(1, 3)  # a data folder may be a link to another disk
