@@ -122,9 +122,11 @@ def _check_resume(config: RunConfig) -> None:
         if config.overwrite:
             raise UserError("resume=auto keeps what the run has done, overwrite=true deletes it; choose one of them")
     elif config.resume != "never":
-        if not isinstance(config.task, TrainingConfig):
+        if not trains(config.task):
+            evaluates = isinstance(config.task, TrainingConfig)
+            what = "with task.train=false trains nothing" if evaluates else "is no single training"
             raise UserError(
-                f"resume={config.resume}: task={config.task.kind} is no single training; resume=auto, with the run_name of a "
+                f"resume={config.resume}: task={config.task.kind} {what}; resume=auto, with the run_name of a "
                 "run that was interrupted, works for all tasks"
             )
         if not Path(config.resume).is_dir():

@@ -78,7 +78,8 @@ class ImageTextFolder:
         known = set(self.skipped)
         sentences = [f"image {self.images / image} does not exist" for image in gone]
         self.skipped += [sentence for sentence in sentences if sentence not in known]
-        return Chosen(samples, np.setdiff1d(np.arange(len(samples)), rows, assume_unique=True))
+        there = np.setdiff1d(np.arange(len(samples)), rows, assume_unique=True)
+        return Chosen(samples, there, left_out=len(samples) - len(there))
 
 
 def _say(text: str) -> None:

@@ -242,7 +242,7 @@ def build_loader(
         drop_last=drop_last,
         on_bad_image=on_bad_image,
     )
-    if not len(batches):
+    if drop_last and not len(batches):
         ranks = f"one batch of {batch_size} on {world_size} rank(s)"
         raise UserError(f"{len(samples)} samples do not fill {ranks}; lower task.batch_size")
     return Loader(batches, num_workers)

@@ -28,7 +28,13 @@ _SHARDS_AT_ONCE = 16  # that samples are drawn from, so that disks read in runs
 
 
 class Samples(Sequence[S], Generic[S]):
-    """A sequence that knows the numbers of its images without making its samples."""
+    """A sequence that knows the numbers of its images without making its samples.
+
+    Attributes:
+        left_out: samples of its annotation files that it has not, since their images are missing.
+    """
+
+    left_out: int = 0
 
     @property
     @abstractmethod
@@ -46,7 +52,7 @@ class Samples(Sequence[S], Generic[S]):
         ids_N = self.image_id_N
         _, first = np.unique(ids_N, return_index=True)
         kept = ids_N[np.sort(first)[:limit]]
-        return Chosen(self, np.flatnonzero(np.isin(ids_N, kept)))
+        return Chosen(self, np.flatnonzero(np.isin(ids_N, kept)), left_out=self.left_out)
 
     @abstractmethod
     def sample(self, place: int) -> S:
@@ -153,8 +159,8 @@ class QuestionTable(Table[QuestionSample]):
 class Chosen(Samples[S]):
     """Some of the samples of another sequence."""
 
-    def __init__(self, samples: Samples[S], places: np.ndarray):
-        self._samples, self._places = samples, places
+    def __init__(self, samples: Samples[S], places: np.ndarray, *, left_out: int = 0):
+        self._samples, self._places, self.left_out = samples, places, left_out
 
     def __len__(self) -> int:
         return len(self._places)
@@ -190,6 +196,7 @@ class Mixture(Samples[S]):
 
     def __init__(self, parts: Sequence[Samples[S]], weights: Sequence[float], *, apart: int):
         self._parts, self._weights, self._apart = parts, weights, apart
+        self.left_out = sum(part.left_out for part in parts)
         self._ends = np.cumsum([len(part) for part in parts]).tolist()
         questions = [part.question_id_N for part in parts if hasattr(part, "question_id_N")]
         self._renumber = bool(questions) and len(np.unique(np.concatenate(questions))) < self._ends[-1]
@@ -251,6 +258,11 @@ class Documents(Sequence[str]):
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """That of the images."""
         return self._samples.epoch_order(rng)
+
+
+def left_out(samples: Sequence) -> int:
+    """How many samples a sequence has not, since their images are missing; 0 for a plain one."""
+    return samples.left_out if isinstance(samples, Samples) else 0
 
 
 def shuffled(count: int, rng: np.random.Generator) -> np.ndarray:

@@ -31,6 +31,7 @@ _FREE_TASK_KEYS = (
     "eval_batch_size",
     "pair_batch_size",
     "patch_memory_gb",
+    "patch_dtype",  # of what re-ranking keeps until it is done; no training sees it
     "on_nan",
 )
 _SHOWN = 5

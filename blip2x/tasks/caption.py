@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from blip2x.config.run import RunConfig
-from blip2x.data.samples import CaptionSample, has_truth
+from blip2x.data.samples import CaptionSample
+from blip2x.data.sequences import left_out
 from blip2x.data.source import Split
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.result import TaskResult
-from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.caption import score_names
 from blip2x.models.assemblies.stage2 import Stage2Model
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.registry import TASKS
 from blip2x.tasks.common.captioning import HeldOutCaptions, stage2_collate
+from blip2x.tasks.common.inputs import require_captions
 from blip2x.tasks.common.loading import train_transform
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.results import caption_results
@@ -52,11 +53,8 @@ class Caption(Task):
     @classmethod
     def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[CaptionSample]) -> None:
         """A training is validated on true captions."""
-        if split == "val" and not has_truth(samples):
-            raise UserError(
-                f"task.train=true needs true captions to validate on, and {cfg.dataset.name} has none for val; "
-                "train on a data set that has some, and caption with task.train=false"
-            )
+        if split == "val":
+            require_captions(cfg, split, samples, "a validation of task.train=true")
 
     @classmethod
     def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
@@ -68,7 +66,6 @@ class Caption(Task):
         loader = ModelLoader.of_run(self.cfg, self.run_folder)
         model, tokenizer = loader.stage2(new_projection=False)
         samples = self.read(self.source.captions, "eval")
-        missing = len(self.source.skipped)
         settings, names = GenerationSettings.from_config(self.task), _quick(self.task.metrics)
 
         def held_out_captions(samples: Sequence[CaptionSample]) -> HeldOutCaptions:
@@ -86,10 +83,8 @@ class Caption(Task):
         blind = held_out.caption_blind() if self.task.blind_baseline else None
         by_id = {sample.image_id: sample for sample in samples}
         pairs = [(by_id[row["image_id"]], row) for row in held_out.rows]
-        left_out = missing + len(samples) - len(pairs)
-        metrics = self.context.on_main(
-            lambda: caption_results(self.run_folder, self.cfg, pairs, blind=blind, left_out=left_out)
-        )
+        missing = left_out(samples) + len(samples) - len(pairs)
+        metrics = self.context.on_main(lambda: caption_results(self.run_folder, self.cfg, pairs, blind=blind, left_out=missing))
         return TaskResult(metrics, weights)
 
     def _train(self, loader: ModelLoader, model: Stage2Model, tokenizer: TextTokenizer, chosen_by: HeldOutCaptions) -> None:

@@ -59,8 +59,8 @@ class Convert(Task):
     @classmethod
     def starts_from(cls, cfg: RunConfig) -> Start:
         """Either stage's model."""
-        what = "pretrain_stage1 or pretrain_stage2, or published weights of BLIP-2"
-        return Start("qformer.", what, takes_questions=True)
+        tasks = ("pretrain_stage1", "pretrain_stage2", "caption", "retrieval", "vqa_finetune")
+        return Start("qformer.", tasks, ", or published weights of BLIP-2", takes_questions=True)
 
     def run(self) -> TaskResult:
         """Write; how many tensors and bytes there are, and how many names were left out."""

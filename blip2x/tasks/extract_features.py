@@ -32,6 +32,7 @@ from blip2x.engine.result import TaskResult
 from blip2x.models.assemblies.stage1 import Stage1Model
 from blip2x.registry import TASKS
 from blip2x.tasks.common.feature_files import FeatureFiles
+from blip2x.tasks.common.inputs import require_captions
 from blip2x.tasks.common.loading import eval_transform, report_skipped
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.task import Task
@@ -53,7 +54,7 @@ class ExtractFeatures(Task):
     @classmethod
     def starts_from(cls, cfg: RunConfig) -> Start:
         """A model that went through stage 1."""
-        return Start("qformer.text.", "pretrain_stage1 or retrieval")
+        return Start("qformer.text.", ("pretrain_stage1", "retrieval"))
 
     @classmethod
     def weight_keys(cls, cfg: RunConfig) -> list[str]:
@@ -67,6 +68,12 @@ class ExtractFeatures(Task):
             list_pictures(cfg.task.inputs)
         super().check(cfg, promised)
 
+    @classmethod
+    def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[CaptionSample]) -> None:
+        """There are texts where features of texts are asked for."""
+        if cfg.task.mode is not FeatureMode.image:
+            require_captions(cfg, split, samples, f"task.mode={cfg.task.mode.value}")
+
     @paddle.no_grad()
     def run(self) -> TaskResult:
         """Write what is not there yet; how many rows there are, and how many were left out."""
@@ -74,7 +81,13 @@ class ExtractFeatures(Task):
         extractor = Extractor(self.cfg, model, tokenizer)
         samples, size = self._samples(), self.task.shard_size
         parts = [samples[start : start + size] for start in range(0, len(samples), size)]
-        files = FeatureFiles(self.run_folder.path("features"), self.task.format, extractor.arrays, self.task.dtype.value)
+        files = FeatureFiles(
+            self.run_folder.path("features"),
+            self.task.format,
+            extractor.arrays,
+            self.task.dtype.value,
+            texts=self.task.mode is not FeatureMode.image,
+        )
         description = self.context.on_main(lambda: self._description(model, extractor, samples, len(parts)))
         self.context.on_main(lambda: files.begin(description))
         own = range(self.context.data_rank, len(parts), self.context.data_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -32,7 +33,17 @@ class Stage:
 
     def config(self, handed: dict[str, str]) -> RunConfig:
         """The stage's config with the weights that earlier stages made; they win over the shared ones, not over the stage's."""
-        return compose_config([*self.shared, *(f"{key}={quoted(path)}" for key, path in handed.items()), *self.own])
+        given = self.given(handed)
+        words = [f"{key}={quoted(path)}" for key, path in handed.items() if key in given]
+        return compose_config([*self.shared, *words, *self.own])
+
+    def given(self, keys: Collection[str]) -> set[str]:
+        """Those of the earlier stages' weights, by config key, that this stage takes: not what its own overrides set.
+
+        The Q-Former of an earlier stage 1 belongs to the whole model that is handed on, and is not given beside another one.
+        """
+        own = {override_key(word) for word in self.own}
+        return set(keys) - own - ({"model.qformer.weights"} if "model.weights" in own else set())
 
 
 def plan_stages(task: PipelineConfig) -> list[Stage]:
@@ -81,11 +92,22 @@ class Pipeline:
             UserError: a stage's config, data or weights cannot be used.
         """
         promised: set[str] = set()
+        maker: Stage | None = None  # the last one that hands on a whole model, and its task
+        made_by = ""
         for stage in plan_stages(cfg.task):
             config = stage.config({})
-            task = TASKS.get(config.task.kind)
-            task.check(config, frozenset(promised - {override_key(word) for word in stage.own}))
+            task, given = TASKS.get(config.task.kind), stage.given(promised)
+            start = task.starts_from(config)
+            if maker and start and "model.weights" in given and made_by not in start.tasks:
+                raise UserError(
+                    f"task.stages: {stage.name} would start from the weights of {maker.name}, but task={config.task.kind} "
+                    f"needs those of {start}; order the stages otherwise, or give this one its own by "
+                    "overrides: ['model.weights=...']"
+                )
+            task.check(config, frozenset(given))
             promised |= task.promises(config)
+            if "model.weights" in task.hands_on(config):
+                maker, made_by = stage, config.task.kind
 
     def run(self) -> TaskResult:
         """Run all stages; the result has each stage's metrics, and the weights that the stages made."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from blip2x.tasks.common.merge import gather_rows
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.pictures import ThumbnailCollate, one_in, thumbnails, write_thumbnail
 from blip2x.tasks.common.task import Task
-from blip2x.tasks.common.weights import Start
+from blip2x.tasks.common.weights import STAGE2, Start
 
 Write = Callable[[Tensor], list[list[Text]]]  # image_BCHW -> each image's texts, best first
 _EMPTY = "(empty)"
@@ -48,8 +49,9 @@ class Predict(Task):
     def starts_from(cls, cfg: RunConfig) -> Start:
         """A model that went through the stage that is asked for."""
         if cfg.task.stage == 1:
-            return Start("qformer.text.", "pretrain_stage1 (task.stage=1); one of stage 2 describes pictures with task.stage=2")
-        return Start("language_proj.", "pretrain_stage2 or caption; one of stage 1 describes pictures with task.stage=1")
+            hint = " (task.stage=1); one of stage 2 describes pictures with task.stage=2"
+            return Start("qformer.text.", ("pretrain_stage1", "retrieval"), hint)
+        return replace(STAGE2, hint="; one of stage 1 describes pictures with task.stage=1")
 
     @classmethod
     def check(cls, cfg: RunConfig, promised: frozenset[str] = frozenset()) -> None:

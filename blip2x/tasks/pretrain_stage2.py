@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from blip2x.config.run import RunConfig
+from blip2x.data.samples import CaptionSample
 from blip2x.data.source import Split
 from blip2x.engine.result import TaskResult
 from blip2x.metrics.caption import score_names
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.registry import TASKS
 from blip2x.tasks.common.captioning import VALIDATION_METRICS, HeldOutCaptions, stage2_collate, validation_settings
+from blip2x.tasks.common.inputs import require_captions
 from blip2x.tasks.common.loading import train_transform
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.task import Task
@@ -32,12 +35,18 @@ class PretrainStage2(Task):
     @classmethod
     def starts_from(cls, cfg: RunConfig) -> Start:
         """A Q-Former that was trained in either stage."""
-        return Start("qformer.", "pretrain_stage1 or pretrain_stage2")
+        return Start("qformer.", ("pretrain_stage1", "pretrain_stage2", "retrieval", "caption"))
 
     @classmethod
     def weight_keys(cls, cfg: RunConfig) -> list[str]:
         """All three parts; the Q-Former's come from stage 1 or an earlier stage 2."""
         return ["model.vision.weights", "model.language.weights", "model.weights"]
+
+    @classmethod
+    def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[CaptionSample]) -> None:
+        """A training is validated on true captions."""
+        if split == "val":
+            require_captions(cfg, split, samples, "a validation of task=pretrain_stage2")
 
     @classmethod
     def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:

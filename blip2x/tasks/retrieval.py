@@ -15,10 +15,9 @@ import paddle
 
 from blip2x.config.run import RunConfig
 from blip2x.config.task import RetrievalConfig
-from blip2x.data.collate import Stage1Collate
 from blip2x.data.samples import CaptionSample
 from blip2x.data.source import Split
-from blip2x.data.tokenize import TextTokenizer, clean_caption
+from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.evaluate import track
 from blip2x.engine.report import FOUND, shown_searches
@@ -26,17 +25,17 @@ from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
 from blip2x.metrics.retrieval import Hits, Reranked, Shortlists
 from blip2x.models.assemblies.stage1 import Stage1Model
-from blip2x.objectives.stage1 import Stage1Objective
 from blip2x.registry import TASKS
-from blip2x.tasks.common.loading import Share, train_transform
+from blip2x.tasks.common.inputs import require_captions
+from blip2x.tasks.common.loading import Share
 from blip2x.tasks.common.merge import gather_array
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.patch_store import PatchStore
 from blip2x.tasks.common.pictures import save_pictures
 from blip2x.tasks.common.results import interval_metrics, metric_key
-from blip2x.tasks.common.retrieval import Stage1Validation, Texts, hits, similarities, text_features
+from blip2x.tasks.common.retrieval import Stage1Validation, Texts, hits, searched_texts, similarities, text_features
+from blip2x.tasks.common.stage1_training import train_stage1
 from blip2x.tasks.common.task import Task
-from blip2x.tasks.common.train import train
 from blip2x.tasks.common.weights import Start
 
 _SHOWN = 10  # candidates of each image and text in predictions.jsonl
@@ -54,12 +53,18 @@ class Retrieval(Task):
     @classmethod
     def starts_from(cls, cfg: RunConfig) -> Start:
         """A model that went through stage 1."""
-        return Start("itm_head.", "pretrain_stage1 or retrieval")
+        return Start("itm_head.", ("pretrain_stage1", "retrieval"))
 
     @classmethod
     def weight_keys(cls, cfg: RunConfig) -> list[str]:
         """The image encoder, where the whole model's weights do not bring it."""
         return ["model.vision.weights", "model.weights"]
+
+    @classmethod
+    def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[CaptionSample]) -> None:
+        """There is something to find."""
+        if split != "train":
+            require_captions(cfg, split, samples, "a search" if split == "eval" else "a validation of task.train=true")
 
     @classmethod
     def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
@@ -73,26 +78,12 @@ class Retrieval(Task):
         samples = self.read(self.source.captions, "eval")
         weights = {}
         if self.task.train:
-            self._train(loader, model, tokenizer)
+            train_stage1(self, loader, model, tokenizer)
             weights = {"model.weights": self.checkpoint_folder()}
         search = Search(self.cfg, self.run_folder, model, tokenizer, samples)
         metrics = search()
         self.run_folder.write_lines(search.rows, "predictions.jsonl")
         return TaskResult(metrics, weights)
-
-    def _train(self, loader: ModelLoader, model: Stage1Model, tokenizer: TextTokenizer) -> None:
-        evaluation = self.read(self.source.captions, "val")
-        train(
-            self.cfg,
-            self.run_folder,
-            Stage1Objective(model, self.context, self.task, dec_id=tokenizer.dec_id),
-            model,
-            self.read(self.source.captions, "train"),
-            Stage1Collate(train_transform(self.cfg), tokenizer, self.task.max_txt_len),
-            tokenizers={"qformer": tokenizer},
-            frozen_origin=loader.frozen_origin("vision"),
-            evaluate=Stage1Validation(self.cfg, self.run_folder, model, tokenizer, evaluation),
-        )
 
 
 class Search:
@@ -122,14 +113,12 @@ class Search:
 
     @paddle.no_grad()
     def __call__(self) -> dict[str, float]:
-        """Recalls and their intervals by name, also per group of images, as "group/name". All ranks must call it."""
+        """Recalls and their intervals by name, also per group of images, as "group/name"; counts. All ranks must call it."""
         context, size = self._run.context, self._task.eval_batch_size
         share = Share.of_images(self._cfg, self._run, self._samples, "encode")
         store, image_NQE = self._encode(share)
         samples = [self._samples[place] for place in share.found]
-        prepare = clean_caption if self._task.clean_texts else str
-        captions = [[prepare(text) for text in sample.captions] for sample in samples]
-        texts = Texts.of(captions, self._tokenizer, self._task.eval_max_txt_len)
+        texts = Texts.of(searched_texts(self._task, samples), self._tokenizer, self._task.eval_max_txt_len)
         text_ME = text_features(context, self._model, texts, size)
         chosen: list[Shortlists] = []
 
@@ -145,7 +134,8 @@ class Search:
             found, similarity_NM = chosen[0].rerank(pair_K, score_K), chosen[0].similarity_NM
             by_contrast = hits(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M)
             self.rows = self._predictions(samples, texts, *found)
-            return _together(hits(found[0].row, found[1].row, samples, texts.owner_M), by_contrast)
+            metrics = _together(hits(found[0].row, found[1].row, samples, texts.owner_M), by_contrast)
+            return {**metrics, "images": len(samples), "texts": len(texts.texts)}
 
         return context.on_main(rank)
 

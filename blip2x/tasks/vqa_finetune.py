@@ -6,9 +6,10 @@ N questions, K their tokens in the Q-Former, P patches, V their width, Q queries
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from paddle import Tensor
@@ -23,22 +24,20 @@ from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
-from blip2x.metrics.lemmatise import require_lemmatiser
+from blip2x.metrics.lemmatise import lemmatise
 from blip2x.metrics.vqa import answer_scores
 from blip2x.models.assemblies.stage2 import Stage2Model
 from blip2x.objectives.answering import AnsweringObjective
 from blip2x.registry import TASKS
-from blip2x.tasks.common.answering import Answering
+from blip2x.tasks.common.answering import Answering, AnsweringTask
 from blip2x.tasks.common.loading import train_transform
 from blip2x.tasks.common.models import ModelLoader
-from blip2x.tasks.common.results import answer_results, check_questions
-from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.train import train
 from blip2x.tasks.common.weights import Start
 
 
 @TASKS.register("vqa_finetune")
-class VqaFinetune(Task):
+class VqaFinetune(AnsweringTask):
     """Each image goes through the image encoder once for all its questions, through the Q-Former once per question."""
 
     @classmethod
@@ -49,38 +48,42 @@ class VqaFinetune(Task):
     @classmethod
     def starts_from(cls, cfg: RunConfig) -> Start:
         """A model that went through stage 2, or through this task."""
-        tasks = "pretrain_stage2, caption or vqa_finetune" if cfg.task.train else "vqa_finetune"
+        tasks = ("pretrain_stage2", "caption", "vqa_finetune") if cfg.task.train else ("vqa_finetune",)
         return Start("language_proj.", tasks, takes_questions=True)
 
     @classmethod
     def weight_keys(cls, cfg: RunConfig) -> list[str]:
-        """All three parts; the Q-Former's come from stage 2, but for what reads texts."""
-        return ["model.vision.weights", "model.language.weights", "model.weights"]
+        """All three parts; what reads texts in the Q-Former comes from stage 1, where `model.weights` lacks it."""
+        return [*super().weight_keys(cfg), "model.qformer.weights"]
 
     @classmethod
-    def check(cls, cfg: RunConfig, promised: frozenset[str] = frozenset()) -> None:
-        """As for all tasks, and the decoding options, the lemmatiser, and whether something reads texts in the Q-Former."""
-        GenerationSettings.from_config(cfg.task)
-        if cfg.task.lemmatise:
-            require_lemmatiser()
+    def check(cls, cfg: RunConfig, promised: Set[str] = frozenset()) -> None:
+        """As for all tasks that answer, and whether something reads texts in the Q-Former."""
         super().check(cfg, promised)
-        if "model.weights" in promised:
-            return
         weights = cls.weights(cfg, promised)
-        if not cfg.task.train and not weights.reads_questions:
+        if not cfg.task.train and "model.weights" not in promised and not weights.reads_questions:
             raise UserError(
                 f"task.train=false evaluates a model that was fine-tuned on questions, but model.weights={weights.whole} has "
                 "no Q-Former that reads them; set model.weights to a checkpoint of vqa_finetune, or task.train=true"
             )
-        weights.texts_part()
+        if "model.qformer.weights" not in promised:
+            weights.texts_part()
 
     @classmethod
     def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[QuestionSample]) -> None:
         """All questions have true answers, as many as the rules want, or none has; those to train on have some."""
-        if split != "train":
-            check_questions(cfg, samples)
-        elif not has_truth(samples):
-            raise UserError(f"the questions of {cfg.dataset.name} to train on have no answers; train on a split that has some")
+        if split == "train":
+            if not has_truth(samples):
+                raise UserError(
+                    f"the questions of {cfg.dataset.name} to train on have no answers; train on a split that has some"
+                )
+            return
+        super().check_samples(cfg, split, samples)
+        if split == "val" and cfg.task.keep_best and not has_truth(samples):
+            raise UserError(
+                f"task.keep_best={cfg.task.keep_best}: no question to validate on has a known answer, so no checkpoint is "
+                "the best; set task.keep_best=0"
+            )
 
     @classmethod
     def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:
@@ -99,29 +102,11 @@ class VqaFinetune(Task):
             self._train(loader, model, texts)
             weights = {"model.weights": self.checkpoint_folder()}
         questions = self.read(self.source.questions, "eval")
-        missing = len(self.source.skipped)
         answering = HeldOutQuestions(self.cfg, self.run_folder, model, texts, questions).answering()
-        pairs = answering.answer()
-
-        def score() -> dict[str, float]:
-            return answer_results(
-                self.run_folder,
-                self.cfg,
-                pairs,
-                baselines={},
-                images_encoded=answering.images_encoded,
-                left_out=missing + len(questions) - len(pairs),
-            )
-
-        return TaskResult(self.context.on_main(score), weights)
+        return TaskResult(self.results(answering, questions), weights)
 
     def _train(self, loader: ModelLoader, model: Stage2Model, texts: QuestionTexts) -> None:
         held_out = HeldOutQuestions(self.cfg, self.run_folder, model, texts, self.read(self.source.questions, "val"))
-        if self.task.keep_best and not held_out.has_answers:
-            raise UserError(
-                f"task.keep_best={self.task.keep_best}: no question to validate on has a known answer, so no checkpoint is "
-                "the best; set task.keep_best=0"
-            )
         train(
             self.cfg,
             self.run_folder,
@@ -189,11 +174,17 @@ class HeldOutQuestions:
         blind_loss = blind / tokens if self._blind is None else self._blind
         if getattr(self._model.language, "is_frozen", False):
             self._blind = blind_loss
-        predictions = {row["question_id"]: row["prediction"] for _, row in pairs}
-        truth = {question.question_id: question.answers for question, _ in pairs}
-        scores = answer_scores(predictions, truth, self._cfg.task.answer_rules.value)
-        accuracy = 100 * sum(scores.values()) / len(scores)
+        accuracy = self._run.context.on_main(lambda: self._accuracy(pairs))
         return {"eval_loss": seen / tokens, "blind_eval_loss": blind_loss, "accuracy": accuracy}
+
+    def _accuracy(self, pairs: Sequence[tuple[QuestionSample, dict[str, Any]]]) -> float:
+        """In per cent, by the rules that the evaluation has, too."""
+        task, written = self._cfg.task, [row["prediction"] for _, row in pairs]
+        ids = [question.question_id for question, _ in pairs]
+        predictions = dict(zip(ids, lemmatise(written) if task.lemmatise else written, strict=True))
+        truth = {question.question_id: question.answers for question, _ in pairs}
+        scores = answer_scores(predictions, truth, task.answer_rules.value)
+        return 100 * sum(scores.values()) / len(scores)
 
     def _answering(
         self,

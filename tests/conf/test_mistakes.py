@@ -16,7 +16,7 @@ MISTAKES = {
     "task=cation": "cation",
     "optim.lr=fast": "lr",
     "model.vision.depth=two": "depth",
-    "task.stages=[{task: vqa}]": "unknown task 'vqa'; known: caption,",
+    "task.stages=[{task: vqa}]": "unknown task 'vqa'; known: audit, caption,",
     "task.stages=[]": "empty",
     "task.stages=[{task: caption},{task: caption}]": "more than once",
     "task.stages=[{task: caption, name: ../x}]": "plain folder name",
@@ -165,3 +165,11 @@ def test_mistake_of_an_option_is_named(overrides, named):
 )
 def test_the_ends_of_a_range_are_allowed(overrides):
     compose_config(overrides)
+
+
+@pytest.mark.parametrize("task", ["caption", "retrieval", "vqa_finetune"])
+def test_an_evaluation_has_no_training_to_go_on_with(task, tmp_path):
+    words = [f"task={task}", f"resume={tmp_path}"]
+    with pytest.raises(UserError, match=rf"resume=.*: task={task} with task.train=false trains nothing; resume=auto"):
+        compose_config([*words, "task.train=false"])
+    assert compose_config([*words, "task.train=true"]).resume == str(tmp_path)

@@ -58,7 +58,9 @@ def test_stage1_weighs_its_losses_alike():
     assert compose_config(["task=pretrain_stage1", "dataset=coco"]).task.contrast_steps == 0
 
 
-@pytest.mark.parametrize("dataset", ["dataset=coco", "dataset=coco_vg", "dataset=custom"])
+@pytest.mark.parametrize(
+    "dataset", ["dataset=coco", "dataset=coco_vg", "dataset=coco_vg_ccs_laion", "dataset=vg", "dataset=custom"]
+)
 def test_stage2_without_an_experiment_splits_captions(dataset):
     config = compose_config(
         ["task=pretrain_stage2", "model=flant5xl", dataset, *(["dataset.images=x"] * ("custom" in dataset))]
@@ -336,3 +338,22 @@ def test_the_papers_mixtures():
         "vg_qa": "vg_qa.json",
     }
     assert [name for name, part in vqa.parts.items() if vqa.eval_split in part.splits] == ["vqav2"]
+
+
+@pytest.mark.parametrize("dataset", ["vqav2", "vqav2_vg", "okvqa", "gqa", "custom"])
+def test_fine_tuning_on_questions_has_the_papers_rates_without_an_experiment(dataset):
+    """Of a frozen image encoder nothing decays by block; answers are scored as zero-shot ones are."""
+    words = [f"dataset={dataset}", "model=opt2.7b", *(["dataset.images=x"] if dataset == "custom" else [])]
+    tuned = compose_config(["task=vqa_finetune", *words])
+    assert tuned.optim == replace(compose_config(["task=convert", "optim=finetune_vqa"]).optim, layer_decay=1.0)
+    zeroshot = compose_config(["task=vqa_zeroshot", *words]).task
+    assert (tuned.task.answer_rules, tuned.task.lemmatise) == (zeroshot.answer_rules, zeroshot.lemmatise)
+    assert tuned.task.keep_best == (0 if dataset == "vqav2_vg" else 1)
+
+
+@pytest.mark.parametrize("task", ["caption", "retrieval"])
+def test_fine_tuning_on_flickr30k_is_as_on_coco(task):
+    words = [f"task={task}", "task.train=true", "model=opt2.7b", "model.vision.frozen=false"]
+    flickr30k, coco = (compose_config([*words, f"dataset={name}"]) for name in ("flickr30k", "coco"))
+    assert flickr30k.optim == coco.optim and flickr30k.optim.lr == 1e-5
+    assert (flickr30k.task.max_epochs, flickr30k.task.keep_best) == (25, 1)

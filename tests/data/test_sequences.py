@@ -12,7 +12,7 @@ import pytest
 
 from blip2x.config.dataset import OnBadImage
 from blip2x.data.loader import build_loader
-from blip2x.data.sequences import CaptionTable, Chosen, Documents, Mixture, QuestionTable, shuffled
+from blip2x.data.sequences import CaptionTable, Chosen, Documents, Mixture, QuestionTable, left_out, shuffled
 from blip2x.data.tables import CAPTIONS, QUESTIONS, TableFile
 
 
@@ -164,3 +164,10 @@ def test_a_sample_that_is_taken_twice_has_another_crop_and_caption():
         for image, lot in zip(batch["image_id_B"].tolist(), batch["lot_B"].tolist(), strict=True):
             lots.setdefault(image, set()).add(lot)
     assert len(lots) == 8 and all(len(drawn) == 2 for drawn in lots.values())
+
+
+def test_what_is_left_out_of_a_split_is_counted_through_mixtures_and_limits():
+    parts = [Chosen(questions([1, 2, 3]), np.array([0]), left_out=2), Chosen(questions([7, 8]), np.array([1]), left_out=1)]
+    mixture = Mixture(parts, (1.0, 1.0), apart=1000)
+    assert left_out(mixture) == left_out(mixture.first_images(None)) == left_out(mixture.first_images(1)) == 3
+    assert left_out(questions([1])) == left_out([]) == 0

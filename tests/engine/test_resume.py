@@ -48,7 +48,7 @@ def test_a_folder_of_others_is_kept(tmp_path):
 
 
 def test_what_changes_no_result_may_be_another(folder):
-    task = {"log_every": 9, "overrides": ["optim.lr=1", "parallelism=dp", "resume=auto"]}
+    task = {"log_every": 9, "patch_dtype": "float16", "overrides": ["optim.lr=1", "parallelism=dp", "resume=auto"]}
     free = {"parallelism": {"dp": 4, "tp": 2}, "resume": "auto", "dataset": {"num_workers": 8}, "task": task}
     assert may_go_on(folder, config(**free))
 

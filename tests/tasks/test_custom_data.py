@@ -15,6 +15,7 @@ from PIL import Image
 from blip2x.config.compose import compose_config
 from blip2x.errors import UserError
 from blip2x.models.weights.manifest import frozen_origins, read_manifest
+from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.launch import launch
 
 SHIPPED = Path(find_spec("sklearn").origin).parent / "datasets" / "images"
@@ -239,6 +240,23 @@ def test_images_that_are_left_out_are_neither_captioned_nor_asked_about(trained,
     assert [row["question_id"] for row in rows(tmp_path / "r/vqa_zeroshot/predictions.jsonl")] == [5]
     for stage in ("caption", "vqa_zeroshot"):
         assert str(bad) in (tmp_path / "r" / stage / "skipped.txt").read_text()
+
+
+def test_images_missing_elsewhere_do_not_keep_a_file_from_the_evaluation_server(trained, tmp_path):
+    folder, _, data = trained
+    shutil.copytree(folder.parent / "images", tmp_path / "images")
+    spoil(tmp_path, "missing", "china/000.jpg")  # to train on
+    stages = "task.stages=[{task: caption, overrides: ['task.metrics=[CIDEr]']},{task: vqa_zeroshot}]"
+    more = [
+        f"dataset.images={tmp_path}/images",
+        "dataset.on_bad_image=skip",
+        f"model.weights={folder}/pretrain_stage2/checkpoint",
+    ]
+    cfg = compose_config([*data, *more, stages, f"paths.outputs={tmp_path}", "run_name=r"])
+    source = build_source(cfg)
+    assert source.captions("train").left_out == 1 and source.skipped  # as a training before it reads them
+    launch(cfg, [*data, *more, stages])
+    assert all((tmp_path / "r" / stage / "leaderboard.json").is_file() for stage in ("caption", "vqa_zeroshot"))
 
 
 def test_nothing_left_to_evaluate_on_is_told(start, tmp_path):

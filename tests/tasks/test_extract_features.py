@@ -241,6 +241,9 @@ def test_a_shard_without_any_readable_picture_has_no_rows(config, pictures, run)
         assert extract(cfg, run) == {"rows": 1, "skipped": 2, "shards": 2}
         found, index = read(run.folder / "features", {"image_embeds", "image_embeds_proj"})
         assert len(index) == len(found["image_embeds"]) == 1
+        if format is FeatureFormat.parquet:
+            first, second = (pq.read_schema(path) for path in sorted((run.folder / "features").glob("*.parquet")))
+            assert first == second
         shutil.rmtree(run.folder / "features")
 
 

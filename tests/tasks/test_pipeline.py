@@ -133,3 +133,39 @@ def test_a_stages_own_weights_count_though_earlier_stages_promise_others(check, 
     check(stages % f"{trained}/pretrain_stage2/checkpoint", vision)
     with pytest.raises(UserError, match=r"^model\.weights=/no: there is no /no"):
         check(stages % "/no", vision)
+
+
+def test_a_stage_that_cannot_start_from_the_one_before_is_refused(check, trained):
+    parts = [f"model.{part}.weights={trained}/pretrain_{part}/checkpoint" for part in ("vision", "language")]
+    both = "{task: pretrain_stage1},{task: pretrain_stage2}"
+    with pytest.raises(UserError, match="retrieval would start from the weights of pretrain_stage2, but task=retrieval needs"):
+        check(f"task.stages=[{both},{{task: retrieval}}]", *parts)
+    own = f"overrides: ['model.weights={trained}/pretrain_stage1/checkpoint']"
+    check(f"task.stages=[{both},{{task: retrieval, {own}}}]", *parts)
+    with pytest.raises(UserError, match="c would start from the weights of pretrain_stage1, but task=caption needs"):
+        check("task.stages=[{task: pretrain_stage1},{task: caption, name: c}]", *parts)
+    tuned = "{task: caption, overrides: ['task.train=true','task.max_steps=1','task.max_epochs=null']}"
+    check(f"task.stages=[{both},{tuned},{{task: vqa_zeroshot}}]", *parts)
+
+
+def test_fine_tuning_on_questions_has_its_texts_from_stage_1(check, trained):
+    parts = [f"model.{part}.weights={trained}/pretrain_{part}/checkpoint" for part in ("vision", "language")]
+    stages = "task.stages=[%s{task: pretrain_stage2},{task: vqa_finetune},{task: vqa_finetune, name: v, overrides: ['%s']}]"
+    check(stages % ("{task: pretrain_stage1},", "task.train=false"), *parts)
+    stage1 = f"{trained}/pretrain_stage1/checkpoint"
+    with pytest.raises(UserError, match="the checkpoint of the stage before lacks what reads texts in the Q-Former"):
+        check(stages % ("", "task.train=false"), f"model.weights={stage1}", *parts)
+    check(stages % ("", "task.train=false"), f"model.weights={stage1}", f"model.qformer.weights={stage1}", *parts)
+    with pytest.raises(
+        UserError, match="v would start from the weights of pretrain_stage2, but task=vqa_finetune needs those of"
+    ):
+        evaluated = "{task: vqa_finetune, name: v, overrides: ['task.train=false']}"
+        check(f"task.stages=[{{task: pretrain_stage1}},{{task: pretrain_stage2}},{evaluated}]", *parts)
+
+
+def test_the_q_former_of_an_earlier_stage_goes_with_its_whole_model_only():
+    handed = {"model.weights": "a", "model.qformer.weights": "b"}
+    assert Stage("s", [], ["task=caption"]).given(handed) == set(handed)
+    assert Stage("s", [], ["task=caption", "model.weights=c"]).given(handed) == set()
+    own = Stage("s", ["model.qformer.weights=typed"], ["task=pretrain_stage1", "model.weights=null"])
+    assert own.config(handed).model.qformer.weights == "typed" and own.config(handed).model.weights is None

@@ -10,12 +10,12 @@ from safetensors.numpy import load_file
 
 from blip2x.errors import UserError
 from blip2x.models.weights.manifest import read_manifest
-from blip2x.tasks import pretrain_stage1
+from blip2x.tasks.common import stage1_training
 
 
 @pytest.fixture
 def models(watch_training):
-    return watch_training(pretrain_stage1)
+    return watch_training(stage1_training)
 
 
 def changed(models, part):

@@ -19,6 +19,7 @@ from blip2x.models.memory.predict import Layout
 from blip2x.models.weights.describe import follow_source
 from blip2x.models.weights.manifest import read_manifest
 from blip2x.tasks import retrieval
+from blip2x.tasks.common import stage1_training
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.loading import eval_transform
 from blip2x.tasks.doctor import prediction_of, texts_of, trainings
@@ -136,7 +137,7 @@ def test_texts_are_cleaned_where_the_config_says_so(parts, run, monkeypatch, cle
 
 def test_fine_tuning_trains_the_image_encoder_and_then_searches(run_task, trained, small, watch_training, validations):
     weights = trained / "pretrain_stage1/checkpoint"
-    models = watch_training(retrieval)
+    models = watch_training(stage1_training)
     command = [*small, f"model.weights={weights}", "task.train=true", "model.vision.frozen=false", "task.k_test=4"]
     steps = ["task.batch_size=8", "task.max_steps=2", "task.max_epochs=null", "task.log_every=1"]
     metrics, folder = run_task("retrieval", *command, *steps, "task.validation.captions=false")

@@ -146,7 +146,17 @@ def test_a_split_without_answers_is_predicted_and_not_scored(run_task, start, mo
     metrics, folder = run_task("vqa_finetune", *start, *FEW, "task.max_steps=1")
     assert "accuracy" not in metrics and len(rows(folder)) > 24 and {row["correct"] for row in rows(folder)} == {None}
     with pytest.raises(UserError, match="no question to validate on has a known answer"):
-        run_task("vqa_finetune", *start, *FEW, "task.keep_best=1")
+        run_task("vqa_finetune", *start, *FEW, "task.keep_best=1", "run_name=told")
+    assert not (folder.parent / "told").exists()
+
+
+def test_a_validation_scores_lemmas_where_the_evaluation_does(monkeypatch):
+    monkeypatch.setattr(vqa_finetune, "lemmatise", lambda texts: [text.removesuffix("s") for text in texts])
+    question = Digits(compose_config(["dataset.train_scenes=1", "dataset.test_scenes=1"]).dataset).questions("eval")[0]
+    pairs = [(replace(question, answers=("cat",)), {"prediction": "cats"})]
+    for lemmatise, accuracy in (("true", 100), ("false", 0)):
+        cfg = compose_config(["task=vqa_finetune", f"task.lemmatise={lemmatise}"])
+        assert vqa_finetune.HeldOutQuestions(cfg, None, None, None, [question])._accuracy(pairs) == accuracy
 
 
 def test_questions_without_answers_cannot_be_learned(run_task, start, monkeypatch):

@@ -5,7 +5,7 @@ B images, N questions about them, Q queries, D width of the language model; C ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -14,14 +14,68 @@ from paddle import Tensor
 
 from blip2x.config.run import RunConfig
 from blip2x.data.samples import QuestionSample
+from blip2x.data.sequences import left_out
+from blip2x.data.source import Split
 from blip2x.data.tokenize import TextTokenizer, clean_question
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.run import Run
 from blip2x.generation.settings import GenerationSettings
+from blip2x.metrics.lemmatise import require_lemmatiser
 from blip2x.models.assemblies.stage2 import Stage2Model
 from blip2x.tasks.common.captioning import write_texts
 from blip2x.tasks.common.loading import Share
 from blip2x.tasks.common.merge import gather_rows
+from blip2x.tasks.common.results import answer_results, check_questions
+from blip2x.tasks.common.task import Task
+
+
+class AnsweringTask(Task):
+    """What the tasks that answer questions share: their parts, their checks and their scores."""
+
+    @classmethod
+    def weight_keys(cls, cfg: RunConfig) -> list[str]:
+        """All three parts; the Q-Former's come from stage 2."""
+        return ["model.vision.weights", "model.language.weights", "model.weights"]
+
+    @classmethod
+    def check(cls, cfg: RunConfig, promised: Set[str] = frozenset()) -> None:
+        """As for all tasks, and the decoding options and the lemmatiser."""
+        GenerationSettings.from_config(cfg.task)
+        if cfg.task.lemmatise:
+            require_lemmatiser()
+        super().check(cfg, promised)
+
+    @classmethod
+    def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[QuestionSample]) -> None:
+        """All questions have as many true answers as the rules want, or none."""
+        check_questions(cfg, samples)
+
+    def results(
+        self,
+        answering: Answering,
+        questions: Sequence[QuestionSample],
+        baselines: Callable[[], dict[str, dict[int, str]]] = dict,
+    ) -> dict[str, float]:
+        """Answer `questions`, which are those of `answering`, and score the answers. All ranks must call it.
+
+        Args:
+            answering: has not answered yet.
+            questions: all of them, the same on each rank.
+            baselines: see `answer_results`; all ranks call it when the answers are there.
+        """
+        pairs = answering.answer()
+        others = baselines()
+        missing = left_out(questions) + len(questions) - len(pairs)
+        return self.context.on_main(
+            lambda: answer_results(
+                self.run_folder,
+                self.cfg,
+                pairs,
+                baselines=others,
+                images_encoded=answering.images_encoded,
+                left_out=missing,
+            )
+        )
 
 
 class Answering:
@@ -86,13 +140,17 @@ class Answering:
 
     @paddle.no_grad()
     def answer_blind(self) -> dict[int, str]:
-        """Question id -> the answer of the language model that sees no image; each different prompt is answered once."""
+        """Question id -> the answer of the language model that sees no image; each different prompt is answered once.
+
+        All ranks must call it: they share the batches, which do not depend on how many ranks there are.
+        """
         prompts = sorted({self._asked(question) for question in self._questions})
-        size, answers = self._cfg.task.eval_batch_size, {}
-        for start in range(0, len(prompts), size):
+        size, context, own = self._cfg.task.eval_batch_size, self._run.context, {}
+        for start in range(size * context.data_rank, len(prompts), size * context.data_size):
             chunk = prompts[start : start + size]
             written = write_texts(self._model, self._tokenizer, None, chunk, self._settings)
-            answers |= {prompt: texts[0].text for prompt, texts in zip(chunk, written, strict=True)}
+            own |= {prompt: texts[0].text for prompt, texts in zip(chunk, written, strict=True)}
+        answers = {prompt: text for part in context.gather_objects(own) for prompt, text in part.items()}
         return {question.question_id: answers[self._asked(question)] for question in self._questions}
 
     def _asked(self, question: QuestionSample) -> str:

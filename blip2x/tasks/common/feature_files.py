@@ -37,10 +37,12 @@ class FeatureFiles:
         format: of the shards.
         arrays: name -> shape of a row.
         dtype: "float32" or "float16".
+        texts: whether rows are of texts, so that all shards have a column for them, also one without rows.
     """
 
-    def __init__(self, folder: Path, format: FeatureFormat, arrays: dict[str, tuple[int, ...]], dtype: str):
+    def __init__(self, folder: Path, format: FeatureFormat, arrays: dict[str, tuple[int, ...]], dtype: str, *, texts: bool):
         self._folder, self._format, self._arrays, self._dtype = folder, format, arrays, np.dtype(dtype)
+        self._columns = {name: kind for name, kind in _COLUMNS.items() if texts or name != "text"}
 
     def begin(self, description: dict[str, Any]) -> None:
         """Write the manifest, or go on with shards that another process left.
@@ -80,7 +82,7 @@ class FeatureFiles:
 
         Args:
             shard: its number.
-            items: image_id, name and, where there is one, text of each row.
+            items: image_id, name and, with `texts`, text of each row.
             batches: the arrays, in the order of `items`; without any, the shard has no rows.
         """
         arrays = {
@@ -90,16 +92,13 @@ class FeatureFiles:
         path = self._path(shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._format is FeatureFormat.parquet:
-            columns = {name: pa.array([item[name] for item in items], kind) for name, kind in self._described(items).items()}
+            columns = {name: pa.array([item[name] for item in items], kind) for name, kind in self._columns.items()}
             table = pa.table({**columns, **{name: _lists(array) for name, array in arrays.items()}})
             _write_whole(path, lambda partial: pq.write_table(table, partial, use_dictionary=False))
             return
         lines = "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items)
         _write_whole(path.with_suffix(".jsonl"), lambda partial: partial.write_text(lines, encoding="utf-8"))
         _write_whole(path, lambda partial: save_file(arrays, partial))  # last: where it is, the shard is whole
-
-    def _described(self, items: list[dict[str, Any]]) -> dict[str, pa.DataType]:
-        return {name: kind for name, kind in _COLUMNS.items() if all(name in item for item in items)}
 
     def _path(self, shard: int) -> Path:
         return self._folder / f"{shard:05d}.{_SUFFIX[self._format]}"

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 from omegaconf import OmegaConf
 
 from blip2x.config.run import RunConfig
-from blip2x.data.source import Source
+from blip2x.data.samples import CaptionSample, has_truth
+from blip2x.data.source import Source, Split
+from blip2x.errors import UserError
 from blip2x.registry import DATASETS
 
 
 def build_source(cfg: RunConfig) -> Source:
     """The data set; the same object for the same config, so that a pipeline reads its files once."""
     return _build(_Key(cfg.dataset))
+
+
+def require_captions(cfg: RunConfig, split: Split | None, samples: Sequence[CaptionSample], what: str) -> None:
+    """Raise `UserError` where the captions of a split are its owner's secret, so that `what` cannot be done."""
+    if not has_truth(samples):
+        raise UserError(
+            f"{what} needs true captions, and {cfg.dataset.name} has none for {split}; "
+            "choose a split or a data set that has some"
+        )
 
 
 class _Key:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from functools import partial
@@ -43,6 +44,7 @@ class ModelLoader:
         weights: the sources, and the model's config.
         texts: the data set's texts, where a tokenizer has to be made of them.
         say: told what was loaded.
+        warn: told what may be a mistake; None: `say` is.
         precision: decides the types that frozen parts are stored in; the other parts have paddle's default type.
         tensor: the ranks that share the matrices of `split`, parts that have to be frozen.
         split: of "language" and "vision" those that are split over `tensor`; this rank's model has its share of them.
@@ -54,6 +56,7 @@ class ModelLoader:
         *,
         texts: Callable[[], Iterable[str]],
         say: Callable[[str], None],
+        warn: Callable[[str], None] | None = None,
         precision: PrecisionName = PrecisionName.fp32,
         tensor: TensorGroup = TensorGroup(),  # noqa: B008  # it is frozen
         split: Collection[str] = (),
@@ -63,7 +66,7 @@ class ModelLoader:
         self._tensor, self._split = tensor, split if tensor.size > 1 else ()
         self.cfg = follow_source(weights.cfg, weights.source)
         self._texts = texts
-        self._say = say
+        self._say, self._warn = say, warn or say
 
     @classmethod
     def of_run(cls, cfg: RunConfig, run: Run) -> ModelLoader:
@@ -72,11 +75,15 @@ class ModelLoader:
         def say(text: str) -> None:
             run.console.print(text, style="dim", markup=False, highlight=False)
 
+        def warn(text: str) -> None:
+            run.console.print(text, style="yellow", markup=False, highlight=False)
+
         tensor = run.context.tensor
         return cls(
             Weights(cfg.model, cfg.paths, cfg.model.weights),
             texts=lambda: build_source(cfg).texts(),  # most tokenizers come with weights and need no data set
             say=say,
+            warn=warn,
             precision=cfg.precision.name,
             tensor=tensor,
             split=["language", "vision"] if tensor.size > 1 and cfg.parallelism.tp_vision else ["language"],
@@ -267,8 +274,21 @@ class ModelLoader:
         for source, found in sources:
             count = sum(name in found for name in report.loaded)
             self._say(f"loaded {count} tensors from {source.path}")
+        self._tell_image_size(report.adapted, tensors)
         if len(sources) > 1 or (sources and (report.dropped or report.missing or report.adapted)):
             self._say(f"in all {report}")
+
+    def _tell_image_size(self, adapted: Collection[str], tensors: dict[str, StoredTensor]) -> None:
+        """Positions of another image size fit as well, but what was trained at one size is worth less at another."""
+        vision = self.cfg.vision
+        for name in adapted:
+            if not name.startswith("vision.") or len(tensors[name].shape) != 3:  # another encoder's own
+                continue
+            size = math.isqrt(tensors[name].shape[1] - 1) * vision.patch_size  # beside the patches there is the class token
+            self._warn(
+                f"note: the image encoder's weights are of {size} pixels, its positions were brought to "
+                f"model.vision.image_size={vision.image_size}; to evaluate what was trained at {size}, set it to {size}"
+            )
 
     def _check_split(self, *parts: str) -> list[str]:
         """Those of `parts` that are split.

@@ -14,9 +14,9 @@ import paddle
 from paddle import Tensor
 
 from blip2x.config.run import RunConfig
-from blip2x.config.task import PretrainStage1Config
+from blip2x.config.task import PretrainStage1Config, RetrievalConfig
 from blip2x.data.samples import CaptionSample
-from blip2x.data.tokenize import TextTokenizer
+from blip2x.data.tokenize import TextTokenizer, clean_caption
 from blip2x.engine.amp import full_precision
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.run import Run
@@ -62,6 +62,12 @@ class Texts:
         mask_BL = self.mask_ML[places]
         length = int(mask_BL.sum(axis=1).max())
         return paddle.to_tensor(self.ids_ML[places][:, :length]), paddle.to_tensor(mask_BL[:, :length])
+
+
+def searched_texts(task: PretrainStage1Config, samples: Sequence[CaptionSample]) -> list[list[str]]:
+    """Each image's captions as they are searched: those of retrieval cleaned, where its config says so."""
+    prepare = clean_caption if isinstance(task, RetrievalConfig) and task.clean_texts else str
+    return [[prepare(text) for text in sample.captions] for sample in samples]
 
 
 def text_features(context: Context, model: Stage1Model, texts: Texts, batch_size: int) -> np.ndarray:
@@ -158,14 +164,15 @@ class Stage1Validation:
         images = self._look(share)
         image_NQE = gather_array(context, images.places, images.features, share.found)
         samples = [self._samples[place] for place in share.found]
-        texts = Texts.of([sample.captions for sample in samples], self._tokenizer, self._task.max_txt_len)
+        captions = searched_texts(self._task, samples)
+        texts = Texts.of(captions, self._tokenizer, self._task.max_txt_len)
         text_ME = text_features(context, self._model, texts, self._task.eval_batch_size)
         captioned = share.found if limit is None else share.found[share.found < limit]
 
         def compare() -> tuple[dict[str, float], np.ndarray]:
             similarity_NM = similarities(image_NQE, text_ME, self._task.eval_batch_size)
             require_finite(similarity_NM)
-            pairs_K3 = hardest_pairs(similarity_NM[: len(captioned)], [sample.captions for sample in samples[: len(captioned)]])
+            pairs_K3 = hardest_pairs(similarity_NM[: len(captioned)], captions[: len(captioned)])
             found = hits(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M)
             return recalls(found), pairs_K3
 

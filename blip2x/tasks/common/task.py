@@ -25,7 +25,7 @@ T = TypeVar("T")
 class Task:
     """A task reads a checked config, does its work in `run`, and hands back metrics and weights."""
 
-    makes: ClassVar[tuple[str, ...]] = ()  # config keys of the weights that its result sets
+    makes: ClassVar[tuple[str, ...]] = ()  # config keys of the weights that its result always sets
     shows_pictures: ClassVar[bool] = True  # to a model
     computes: ClassVar[bool] = True  # on the device, in the layout and the precision of the config
 
@@ -66,7 +66,13 @@ class Task:
     @classmethod
     def promises(cls, cfg: RunConfig) -> set[str]:
         """The config keys of weights that later stages need not set: a whole model's checkpoint knows its parts' places."""
-        return {*cls.makes, *(cls.weight_keys(cfg) if "model.weights" in cls.makes else ())}
+        made = cls.hands_on(cfg)
+        return {*made, *(cls.weight_keys(cfg) if "model.weights" in made else ())}
+
+    @classmethod
+    def hands_on(cls, cfg: RunConfig) -> tuple[str, ...]:
+        """The config keys of the weights that its result sets; a task that trains where it is told to makes a whole model."""
+        return cls.makes or (("model.weights",) if trains(cfg.task) else ())
 
     @classmethod
     def validation_metrics(cls, cfg: RunConfig) -> set[str] | None:

@@ -25,14 +25,20 @@ class Start:
     """What a task asks of `model.weights`."""
 
     tensors: str  # how the names of tensors start that have to be there
-    tasks: str  # whose checkpoints have them
+    tasks: tuple[str, ...]  # whose checkpoints have them
+    hint: str = ""  # what a message adds to their names
     takes_questions: bool = False  # also a model whose Q-Former reads the question
+
+    def __str__(self) -> str:
+        """The tasks as a message names them."""
+        *others, last = self.tasks
+        return f"{', '.join(others)} or {last}{self.hint}" if others else f"{last}{self.hint}"
 
 
 _WORDS = "qformer.text.word_embeddings"
 _READS_TEXTS = re.compile(r"qformer\.(text\.(?!head_)|layers\.\d+\.text_ffn\.)")  # the head writes them
 
-STAGE2 = Start("language_proj.", "pretrain_stage2 or caption")
+STAGE2 = Start("language_proj.", ("pretrain_stage2", "caption"))
 
 
 class Weights:
@@ -127,8 +133,9 @@ class Weights:
         if folder is None:
             if self.cfg.missing is Missing.initialise:
                 return None
+            whole = f"model.weights={self.whole}" if self.whole else "the checkpoint of the stage before"
             raise UserError(
-                f"model.weights={self.whole} lacks what reads texts in the Q-Former, as stage 2 leaves it out; set "
+                f"{whole} lacks what reads texts in the Q-Former, as stage 2 leaves it out; set "
                 "model.qformer.weights to weights of stage 1 (best those that stage 2 began with) or to a BERT, or "
                 "model.missing=initialise to begin with random ones"
             )
@@ -163,14 +170,14 @@ class Weights:
         """Raise `UserError` unless `task` can start from the whole model's checkpoint."""
         if self.source is None:
             raise UserError(
-                f"task={task} needs a trained model: set model.weights to a checkpoint of {start.tasks}, "
+                f"task={task} needs a trained model: set model.weights to a checkpoint of {start}, "
                 "or run all stages with task=pipeline"
             )
         if not start.takes_questions:
             self.refuse_questions(f"task={task}")
         if not self.source.has(start.tensors):
             kind = self.source.manifest.get("kind", f"{self.source.what} ({self.source.family})")
-            raise UserError(f"model.weights={self.whole} is a checkpoint of {kind}, but task={task} needs one of {start.tasks}")
+            raise UserError(f"model.weights={self.whole} is a checkpoint of {kind}, but task={task} needs one of {start}")
 
     def require_same_shape(self) -> None:
         """Raise `UserError` where the whole model's checkpoint is of another model than the config's."""

@@ -74,6 +74,7 @@ def test_missing_images_are_skipped_counted_and_named_on_request(custom_config, 
     path = write("gaps.json", rows(2))
     source = Custom(replace(custom_config, train_captions=path, on_bad_image=OnBadImage.skip))
     assert [sample.captions for sample in source.captions("train")] == [("a temple",)]
+    assert source.captions("train").left_out == 2 and source.captions("eval").left_out == 0
     source.captions("train")  # read again, named once
     assert source.skipped == [f"image {photos}/no{i}.jpg does not exist" for i in range(2)]
 

@@ -14,6 +14,7 @@ from blip2x.generation.settings import GenerationSettings
 from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.models.freeze import set_eval_mode
 from blip2x.models.weights.describe import follow_source
+from blip2x.tasks.common import answering as answering_module
 from blip2x.tasks.common.answering import Answering
 from blip2x.tasks.common.inputs import build_source
 
@@ -85,6 +86,17 @@ def test_any_number_of_ranks_answers_alike_and_counts_all_images(parts, over_ran
     for found, images in over_ranks(2, work):
         assert images == SCENES
         assert [row["prediction"] for _, row in found] == [row["prediction"] for _, row in alone]
+
+
+def test_ranks_share_the_prompts_that_are_answered_without_images(parts, over_ranks, monkeypatch):
+    written, write = [], answering_module.write_texts
+    monkeypatch.setattr(answering_module, "write_texts", lambda *words: written.append(words[3]) or write(*words))
+    (alone,) = over_ranks(1, lambda run: answering(parts, run).answer_blind())
+    batches = list(written)
+    written.clear()
+    assert len(batches) > 2 and len(set(alone.values())) > 1
+    assert over_ranks(2, lambda run: answering(parts, run).answer_blind()) == [alone, alone]
+    assert sorted(written) == sorted(batches)
 
 
 def test_the_prompt_has_the_cleaned_question(parts, run):

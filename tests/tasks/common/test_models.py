@@ -95,6 +95,17 @@ def test_a_tokenizer_of_another_family_is_refused(trained, run):
         ModelLoader.of_run(cfg, run).language_tokenizer()
 
 
+def test_weights_of_another_image_size_are_told(loader, trained, run):
+    weights = f"model.weights={trained}/pretrain_stage1/checkpoint"
+    made = loader(*NO_DATA, weights)
+    own = made.cfg.vision.image_size
+    made.stage1()
+    assert "note:" not in said(run)
+    loader(*NO_DATA, weights, f"model.vision.image_size={2 * own}").stage1()
+    assert f"note: the image encoder's weights are of {own} pixels" in said(run)
+    assert f"to evaluate what was trained at {own}, set it to {own}" in said(run)
+
+
 def test_a_frozen_part_without_weights_is_named(loader, trained):
     with pytest.raises(UserError, match=r"^model.vision.frozen=true"):
         loader(*FEW).stage1()

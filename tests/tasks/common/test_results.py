@@ -15,7 +15,6 @@ from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.errors import UserError
 from blip2x.metrics.caption import CaptionScores, caption_scores
 from blip2x.registry import TASKS
-from blip2x.tasks.caption import Caption
 from blip2x.tasks.common import results
 from blip2x.tasks.common.results import answer_results, caption_results, check_questions
 
@@ -212,8 +211,26 @@ def test_questions_are_looked_at_before_work(task, monkeypatch):
         TASKS.get("vqa_zeroshot").check(task("vqa_zeroshot", "task.answer_rules=gqa"), promised)
 
 
-def test_a_training_needs_captions_to_be_validated_on(task):
-    samples = [CaptionSample(Plain(), (), 0)]
-    Caption.check_samples(task("caption", "task.train=true"), "eval", samples)
-    with pytest.raises(UserError, match=r"task\.train=true needs true captions to validate on, and mine has none"):
-        Caption.check_samples(task("caption", "task.train=true"), "val", samples)
+@pytest.mark.parametrize(
+    ("command", "splits"),
+    [
+        ("task=caption task.train=true", ["val"]),
+        ("task=retrieval task.train=true", ["val", "eval"]),
+        ("task=retrieval", ["eval"]),
+        ("task=pretrain_stage1", ["val"]),
+        ("task=pretrain_stage2", ["val"]),
+        ("task=extract_features task.mode=multimodal task.split=eval", ["eval"]),
+        ("task=extract_features task.mode=text task.split=val", ["val"]),
+        ("task=extract_features task.mode=image", []),
+    ],
+)
+def test_captions_that_are_needed_and_not_known_are_told_before_work(command, splits):
+    cfg = compose_config(command.split())
+    samples, task = [CaptionSample(Plain(), (), 0)], TASKS.get(cfg.task.kind)
+    for _, split in task.reads(cfg):
+        task.check_samples(cfg, split, [CaptionSample(Plain(), ("a cat",), 0)])
+        if split in splits:
+            with pytest.raises(UserError, match=f" needs true captions, and digits has none for {split}; choose"):
+                task.check_samples(cfg, split, samples)
+        else:
+            task.check_samples(cfg, split, samples)

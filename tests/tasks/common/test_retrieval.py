@@ -7,6 +7,7 @@ import paddle
 import pytest
 
 from blip2x.config.compose import compose_config
+from blip2x.data.samples import CaptionSample
 from blip2x.data.tokenize import train_tokenizer
 from blip2x.models.assemblies.stage1 import build_stage1
 from blip2x.models.freeze import set_eval_mode
@@ -100,3 +101,13 @@ def test_what_is_not_trained_is_not_measured(parts, run, monkeypatch):
     monkeypatch.setattr(retrieval, "captions_behind", None)
     found = Stage1Validation(cfg, run, model, tokenizer, samples)()
     assert {name for name in found if "/" not in name} == Stage1Validation.names(cfg.task)
+
+
+def test_retrieval_is_validated_on_texts_as_they_are_searched():
+    sample = CaptionSample(None, ("A Red two!", "blue."), 0)
+    for words, expected in (
+        (["task=retrieval", "task.clean_texts=true"], ["a red two", "blue"]),
+        (["task=retrieval", "task.clean_texts=false"], ["A Red two!", "blue."]),
+        (["task=pretrain_stage1"], ["A Red two!", "blue."]),
+    ):
+        assert retrieval.searched_texts(compose_config(words).task, [sample]) == [expected]

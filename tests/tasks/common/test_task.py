@@ -84,7 +84,11 @@ def test_a_whole_models_checkpoint_promises_its_parts():
     cfg = compose_config(["task=pretrain_stage2"])
     assert TASKS.get("pretrain_stage2").promises(cfg) == {"model.weights", "model.vision.weights", "model.language.weights"}
     assert TASKS.get("pretrain_language").promises(cfg) == {"model.language.weights"}
-    assert TASKS.get("caption").promises(cfg) == set()
+    caption, all_parts = TASKS.get("caption"), TASKS.get("pretrain_stage2").promises(cfg)
+    assert caption.promises(compose_config(["task=caption"])) == set()
+    assert caption.promises(compose_config(["task=caption", "task.train=true"])) == all_parts
+    of_stage1 = TASKS.get("pretrain_stage1").promises(compose_config(["task=pretrain_stage1", "model.weights=x"]))
+    assert of_stage1 == {"model.weights", "model.vision.weights", "model.qformer.weights"}
 
 
 def test_data_that_is_not_there_is_told(small, trained, tmp_path):
