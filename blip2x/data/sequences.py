@@ -23,7 +23,7 @@ from blip2x.errors import UserError
 
 S = TypeVar("S", CaptionSample, QuestionSample)
 
-_RELEASE_EVERY = 512  # rows: the system maps more around each than is looked at, 0.4 MB in all
+_RELEASE_EVERY = 128  # rows: around each the system maps about 1 MB
 _SHARDS_AT_ONCE = 16  # that samples are drawn from, so that disks read in runs
 
 
@@ -31,7 +31,7 @@ class Samples(Sequence[S], Generic[S]):
     """A sequence that knows the numbers of its images without making its samples.
 
     Attributes:
-        left_out: samples of its annotation files that it has not, since their images are missing.
+        left_out: samples of the whole split that it has not, since their images are missing, whatever is chosen of it.
     """
 
     left_out: int = 0

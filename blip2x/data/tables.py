@@ -23,7 +23,7 @@ import pyarrow as pa
 from blip2x.data.rows import CaptionRow, Format, QuestionRow
 from blip2x.data.tokenize import clean_caption
 from blip2x.errors import UserError
-from blip2x.transfer.download import locked
+from blip2x.transfer.files import locked
 
 _VERSION = 1  # of what tables hold: another one makes them anew
 _ROWS = 100_000  # turned into columns at a time

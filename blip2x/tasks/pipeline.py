@@ -97,6 +97,8 @@ class Pipeline:
         for stage in plan_stages(cfg.task):
             config = stage.config({})
             task, given = TASKS.get(config.task.kind), stage.given(promised)
+            if not hasattr(task, "promises"):
+                raise UserError(f"task.stages: {config.task.kind} is no stage of a pipeline; run it alone")
             start = task.starts_from(config)
             if maker and start and "model.weights" in given and made_by not in start.tasks:
                 raise UserError(

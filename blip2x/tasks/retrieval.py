@@ -61,6 +61,11 @@ class Retrieval(Task):
         return ["model.vision.weights", "model.weights"]
 
     @classmethod
+    def promises(cls, cfg: RunConfig) -> set[str]:
+        """After a training as stage 1: also what reads texts in the Q-Former."""
+        return {*super().promises(cfg), *(["model.qformer.weights"] if cfg.task.train else [])}
+
+    @classmethod
     def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[CaptionSample]) -> None:
         """There is something to find."""
         if split != "train":
@@ -79,7 +84,7 @@ class Retrieval(Task):
         weights = {}
         if self.task.train:
             train_stage1(self, loader, model, tokenizer)
-            weights = {"model.weights": self.checkpoint_folder()}
+            weights = dict.fromkeys(("model.weights", "model.qformer.weights"), self.checkpoint_folder())
         search = Search(self.cfg, self.run_folder, model, tokenizer, samples)
         metrics = search()
         self.run_folder.write_lines(search.rows, "predictions.jsonl")

@@ -133,5 +133,6 @@ class _Adapter(HTTPAdapter):
 
     def proxy_manager_for(self, *arguments: Any, **options: Any) -> Any:
         manager = super().proxy_manager_for(*arguments, **options)
-        manager.pool_classes_by_scheme = {"http": _Pool, "https": _SafePool}
+        if manager.proxy.scheme in ("http", "https"):  # the pools for SOCKS make connections of their own
+            manager.pool_classes_by_scheme = {"http": _Pool, "https": _SafePool}
         return manager

@@ -112,14 +112,29 @@ def unpack(
         for name in gives:
             source, target = staging / name, folder / name
             if source.exists() and not measure(target).bytes:
-                if target.is_dir():
-                    shutil.rmtree(target)  # nothing is in it; a link to another disk is refused
+                _remove_hollow(target)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source.rename(target)
         shutil.rmtree(staging)
     except OSError as error:
         raise UserError(f"{archive} cannot be unpacked into {folder}: {error.strerror or error}") from error
     return reduce(add, (measure(folder / name) for name in gives))
+
+
+def _remove_hollow(target: Path) -> None:
+    """Make room where an interrupted unpacking has left folders and empty files; what holds anything else stays.
+
+    Raises:
+        UserError: something else is there.
+    """
+    if not target.is_dir():
+        return
+    for here, folders, files in os.walk(target):
+        for name in (*folders, *files):
+            entry = Path(here, name)
+            if entry.is_symlink() or (entry.is_file() and entry.stat().st_size and name not in {*_NOT_COUNTED, ".DS_Store"}):
+                raise UserError(f"{target} has none of the files that belong there, but {entry}; move that away")
+    shutil.rmtree(target)
 
 
 def measure(path: Path) -> Size:

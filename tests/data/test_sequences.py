@@ -30,9 +30,7 @@ def captions(count: int, shards: int = 0) -> CaptionTable:
         "offset": list(range(count)),
         "length": [1] * count,
     }
-    return CaptionTable(
-        TableFile(Path("t"), pa.table(columns, schema=CAPTIONS), mmap.mmap(-1, 1)), Path("images"), 10**8, clean=True
-    )
+    return CaptionTable(in_memory(columns, CAPTIONS), Path("images"), 10**8, clean=True)
 
 
 def questions(ids: list[int]) -> QuestionTable:

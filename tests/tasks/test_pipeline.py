@@ -92,6 +92,11 @@ def test_the_demo_can_start_with_nothing(check):
     check()
 
 
+def test_tasks_that_are_no_stage_are_named(check):
+    with pytest.raises(UserError, match=r"task\.stages: prepare is no stage of a pipeline; run it alone"):
+        check("dataset=digits", "task.stages=[{task: prepare}]")
+
+
 def test_every_stage_is_checked_before_the_first_one_starts(check, trained):
     with pytest.raises(UserError, match=r"^model.vision.frozen=true"):
         check("task.stages=[{task: pretrain_stage1}]")

@@ -317,3 +317,12 @@ def test_measure(tmp_path):
     (tmp_path / "a/link").unlink()
     (tmp_path / "b").symlink_to(tmp_path / "a")
     assert measure(tmp_path / "b") == Size(1, 3)  # a data folder may be a link to another disk
+
+
+def test_a_folder_with_other_things_is_not_removed(give):
+    archive, folder = give(zipped(TWO))
+    (folder / "pictures").mkdir(parents=True)
+    (folder / "pictures/.notes").write_text("mine")
+    with pytest.raises(UserError, match=r"pictures has none of the files that belong there, but .*/\.notes; move that away"):
+        unpack(archive, folder, ["pictures"])
+    assert (folder / "pictures/.notes").read_text() == "mine"

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -105,8 +106,9 @@ class Files:
         is_whole = entry.get("unpacked") or file.members is not None
         if self.keep_archives or file.unpack is None or not is_whole or not _is_as_it_was(file, entry):
             return
-        path.unlink(missing_ok=True)
-        beside(path, "origin.json").unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that cannot be written is used as it is
+            path.unlink(missing_ok=True)
+            beside(path, "origin.json").unlink(missing_ok=True)
 
     def verify(self, file: RemoteFile, hint: str) -> State:
         """Compute checksums and count members anew; `hint` says how to get what is not there."""

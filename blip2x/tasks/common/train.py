@@ -28,6 +28,8 @@ from blip2x.parallel.seeding import seed_everything
 from blip2x.tasks.common.loading import report_skipped, train_loader, write_skipped
 from blip2x.tasks.common.weights import normalisation
 
+_SAMPLES_FILE = "samples.json"  # in a training stage's folder
+
 
 def train(
     cfg: RunConfig,
@@ -82,6 +84,7 @@ def train(
     run.context.on_main(lambda: require_checkpoint_space(run.path(FINAL), model, optimizer=True))  # before days of work
     run.write_json(dtype_map(model), "dtypes.json")
     state = _go_on(cfg, run, model)
+    note_samples(run, len(samples))
     loader = train_loader(cfg, run, samples, collate)
     seed_everything(cfg.seed, run.context.data_rank)
     checkpoints = Checkpoints(run, cfg.task, prepare)
@@ -108,6 +111,16 @@ def train(
         best = run.context.on_main(checkpoints.best)
         run.console.print(f"best by {cfg.task.best_metric}: {best}", style="dim", markup=False, highlight=False)
     return metrics
+
+
+def note_samples(run: Run, count: int) -> None:
+    """Keep how many samples there are; tell where a run goes on with another number than it began with."""
+    before = run.context.broadcast_object(run.read_json(_SAMPLES_FILE)) if run.goes_on else None
+    if before is None:
+        run.write_json({"samples": count}, _SAMPLES_FILE)
+    elif before["samples"] != count:
+        note = f"note: this run began with {before['samples']} samples, and now there are {count}; the epoch goes on in another"
+        run.console.print(f"{note} order, so that some of them come twice in it, or not at all", style="yellow", markup=False)
 
 
 def _go_on(cfg: RunConfig, run: Run, model: nn.Layer) -> TrainingState | None:

@@ -72,3 +72,15 @@ def test_what_is_lacking_is_named(mixture_config):
         ImageText(replace(mixture_config, parts={"bare": bare})).captions("eval")
     with pytest.raises(UserError, match=r"dataset\.parts is empty"):
         ImageText(replace(mixture_config, parts={}))
+
+
+def test_questions_with_and_without_answers_are_not_mixed(mixture_config, write):
+    first = mixture_config.parts["first"]
+    bare = write("bare.json", [{"image": "china.jpg", "question": "what?", "question_id": 1}])
+    parts = {
+        name: replace(first, splits={"train": AnnotationFiles(questions=path), "test": AnnotationFiles(questions=path)})
+        for name, path in (("a", first.splits["test"].questions), ("b", bare))
+    }
+    for split in ("train", "eval"):
+        with pytest.raises(UserError, match=f"the true answers of some parts are known for {split}, but not of all"):
+            ImageText(replace(mixture_config, parts=parts)).questions(split)
