@@ -234,7 +234,7 @@ def test_to_import_blip2x_is_cheap():
     assert "blip2x" in modules.split() and not heavy & set(modules.split())
 
 
-@pytest.mark.parametrize("first", ["blip2x", "paddle"])
+@pytest.mark.parametrize("first", [pytest.param("blip2x", marks=pytest.mark.slow), "paddle"])
 def test_paddle_may_be_imported_first(first, tmp_path, pixels):
     """If it is not, nothing is printed, either."""
     code = f"""if True:

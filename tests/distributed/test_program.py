@@ -100,6 +100,7 @@ def test_sharded_optimizers_train_as_dp_does(runs, start, demo, tmp_path):
             assert other[name] == pytest.approx(row[name], abs=1e-3), (row["step"], name)
 
 
+@pytest.mark.slow
 def test_one_rank_is_asked_to_stop_and_the_run_goes_on_later(runs, start, demo, tmp_path, monkeypatch):
     """Both save and end with the code for "again", and the second command ends as if there had been one."""
     later = ("caption", "vqa_zeroshot")

@@ -65,6 +65,7 @@ def test_javas_own_words_are_passed_on(monkeypatch, tmp_path):
     assert not isinstance(error.value, NoJavaError)
 
 
+@pytest.mark.slow
 def test_meteor():
     """Recorded from pycocoevalcap's own wrapper. One start of METEOR, as loading its tables is what takes the time."""
     references = {

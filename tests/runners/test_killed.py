@@ -101,5 +101,5 @@ def test_killed_at_random_moments_the_end_is_the_same(tmp_path, zygote, times):
         assert_same(folder / "r", tmp_path / "alone/r")
     said = (tmp_path / "output.txt").read_text()
     assert "Traceback" not in said and "passed over" not in said  # what has a checkpoint's name is whole
-    assert said.count("going on from") >= 5, said
+    assert said.count("going on from") >= times // 4, said
     print(f"{len(outputs)} runs, {kills} kills, {said.count('going on from')} starts from a checkpoint, {whole:.1f} s alone")

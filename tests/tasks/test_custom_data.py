@@ -142,7 +142,7 @@ MISTAKES = {
     "empty caption": (lambda rows: rows[2].update(caption=" "), r"train\.json, entry 2: 'caption' is empty"),
     "no caption": (
         lambda rows: rows[2].pop("caption"),
-        r"train\.json, entry 2 has no 'caption'; its keys: 'image', 'image_id'",
+        r"train\.json, entry 2 has no caption, though others have; add one or remove the entry",
     ),
     "no image": (lambda rows: rows[0].pop("image"), r"train\.json, entry 0 has no 'image'"),
     "missing file": (

@@ -48,7 +48,7 @@ def tuned(tmp_path_factory, start):
     return alone("vqa_finetune", tmp_path_factory.mktemp("tuned"), *start, *few) / "checkpoint"
 
 
-@pytest.mark.parametrize("model", ["tiny_opt", "tiny_t5"])
+@pytest.mark.parametrize("model", ["tiny_opt", pytest.param("tiny_t5", marks=pytest.mark.slow)])
 def test_it_trains_and_its_checkpoint_answers_alike(run_task, demo, encoded, validations, watch_training, model):
     before = demo(f"model={model}")
     weights = [

@@ -124,7 +124,7 @@ def test_stage_2_of_lavis_with_its_parts(kind, with_tokenizer, exported, languag
     check_stage2(*exported(name, LAVIS / f"stage2_{kind}.pth", settings))
 
 
-@pytest.mark.parametrize("model", ["tiny_opt", "tiny_t5"])
+@pytest.mark.parametrize("model", ["tiny_opt", pytest.param("tiny_t5", marks=pytest.mark.slow)])
 def test_stage_2_of_the_demo(model, exported, demo):
     name = f"trained_stage2_{model.removeprefix('tiny_')}"
     check_stage2(*exported(name, demo(f"model={model}").checkpoint("pretrain_stage2"), {}))
