@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import signal
 from pathlib import Path
@@ -159,7 +158,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(vision, tmp_path, capfd):
     run([*command, "resume=auto"], tmp_path, "r")
     said = capfd.readouterr().out.replace("\n", "")
     assert "passed over" in said and "checkpoint/model.safetensors is damaged" in said and "it has no manifest.json" in said
-    assert re.search(r"step-00000004: ?step 4", said)  # a long path may break the line there
+    assert "step-00000004:step4" in "".join(said.split())  # a long path may break the line anywhere
     arrays = load_file(folder / "checkpoint/model.safetensors")
     assert all(array.tobytes() == expected[key].tobytes() for key, array in arrays.items())
 
