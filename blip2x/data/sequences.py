@@ -23,7 +23,7 @@ from blip2x.errors import UserError
 
 S = TypeVar("S", CaptionSample, QuestionSample)
 
-_RELEASE_EVERY = 128  # rows: around each the system maps about 1 MB
+_RELEASE_EVERY = 16  # rows: around each the system maps what it has read ahead, up to several MB
 _SHARDS_AT_ONCE = 16  # that samples are drawn from, so that disks read in runs
 
 
