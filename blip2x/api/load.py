@@ -16,8 +16,8 @@ from blip2x.api.matching import MatchingModel
 from blip2x.api.processor import Processor
 from blip2x.api.writing import WritingModel
 from blip2x.config.auto import PARTS, auto_defaults, auto_model
+from blip2x.config.check_model import check_model
 from blip2x.config.dataset import TransformConfig
-from blip2x.config.load import check_model
 from blip2x.config.model import Missing, ModelConfig
 from blip2x.config.run import Device, PathsConfig
 from blip2x.data.tokenize import TextTokenizer

@@ -1,0 +1,207 @@
+"""Settings of a task that are impossible, alone or beside the model's."""
+
+from __future__ import annotations
+
+import math
+from pathlib import PurePath
+from typing import Any
+
+from blip2x.config.model import ModelConfig, OptConfig
+from blip2x.config.rules import AT_LEAST_1, AT_LEAST_3, NOT_NEGATIVE, POSITIVE, SHARE, choices, numbers
+from blip2x.config.task import (
+    AnsweringConfig,
+    CaptionConfig,
+    ConvertConfig,
+    DecodingConfig,
+    DoctorConfig,
+    ExtractFeaturesConfig,
+    FeatureMode,
+    PipelineConfig,
+    PredictConfig,
+    PrepareConfig,
+    PretrainLanguageConfig,
+    PretrainStage1Config,
+    PretrainStage2Config,
+    RetrievalConfig,
+    TaskConfig,
+    TrainingConfig,
+    ValidationConfig,
+    VqaFinetuneConfig,
+    trains,
+)
+from blip2x.errors import UserError
+from blip2x.registry import TASKS
+
+CAPTION_METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
+
+
+def check_task(task: TaskConfig) -> None:
+    """Raise `UserError` where a setting of the task is out of range, or contradicts another one."""
+    if isinstance(task, TrainingConfig):
+        _check_training(task)
+    elif hasattr(task, "eval_batch_size"):
+        numbers("task", task, AT_LEAST_1, "eval_batch_size")
+    if isinstance(task, DecodingConfig):
+        _check_decoding(task)
+    if isinstance(task, PretrainStage1Config):
+        numbers("task", task, NOT_NEGATIVE, "itc_weight", "itm_weight", "lm_weight", "contrast_steps")
+        numbers("task", task, SHARE, "label_smoothing")
+        if not task.itc_weight + task.itm_weight + task.lm_weight:
+            raise UserError("task.itc_weight, task.itm_weight and task.lm_weight are all 0, so there is nothing to learn")
+        if task.cached_contrast and task.accumulate == 1:
+            raise UserError(
+                "task.cached_contrast=true does nothing with task.accumulate=1: it contrasts the micro-batches of a step with "
+                "each other; raise task.accumulate, or set task.cached_contrast=false"
+            )
+    if isinstance(task, (PretrainStage1Config, PretrainStage2Config)):
+        _check_validation(task.validation)
+    if isinstance(task, RetrievalConfig):
+        numbers("task", task, AT_LEAST_1, "k_test", "pair_batch_size")
+        numbers("task", task, NOT_NEGATIVE, "patch_memory_gb")
+        numbers("task", task, AT_LEAST_3, "eval_max_txt_len")
+    if isinstance(task, CaptionConfig):
+        choices("task.metrics", task.metrics, CAPTION_METRICS)
+    if isinstance(task, VqaFinetuneConfig):
+        numbers("task.validation", task.validation, AT_LEAST_1, "max_images", "num_beams")
+    if isinstance(task, AnsweringConfig) and "{}" not in task.prompt:
+        raise UserError(f"task.prompt={task.prompt!r} has no {{}}, so the question would not be asked; put {{}} in its place")
+    if isinstance(task, PredictConfig):
+        _check_predict(task)
+    if isinstance(task, ExtractFeaturesConfig):
+        _check_features(task)
+    if isinstance(task, ConvertConfig):
+        numbers("task", task, POSITIVE, "max_shard_gb")
+    if isinstance(task, PrepareConfig):
+        numbers("task", task, AT_LEAST_1, "parallel")
+        numbers("task.links", task.links, AT_LEAST_1, "connections", "attempts", "max_side")
+        numbers("task.links", task.links, POSITIVE, "timeout", "max_mb")
+    if isinstance(task, PipelineConfig):
+        _check_pipeline(task)
+    if isinstance(task, DoctorConfig):
+        numbers("task", task, AT_LEAST_1, "world_size")
+        if task.of is not None:
+            TASKS.check(task.of)
+        if task.of == "doctor":
+            raise UserError("task.of=doctor trains nothing; choose a task that does, e.g. task.of=pretrain_stage2")
+
+
+def _check_validation(cfg: ValidationConfig) -> None:
+    numbers("task.validation", cfg, AT_LEAST_1, "max_images", "num_beams", "max_new_tokens")
+    numbers("task.validation", cfg, NOT_NEGATIVE, "min_new_tokens")
+    if cfg.min_new_tokens > cfg.max_new_tokens:
+        raise UserError(
+            f"task.validation.min_new_tokens={cfg.min_new_tokens} is more than "
+            f"task.validation.max_new_tokens={cfg.max_new_tokens}"
+        )
+
+
+def _check_predict(task: PredictConfig) -> None:
+    choices("task.stage", [task.stage], (1, 2))
+    task.inputs = _inputs(task.inputs)
+    if task.stage == 1 and task.prompt.strip():
+        raise UserError(f"task.prompt={task.prompt!r} with task.stage=1: the Q-Former takes no prompt; leave it empty")
+    if "{}" in task.prompt:
+        raise UserError(
+            f"task.prompt={task.prompt!r} has {{}}, but there is no question to put there; write it into the prompt"
+        )
+
+
+def _check_features(task: ExtractFeaturesConfig) -> None:
+    numbers("task", task, AT_LEAST_1, "shard_size")
+    numbers("task", task, AT_LEAST_3, "max_txt_len")
+    if task.inputs is None:
+        return
+    task.inputs = _inputs(task.inputs)
+    if task.mode is not FeatureMode.image:
+        raise UserError(
+            f"task.mode={task.mode.value} needs texts, and the pictures of task.inputs come without any; set task.mode=image, "
+            "or task.inputs=null and a data set with captions"
+        )
+
+
+def _inputs(inputs: Any) -> list[str]:
+    given = inputs if isinstance(inputs, list) else [inputs]
+    if not given or any(isinstance(entry, (type(None), list, dict)) or not str(entry).strip() for entry in given):
+        raise UserError(f"task.inputs={inputs}: give files, folders, patterns or web addresses, e.g. task.inputs=cat.jpg")
+    return [str(entry) for entry in given]  # a file may be called 7
+
+
+def _check_training(task: TrainingConfig) -> None:
+    if (task.max_steps is None) == (task.max_epochs is None):
+        raise UserError(
+            "set one of task.max_steps and task.max_epochs and leave the other null, "
+            f"got {task.max_steps} and {task.max_epochs}"
+        )
+    counts = ("batch_size", "accumulate", "log_every", "eval_batch_size", "max_steps", "max_epochs", "save_every", "eval_every")
+    numbers("task", task, AT_LEAST_1, *counts, "keep_last")
+    numbers("task", task, NOT_NEGATIVE, "keep_best")
+    if task.keep_best and task.best_metric is None:
+        raise UserError(
+            f"task.keep_best={task.keep_best} without task.best_metric: say by which metric; or set task.keep_best=0"
+        )
+    if hasattr(task, "max_txt_len"):
+        numbers("task", task, AT_LEAST_3, "max_txt_len")
+
+
+def _check_decoding(task: DecodingConfig) -> None:
+    """Ranges; which options go together is said by `GenerationSettings`."""
+    numbers("task", task, AT_LEAST_1, "num_beams", "max_new_tokens", "num_return_sequences")
+    numbers("task", task, NOT_NEGATIVE, "top_k", "min_new_tokens")
+    numbers("task", task, POSITIVE, "temperature", "repetition_penalty")
+    numbers("task", task, ("above 0 and at most 1", lambda value: 0 < value <= 1), "top_p")
+    numbers("task", task, ("finite", math.isfinite), "length_penalty")
+    if task.min_new_tokens > task.max_new_tokens:
+        raise UserError(f"task.min_new_tokens={task.min_new_tokens} is more than task.max_new_tokens={task.max_new_tokens}")
+
+
+def check_lengths(task: TaskConfig, model: ModelConfig) -> None:
+    """The longest text must have positions; else a run would stop at the first long one, perhaps days later."""
+    of_qformer = {}
+    if isinstance(task, PretrainStage1Config):
+        of_qformer = {"max_txt_len": task.max_txt_len}
+        if task.validation.captions:
+            of_qformer["validation.max_new_tokens"] = task.validation.max_new_tokens
+    if isinstance(task, RetrievalConfig):
+        of_qformer["eval_max_txt_len"] = task.eval_max_txt_len
+    if isinstance(task, ExtractFeaturesConfig) and task.mode is not FeatureMode.image:
+        of_qformer["max_txt_len"] = task.max_txt_len
+    if isinstance(task, PredictConfig) and task.stage == 1:
+        of_qformer = {"max_new_tokens": task.max_new_tokens}
+    if isinstance(task, VqaFinetuneConfig):
+        of_qformer["max_txt_len"] = task.max_txt_len
+    for name, length in of_qformer.items():
+        if length > model.qformer.max_positions:
+            raise UserError(f"task.{name}={length} is more than model.qformer.max_positions={model.qformer.max_positions}")
+    if not isinstance(model.language, OptConfig):  # T5 has no limit
+        return
+    lengths = {}
+    reads = (PretrainLanguageConfig, PretrainStage2Config, CaptionConfig, VqaFinetuneConfig)
+    if isinstance(task, reads) and trains(task):
+        lengths["max_txt_len"] = task.max_txt_len
+    if isinstance(task, DecodingConfig) and not (isinstance(task, PredictConfig) and task.stage == 1):
+        lengths["max_new_tokens"] = task.max_new_tokens
+    if isinstance(task, PretrainStage2Config) and task.validation.captions:
+        lengths["validation.max_new_tokens"] = task.validation.max_new_tokens
+    queries = 0 if isinstance(task, PretrainLanguageConfig) else model.qformer.num_queries
+    for name, length in lengths.items():
+        if queries + length > model.language.max_positions:
+            raise UserError(
+                f"task.{name}={length}{f' and {queries} queries' if queries else ''} make more than "
+                f"model.language.max_positions={model.language.max_positions}"
+            )
+
+
+def _check_pipeline(task: PipelineConfig) -> None:
+    if not task.stages:
+        raise UserError("task.stages is empty; a pipeline needs at least one stage, e.g. task.stages=[{task: caption}]")
+    names = [stage.name or stage.task for stage in task.stages]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"task.stages has {', '.join(twice)} more than once; give each stage a name of its own (name: ...)")
+    for name in names:
+        if name in ("", ".", "..") or PurePath(name).name != name:
+            raise UserError(f"task.stages: the name {name!r} has to be a plain folder name, without slashes")
+    for stage in task.stages:
+        TASKS.check(stage.task)
+        if stage.task == "pipeline":
+            raise UserError("task.stages: a pipeline cannot be a stage of a pipeline")
