@@ -14,7 +14,7 @@ LEVELS = [  # from the top; names on one line do not import each other
     {"engine", "objectives", "metrics", "generation"},
     {"models", "data", "losses", "optim"},
     {"parallel"},
-    {"config", "registry", "errors", "startup", "transfer"},
+    {"config", "registry", "errors", "startup", "transfer", "pages"},
 ]
 LEVEL = {name: depth for depth, names in enumerate(LEVELS) for name in names}
 WITHIN_LAST = {("config", "registry"), *((part, "errors") for part in ("config", "registry", "startup", "transfer"))}

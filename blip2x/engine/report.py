@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from blip2x.engine.charts import MAX_POINTS, line_chart
 from blip2x.engine.comparisons import BASELINES, PARTS, Measure, metric_title, read_measures, stage_title
 from blip2x.engine.run_files import TIMES, RunFiles, read_run
 from blip2x.optim.schedule import planned_rates
+from blip2x.pages import render_page
 
 RANDOM, EXTREMES = 8, 4  # captioned pictures shown: drawn at random; best and worst
 QUESTION_PICTURES, QUESTION_EXTREMES = 6, 3
@@ -86,22 +85,21 @@ def shown_searches(rows: list[Row]) -> dict[str, list[Shown]]:
 
 
 def _render(run: RunFiles) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(
-        stage_title=stage_title, metric_title=metric_title, baseline_titles=BASELINES, bar=_bar, mark=_mark
-    )
     measures = read_measures(run.results)
     captions = [row for row in run.predictions if "caption" in row]
     questions = [row for row in run.predictions if "question" in row]
     predicted = [row for row in run.predictions if "texts" in row]
     searches = [row for row in run.predictions if any(row.get(way) for way in _SEARCHES)]
-    return environment.get_template("report.html.jinja").render(
+    functions = {
+        "stage_title": stage_title,
+        "metric_title": metric_title,
+        "baseline_titles": BASELINES,
+        "bar": _bar,
+        "mark": _mark,
+    }
+    return render_page(
+        Path(__file__).with_name("report.html.jinja"),
+        functions,
         run=run,
         name=run.config.get("run_name") or run.folder.resolve().name,
         facts=_facts(run),

@@ -7,11 +7,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from blip2x.data.audit.survey import Shown, Survey
 from blip2x.data.audit.verdicts import Line
+from blip2x.pages import render_page
 
 _SIDE = 160  # pixels of a small picture, at most
 _QUALITY = 70
@@ -19,16 +19,10 @@ _QUALITY = 70
 
 def audit_page(survey: Survey, lines: list[Line], facts: dict[str, str]) -> str:
     """HTML that shows `lines`, the figures and the pictures of `survey`, and under the title `facts` about the run."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(thumbnail=_thumbnail, tallest=_tallest)
     across = survey.figures["across"]
-    return environment.get_template("audit.html.jinja").render(
+    return render_page(
+        Path(__file__).with_name("audit.html.jinja"),
+        {"thumbnail": _thumbnail, "tallest": _tallest},
         leaks=[found for found in across if any(found[how]["count"] for how in ("same_path", "same_file", "near"))],
         figures=survey.figures,
         sheets=survey.sheets,
