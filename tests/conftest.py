@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import random
+import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,21 @@ def demo(tmp_path_factory) -> Callable[..., Demo]:
         return Demo(outputs / name, command, launch(compose_config([*command]), ["runners/run.py", *command]))
 
     return run
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium, the one of the system; each test opens pages of its own with `browser.new_page()`."""
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium is installed")
+    from playwright.sync_api import sync_playwright
+
+    quiet = ["--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=found, args=[*quiet, "--no-sandbox"])  # root has no sandbox
+        yield chromium
+        chromium.close()
 
 
 def few_steps() -> str:

@@ -437,3 +437,15 @@ def test_the_pictures_of_searches_can_be_kept_before_any_is(run_folder):
     assert chosen == again and [len(ids) for ids in chosen] == [6, 3, 3] * 2
     assert shown_searches([row for row in rows if "retrieved_texts" in row]).keys() == {"retrieved_texts"}
     assert shown_searches([]) == {}
+
+
+def test_a_real_browser_shows_it_whole_on_a_phone(run_folder, browser):
+    write_report(run_folder)
+    page = browser.new_page(viewport={"width": 390, "height": 844})
+    said = []
+    page.on("console", lambda message: said.append(message.text))
+    page.goto((run_folder / "report.html").as_uri())
+    assert page.title() == "my-run \u00b7 blip2x"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert said == []
