@@ -48,13 +48,13 @@ class OptimConfig:
     """AdamW with linear warm-up and cosine decay, both per step."""
 
     lr: float = MISSING  # peak
-    warmup_start_lr: float = MISSING
-    warmup_steps: int = MISSING
+    warmup_start_lr: float = MISSING  # where the warm-up begins
+    warmup_steps: int = MISSING  # optimizer steps from warmup_start_lr to lr
     eta_min: float = MISSING  # where the cosine ends
     weight_decay: float = MISSING  # on matrices only: biases, norms, embeddings of one dimension and scalars are exempt
-    beta1: float = MISSING
-    beta2: float = MISSING
-    eps: float = MISSING
+    beta1: float = MISSING  # of the gradient's running mean
+    beta2: float = MISSING  # of the squared gradient's running mean
+    eps: float = MISSING  # added to the root of the latter
     clip_grad_norm: Optional[float] = MISSING  # global norm; null: no clipping
     layer_decay: float = MISSING  # of a trained image encoder: a block's rate is this times the next one's; 1: all alike
 
@@ -72,7 +72,7 @@ class PrecisionName(Enum):
 class PrecisionConfig:
     """What number type the model computes in."""
 
-    name: PrecisionName = MISSING
+    name: PrecisionName = MISSING  # fp32 on a CPU; bf16 or fp16 halve activations and frozen weights on a GPU
     loss_scale: float = MISSING  # fp16: what the loss is multiplied by at the start, so that small gradients are not 0
     loss_scale_steps: int = MISSING  # fp16: it is doubled after so many steps without an infinite gradient
 
@@ -136,11 +136,11 @@ class RunConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = MISSING
+    seed: int = MISSING  # of everything that is drawn: weights, order, crops, dropout
     run_name: Optional[str] = MISSING  # null: task-model-dataset-time
     overwrite: bool = MISSING  # true: a run folder of the same name is replaced
     resume: str = MISSING  # never | auto (go on with the run of this run_name) | a run folder or checkpoint to go on from
-    device: Device = MISSING
+    device: Device = MISSING  # where to compute
     threads: Optional[int] = MISSING  # CPU threads per rank; null: the cores this process may use
 
 
