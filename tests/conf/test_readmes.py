@@ -39,7 +39,7 @@ def test_links_and_sections_come_in_the_same_order():
 
 def test_tables_have_the_same_figures():
     english, chinese = (
-        [re.findall(r"\d[\d.,]*\d|\d", line) for line in text.splitlines() if line.startswith("|")] for text in BOTH
+        [re.findall(r"\d[\d.,]*\d", line) for line in text.splitlines() if line.startswith("|")] for text in BOTH
     )
     assert english == chinese
 
