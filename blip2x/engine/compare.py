@@ -122,6 +122,7 @@ class Comparison:
     def _html(self, target: Path) -> str:
         legend, curves, left_out = plots.shown_curves(self.runs, self.order)
         headlines = [column for column in self.columns if column.headline]
+        telling = [column for column in headlines if column.differs or len(column.cells) == 1]
         runs = self.runs
         return render_page(
             Path(__file__).with_name("compare.html.jinja"),
@@ -133,14 +134,14 @@ class Comparison:
             led=[key for key in self.keys if key.lead is not None],
             few=len(runs) <= _FEW,
             value_counts={key.name: counted(Counter(key.texts)) for key in self.keys},
-            headlines=headlines,
+            headlines=telling or headlines,
             primary=self.primary,
             columns=[column for column in self.columns if column.stage != COST],
             has_close=any(cell.close for column in self.columns for cell in column.cells.values()),
             close=CLOSE,
             seeds=self.seeds,
             seed_keys=[key for key in self.keys if key.lead is None and key.name != "seed"],
-            seed_columns=[(column, seed_cells(self.seeds, column)) for column in headlines] if self.seeds else [],
+            seed_columns=[(column, seed_cells(self.seeds, column)) for column in telling] if self.seeds else [],
             panels=plots.metric_plots(runs, self.keys, self.columns),
             legend=legend,
             curves=curves,

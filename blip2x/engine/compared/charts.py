@@ -15,7 +15,7 @@ from blip2x.engine.compared.differences import shortened
 _WIDTH, _HEIGHT = 340, 200  # about the pixels it is shown at
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 14, 12, 36
 _ROW, _LABEL, _VALUE = 22, 124, 62  # of dots by name: height of a row; widths of its label and of its value
-_LETTERS = 19  # of a label, at most
+_LETTERS = 18  # of a label, at most
 _LOG_FROM = 10  # times the smallest value of an axis, from which on it is one of powers of ten
 _MOST_TICKS = 6
 
@@ -40,7 +40,7 @@ class Dot:
 def dots_by_name(title: str, rows: Sequence[tuple[str, Sequence[Dot]]]) -> Markup:
     """A row per name with its runs' dots and 95 % intervals on one scale; of several runs the row's value is their mean."""
     low, high = _span(_ends([dot for _, dots in rows for dot in dots]), keep_zero=True)
-    left, right, height = _LABEL, _WIDTH - _VALUE, _ROW * len(rows) + 20
+    left, right, height = _LABEL + 6, _WIDTH - _VALUE - 6, _ROW * len(rows) + 20  # 6: half a dot and some air
 
     def x_of(value: float) -> float:
         return left + (min(max(value, low), high) - low) / (high - low) * (right - left)
@@ -57,9 +57,9 @@ def dots_by_name(title: str, rows: Sequence[tuple[str, Sequence[Dot]]]) -> Marku
             ends = [x_of(end) for end in dot.interval] if dot.interval else []
             bar = f'<line x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>' if ends else ""
             parts.append(_marked(dot, x_of(dot.value), y, bar))
-        best = any(dot.best for dot in dots)
+        best = len(dots) == 1 and dots[0].best
         value = _short(statistics.fmean(dot.value for dot in dots))
-        parts.append(f'<text class="value{" best" if best else ""}" x="{right + 8}" y="{y + 4:.1f}">{value}</text>')
+        parts.append(f'<text class="value{" best" if best else ""}" x="{right + 12}" y="{y + 4:.1f}">{value}</text>')
     parts.append("</svg>")
     return Markup("".join(parts))
 
@@ -86,7 +86,7 @@ def dots_by_number(title: str, axis: str, dots: Sequence[tuple[float, Dot]]) -> 
             _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM),
         )
 
-    parts = _frame(title, y_ticks, lambda tick: place(numbers[0], tick)[1], axis + (", powers of ten" if is_log else ""))
+    parts = _frame(title, y_ticks, lambda tick: place(numbers[0], tick)[1], axis + (" (log scale)" if is_log else ""))
     last = -math.inf
     for tick in numbers if len(numbers) <= _MOST_TICKS else _axis_ticks(numbers, is_log):
         x, text = place(tick, y_low)[0], _short(tick)

@@ -43,9 +43,20 @@ class Column:
     stage: str  # "" where runs of different tasks are compared by one metric
     key: str
     name: str
-    title: str
+    group: str  # the stage's title, where there are several
+    label: str
     headline: bool
     cells: dict[int, Cell]
+
+    @property
+    def title(self) -> str:
+        """All of its name for readers."""
+        return f"{self.group}, {self.label}" if self.group else self.label
+
+    @property
+    def differs(self) -> bool:
+        """Whether runs that have it do not all have the same value."""
+        return len({cell.measure.value for cell in self.cells.values()}) > 1
 
     @property
     def better(self) -> int:
@@ -74,8 +85,9 @@ def columns(runs: Sequence[ComparedRun]) -> list[Column]:
     for (stage, key), cells in found.items():
         measure = next(iter(cells.values())).measure
         pieces = [measure.scope.replace("_", " "), metric_title(measure.name), measure.part]
-        title = ", ".join(filter(None, [stage_title(stage) if several and stage else "", *pieces]))
-        metrics.append(Column(stage, key, measure.name, title, (stage, key) in headlines, cells))
+        group = stage_title(stage) if several and stage else ""
+        label = ", ".join(filter(None, pieces))
+        metrics.append(Column(stage, key, measure.name, group, label, (stage, key) in headlines, cells))
     return [_judge(column) for column in [*metrics, *_costs(runs)]]
 
 
@@ -113,7 +125,7 @@ def _costs(runs: Sequence[ComparedRun]) -> list[Column]:
             if value is not None:
                 final = run.complete and not (run.resumed and key == "seconds")
                 cells[index] = Cell(Measure(COST, "", key, "", value, ()), final)
-        made += [Column(COST, key, key, title, True, cells)] if cells else []
+        made += [Column(COST, key, key, "", title, True, cells)] if cells else []
     return made
 
 

@@ -66,9 +66,9 @@ def axes(keys: Sequence[Key]) -> list[Key]:
 
 
 def metric_plots(runs: Sequence[ComparedRun], keys: Sequence[Key], found: Sequence[Column]) -> list[Panel | HeatTable]:
-    """A plot per metric, or where three keys or more differ, one per metric and key."""
+    """A plot per metric that differs, or where three keys or more do, one per metric and key."""
     over = axes(keys)
-    plotted = [column for column in found if len(column.ranked()) > 1 and "/" not in column.key]
+    plotted = [column for column in found if len(column.ranked()) > 1 and column.differs and "/" not in column.key]
     plotted = sorted(plotted, key=lambda column: not column.headline)[:_MOST_METRICS]
     if not over or len(runs) == 2:
         return [_by_name(column, runs, [run.name for run in runs], "") for column in plotted]
@@ -93,11 +93,12 @@ def shown_curves(runs: Sequence[ComparedRun], order: Sequence[int]) -> tuple[lis
                 lines.setdefault(stage, {}).setdefault(part, []).append((run.name, kind, points))
     stages = []
     for stage, parts in lines.items():
-        shared = {part: drawn for part, drawn in parts.items() if len(drawn) > 1}
+        # a loss that was measured once, at the end, is no curve
+        shared = {part: drawn for part, drawn in parts.items() if sum(len(points) > 1 for _, _, points in drawn) > 1}
         charts = {part: curves(f"{stage_title(stage)}: {part}", shared[part]) for part in _ordered(shared)}
         panels = [Panel(part.replace("_", " "), chart) for part, chart in charts.items() if chart]
-        stages += [Curves(stage, panels)] if panels else []
-    drawn = {name for parts in lines.values() for found in parts.values() if len(found) > 1 for name, _, _ in found}
+        stages += [Curves(stage_title(stage), panels)] if panels else []
+    drawn = {name for parts in lines.values() for found in parts.values() for name, _, points in found if len(points) > 1}
     legend = [(run.name, kind) for run, kind in zip(chosen, kinds, strict=True) if run.name in drawn]
     return legend if stages else [], stages, len(order) - len(chosen)
 
@@ -122,17 +123,24 @@ def _dots(column: Column, runs: Sequence[ComparedRun]) -> dict[int, Dot]:
     dots = {}
     for index in column.ranked():
         cell = column.cells[index]
-        interval = cell.measure.interval if cell.measure.shown_interval() else None
+        in_unit = cell.measure.percent if cell.measure.is_share else float
+        interval = tuple(map(in_unit, cell.measure.interval)) if cell.measure.shown_interval() else None
         text = f"{cell.measure.shown()} {cell.measure.shown_interval()}".rstrip()
-        dots[index] = Dot(runs[index].name, cell.measure.value, text, interval, cell.best, cell.final)
+        dots[index] = Dot(runs[index].name, in_unit(cell.measure.value), text, interval, cell.best, cell.final)
     return dots
+
+
+def _title(column: Column) -> str:
+    is_share = next(iter(column.cells.values())).measure.is_share
+    return f"{column.title}, %" if is_share else column.title
 
 
 def _over(column: Column, runs: Sequence[ComparedRun], key: Key) -> Panel:
     if not key.numbers:
         return _by_name(column, runs, key.texts, key.title, key.choices)
     dots = [(key.numbers[index], dot) for index, dot in sorted(_dots(column, runs).items())]
-    return Panel(f"{column.title} by {key.title}", dots_by_number(f"{column.title} by {key.title}", key.title, dots))
+    title = f"{_title(column)} by {key.title}"
+    return Panel(title, dots_by_number(title, key.title, dots))
 
 
 def _by_name(column: Column, runs: Sequence[ComparedRun], names: Sequence[str], title: str, order: Sequence[str] = ()) -> Panel:
@@ -145,7 +153,7 @@ def _by_name(column: Column, runs: Sequence[ComparedRun], names: Sequence[str], 
     if len(rows) > MOST_ROWS:
         best = sorted(shown, key=lambda row: -column.better * statistics.fmean(dot.value for dot in row[1]))
         shown, note = best[:MOST_ROWS], f"The first {MOST_ROWS} of {len(rows)}, best first."
-    label = f"{column.title} by {title}" if title else column.title
+    label = f"{_title(column)} by {title}" if title else _title(column)
     return Panel(label, dots_by_name(label, shown), note)
 
 

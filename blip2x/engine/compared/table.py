@@ -74,8 +74,7 @@ def comparison_table(
 
 def _weight(column: Column, place: int, first: Column | None) -> tuple[bool, bool, bool, int]:
     """Least for what must not be missing: the metric that runs are ordered by, then scores that differ, late stages' first."""
-    same = len({cell.measure.value for cell in column.cells.values()}) < 2
-    return column is not first, same and len(column.cells) > 1, column.better != HIGHER, -place
+    return column is not first, len(column.cells) > 1 and not column.differs, column.better != HIGHER, -place
 
 
 def _width(column: _Printed) -> int:
@@ -84,9 +83,8 @@ def _width(column: _Printed) -> int:
 
 
 def _heading(column: Column) -> str:
-    title = column.title.replace(", recall", "\nrecall").replace("peak memory, GB", "GB")
-    stage, _, rest = title.partition(", ")
-    return f"{stage}\n{rest}" if rest else title
+    label = column.label.replace(", recall", "\nrecall").replace("peak memory, ", "")
+    return f"{column.group}\n{label}" if column.group else label
 
 
 def _figure(column: Column, index: int) -> Text:
