@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -28,7 +29,7 @@ def comparison_table(
     order: Sequence[int],
     first: Column | None,
     width: int,
-) -> Table:
+) -> Group:
     """Runs in `order` with their headline figures, `first` before all, no wider than `width` or 120 characters."""
     rows = list(order[:MOST_ROWS])
     names = [Text(shortened(runs[index].name, _NAME), no_wrap=True) for index in rows]
@@ -57,7 +58,7 @@ def comparison_table(
             room -= _width(figures[place])
     left = len(about) - len(shown) + len(figures) - len(chosen)
     shown += [figures[place] for place in sorted(chosen)]
-    table = Table(title="Comparison", title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(title="Comparison", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("run", no_wrap=True)
     for heading, _, is_number in shown:
         table.add_column(Text(heading), justify="right" if is_number else "left", no_wrap=True)
@@ -68,8 +69,9 @@ def comparison_table(
     said += ["( ) not final"] if any(cell.plain.startswith("(") for _, cells, _ in shown for cell in cells) else []
     said += [f"{left} more column{'s' if left > 1 else ''}"] if left else []
     said += [f"{len(order) - len(rows)} more runs"] if len(order) > len(rows) else []
-    table.caption = "; ".join(said) or None
-    return table
+    return (
+        Group(table, Text("; ".join(said), style="dim")) if said else Group(table)
+    )  # a caption would wrap below a narrow table
 
 
 def _weight(column: Column, place: int, first: Column | None) -> tuple[bool, bool, bool, int]:
