@@ -16,6 +16,7 @@ from blip2x.config.dataset import DatasetConfig, ImageTextConfig, check_transfor
 from blip2x.config.rules import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, Rule, choices, numbers
 from blip2x.config.run import HybridConfig, OptimConfig, RunConfig, WandbConfig
 from blip2x.config.task import (
+    CompareConfig,
     DoctorConfig,
     ExtractFeaturesConfig,
     PipelineConfig,
@@ -74,6 +75,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     check_lengths(config.task, config.model)
     _check_layer_decay(config)
     _check_resume(config)
+    _check_runs(config)
     if isinstance(config.parallelism, HybridConfig):
         _check_parallelism(config.parallelism)
         _check_shared(config.parallelism, config.task)
@@ -110,6 +112,18 @@ def _check_resume(config: RunConfig) -> None:
             )
         if not Path(config.resume).is_dir():
             raise UserError(f"resume={config.resume} is no folder; give a run folder or a checkpoint, or auto, or never")
+
+
+def _check_runs(config: RunConfig) -> None:
+    """Only a comparison has any; there they become a list of texts."""
+    if not isinstance(config.task, CompareConfig):
+        if config.runs is not None:
+            raise UserError(f"runs={config.runs} is what task=compare looks at; task={config.task.kind} takes none")
+        return
+    given = config.runs if isinstance(config.runs, list) else [config.runs]
+    if not given or any(isinstance(entry, (type(None), list, dict)) or not str(entry).strip() for entry in given):
+        raise UserError("task=compare needs runs: a folder of runs, a run, or a list of them, e.g. runs=outputs/sweeps/NAME")
+    config.runs = [str(entry) for entry in given]  # a folder may be called 7
 
 
 def _check_kinds(config: RunConfig) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import List, Optional
+from typing import Any, List, Optional
 
 from omegaconf import MISSING
 
@@ -138,6 +138,7 @@ class RunConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = MISSING  # of everything that is drawn: weights, order, crops, dropout
     run_name: Optional[str] = MISSING  # null: task-model-dataset-time
+    runs: Any = MISSING  # task=compare: a folder of runs, a run, a pattern (*, ?, [a-z]), or a list of them; null: none
     overwrite: bool = MISSING  # true: a run folder of the same name is replaced
     resume: str = MISSING  # never | auto (go on with the run of this run_name) | a run folder or checkpoint to go on from
     device: Device = MISSING  # where to compute

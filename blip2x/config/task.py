@@ -363,3 +363,11 @@ class AuditConfig(TaskConfig):
     near: int = MISSING  # bits, of 64, in which hashes of pictures that look the same may differ
     max_txt_len: int = MISSING  # tokens, as in the training that is to be: what is longer is cut off there
     sheet: int = MISSING  # pictures of each split that the page shows
+
+
+@schema("task", "compare")
+@dataclass
+class CompareConfig(TaskConfig):
+    """Set runs beside one another: what differed, what came out, which is best. `runs` says which."""
+
+    kind: str = "compare"

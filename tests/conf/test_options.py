@@ -10,7 +10,12 @@ from blip2x.config.compose import CONF_FOLDER, compose_config
 from blip2x.registry import TASKS
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "parity" / "huggingface" / "opt"
-NEEDED = {"custom": ["dataset.images=photos"], "predict": ["task.inputs=[cat.jpg]"], "auto": [f"model.weights={WEIGHTS}"]}
+NEEDED = {
+    "compare": ["runs=outputs"],
+    "custom": ["dataset.images=photos"],
+    "predict": ["task.inputs=[cat.jpg]"],
+    "auto": [f"model.weights={WEIGHTS}"],
+}
 
 
 def options(group: str) -> list[str]:
