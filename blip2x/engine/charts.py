@@ -84,8 +84,8 @@ def _short(value: float) -> str:
 
 
 def _tick_texts(ticks: list[float]) -> list[str]:
-    texts = [f"{tick:,.0f}" if 1e4 <= abs(tick) < 1e6 else f"{tick:.4g}" for tick in ticks]
-    return texts if max(map(len, texts)) <= 7 else [_short(tick) for tick in ticks]  # what the margin has room for
+    texts = [f"{tick / 1000:.4g}k" if 1e4 <= abs(tick) < 1e6 else f"{tick:.4g}" for tick in ticks]
+    return texts if max(map(len, texts)) <= 6 else [_short(tick) for tick in ticks]  # what the margin has room for
 
 
 def _thin(points: Points) -> list[tuple[float, float]]:

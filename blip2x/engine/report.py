@@ -158,7 +158,7 @@ def _facts(run: RunFiles) -> dict[str, str]:
         "Data set": look_up(run.config, "dataset", "name"),
         "Seed": look_up(run.config, "seed"),
         "Finished": run.finished,
-        "Ended": None if run.finished else run.status.get("ended"),
+        "Ended": "" if run.finished else run.ended,
         "Stages": " \u2192 ".join(str(stage) for stage in done),
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
