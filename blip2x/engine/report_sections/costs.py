@@ -91,12 +91,12 @@ def _spans(rows: list[Row]) -> list[tuple[Row, int, float]]:
 
 
 def _samples(rows: list[Row]) -> int:
-    """All steps times the samples of a step, which is the median of what rate and time say.
+    """All steps times the samples of a step, which are the least that a line's rate and time say.
 
-    A validation between two lines takes time in which nothing is trained on, so that their sum would be too large.
+    They say more where there was a validation or a restart before the line, which the rate leaves out and the time does not.
     """
     sizes = [rate * seconds / steps for row, steps, seconds in _spans(rows) for rate in numbers([row], "samples_per_second")]
-    return round(statistics.median(sizes)) * round(max(numbers(rows, "step"))) if sizes else 0
+    return round(min(sizes)) * round(max(numbers(rows, "step"))) if sizes else 0
 
 
 def _wait(rows: list[Row]) -> float | None:

@@ -116,9 +116,9 @@ def _panel(stage: str, title: str, lines: Series, schedule: Row | None = None) -
         notes.append(f"{room} of {len(lines)} lines, evenly chosen")
         names = list(lines)
         lines = {name: lines[name] for name in (names[round(n * (len(names) - 1) / (room - 1))] for n in range(room))}
-    drawn = {name: sorted(line.items()) for name, line in lines.items()}
+    drawn = {name if len(lines) > 1 else title: sorted(line.items()) for name, line in lines.items()}
     if planned:
-        drawn = {"plan": planned, **{"logged" if name in _PLAIN else name: line for name, line in drawn.items()}}
+        drawn = {"plan": planned, **{"logged" if name in (*_PLAIN, title) else name: line for name, line in drawn.items()}}
     return Panel(title, line_chart(f"{stage_title(stage)}: {title}", drawn, dots=["logged"]), "; ".join(notes))
 
 
