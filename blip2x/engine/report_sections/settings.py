@@ -63,7 +63,8 @@ def changed_settings(run: RunFiles) -> Settings:
         return Settings(problem="config.yaml does not name a task, a model and a data set")
     try:
         base = copy.deepcopy(_defaults(tuple(f"{group}={quoted(name)}" for group, name in names.items())))
-        base.paths = OmegaConf.merge(base.paths, run.config.get("paths") or {})
+        for key in base.paths:  # so that the places of its files differ in nothing
+            base.paths[key] = look_up(run.config, "paths", key) or base.paths[key]
         free = _free(base)
         plain = OmegaConf.to_container(OmegaConf.create(OmegaConf.to_yaml(base, resolve=True)))
         changed = _compare(plain, run.config, free)
