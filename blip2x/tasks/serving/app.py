@@ -7,7 +7,7 @@ import base64
 import hashlib
 import re
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ PAGE = Path(__file__).with_name("page.html.jinja")
 MOST_JSON = 64 * 1024  # bytes of a request but for the picture
 _MOST_TEXT = 2000  # characters of a question, an answer, a prompt
 _MOST_TURNS = 20
+_CLOSE = {"Connection": "close"}
 _RETRY_AFTER = {"Retry-After": "2"}  # seconds; most texts take less
 
 T = TypeVar("T")
@@ -253,7 +254,8 @@ async def _read(request: Request, most: int, cfg: ServeConfig) -> bytes:
         elif size > 2 * most:  # until there what is too much is read, as most clients listen only when they have sent all
             break
     if size > most:
-        raise HTTPException(413, f"the picture has more than {cfg.max_upload_mb:g} MB (task.max_upload_mb); scale it down")
+        sentence = f"the picture has more than {cfg.max_upload_mb:g} MB (task.max_upload_mb); scale it down"
+        raise HTTPException(413, sentence, _CLOSE if size > 2 * most else None)
     return b"".join(chunks)
 
 
@@ -303,7 +305,7 @@ async def _gone(request: Request) -> None:
 def _tell_errors(app: FastAPI) -> None:
     """Every error is {"error": a sentence}."""
 
-    def answer(status: int, sentence: str, headers: Any = None) -> JSONResponse:
+    def answer(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
         return JSONResponse({"error": sentence}, status, headers)
 
     @app.exception_handler(StarletteHTTPException)
@@ -336,7 +338,7 @@ def _tell_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> Response:
-        return answer(500, "the server failed; its terminal says why")  # which uvicorn sees to
+        return answer(500, "the server failed; its terminal says why", _CLOSE)  # uvicorn prints the traceback, and closes
 
 
 def _policy(page: str) -> str:

@@ -80,6 +80,7 @@ def serving(app: Any, sock: socket.socket) -> Iterator[threading.Thread]:
         timeout_graceful_shutdown=_GRACE,
     )
     server = uvicorn.Server(config)
+    sock.listen(config.backlog)  # from here on who connects is answered, if a moment later
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, name="server", daemon=True)
     thread.start()
     try:
