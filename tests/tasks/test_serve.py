@@ -275,13 +275,22 @@ def test_a_request_that_takes_too_long_is_ended_and_the_next_one_served(serve):
     assert served.caption(image).status_code == 200
 
 
-def post(address: str, path: str, body: bytes, kind="application/json") -> socket.socket:
-    """A client that sends a request and does not wait for the answer."""
+def post(address: str, path: str, body: bytes, kind="application/json", *, missing=0) -> socket.socket:
+    """A client that sends a request, but for `missing` bytes, and does not wait for the answer."""
     host, port = address.removeprefix("http://").split(":")
     sock = socket.create_connection((host, int(port)))
-    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\nContent-Length: {len(body) + missing}\r\n\r\n"
     sock.sendall(head.encode() + body)
     return sock
+
+
+def test_a_picture_that_does_not_arrive_gives_up_its_place(serve):
+    served = serve("task.max_seconds=0.2", "task.max_queue=1")
+    with closing(post(served.address, "/api/images", png(), "image/png", missing=1)) as slow:
+        eventually(lambda: served.jobs.taken == 1)
+        slow.settimeout(5)
+        assert b"408" in slow.recv(100)
+    assert served.image().status_code == 201 and served.model.encoded == 1
 
 
 def test_clients_that_went_away_free_their_places(serve):
