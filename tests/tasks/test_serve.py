@@ -23,7 +23,8 @@ from blip2x.config.compose import compose_config
 from blip2x.errors import Interrupted, UserError
 from blip2x.tasks.common.launch import launch
 from blip2x.tasks.serve import Serve, _look_often
-from blip2x.tasks.serving.app import Turn, Written, build_app, chat_prompt
+from blip2x.tasks.serving.app import Written, build_app
+from blip2x.tasks.serving.asked import Turn, chat_prompt
 from blip2x.tasks.serving.images import Encoded, KeptImages
 from blip2x.tasks.serving.jobs import Abandoned, Jobs
 from blip2x.tasks.serving.server import address_of, bind, is_this_machine, serving

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,26 +14,23 @@ from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp
 
-from blip2x import __version__
+import blip2x
 from blip2x.config.task import ServeConfig
 from blip2x.data.pictures import decode_picture
 from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
 from blip2x.pages import render_page
+from blip2x.tasks.serving.asked import AskRequest, CaptionRequest, Decoding, chat_prompt
+from blip2x.tasks.serving.guard import Guard, page_policy
 from blip2x.tasks.serving.images import Encoded, KeptImages
 from blip2x.tasks.serving.jobs import Abandoned, Full, Job, Jobs
 from blip2x.tasks.serving.server import is_this_machine
 
 PAGE = Path(__file__).with_name("page.html.jinja")
-MOST_JSON = 64 * 1024  # bytes of a request but for the picture
-_MOST_TEXT = 2000  # characters of a question, an answer, a prompt
-_MOST_TURNS = 20
 _CLOSE = {"Connection": "close"}
 _RETRY_AFTER = {"Retry-After": "2"}  # seconds; most texts take less
 
@@ -64,60 +58,6 @@ class ServedModel(Protocol):
         """Texts behind the prompt, best first; raises `UserError` where the prompt leaves no room for them."""
 
 
-class Decoding(BaseModel):
-    """Options of ``GenerationSettings``; what is left out is as the server was started with."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    num_beams: int | None = Field(None, description="1: greedy, or sampling where do_sample is true")
-    do_sample: bool | None = None
-    # the bounds of the four numbers keep powers and quotients finite
-    temperature: float | None = Field(None, ge=0.01, le=100)
-    top_p: float | None = Field(None, description="sampling: smallest set of tokens with this probability; 1: all")
-    top_k: int | None = Field(None, description="sampling: the k likeliest tokens; 0: all")
-    max_new_tokens: int | None = None
-    min_new_tokens: int | None = None
-    length_penalty: float | None = Field(None, ge=-10, le=10)
-    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
-    num_return_sequences: int | None = None
-    early_stopping: bool | None = None
-
-    def on(self, usual: GenerationSettings) -> GenerationSettings:
-        """`usual`, but for what is given."""
-        given = self.model_dump(include=set(Decoding.model_fields), exclude_none=True)
-        return replace(usual, **given)
-
-
-class CaptionRequest(Decoding):
-    """Describe an image."""
-
-    image: str = Field(description="the id that /api/images gave")
-    prompt: str | None = Field(None, max_length=_MOST_TEXT, description="what the text goes on from")
-
-
-class Turn(BaseModel):
-    """A question that was answered before."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    question: str = Field(min_length=1, max_length=_MOST_TEXT)
-    answer: str = Field(max_length=_MOST_TEXT)
-
-
-class AskRequest(Decoding):
-    """Ask about an image."""
-
-    image: str = Field(description="the id that /api/images gave")
-    question: str = Field(min_length=1, max_length=_MOST_TEXT)
-    history: list[Turn] = Field(default=[], max_length=_MOST_TURNS, description="read before the question, oldest first")
-
-
-def chat_prompt(template: str, question: str, history: Sequence[Turn] = ()) -> str:
-    """`template` with the question in place of "{}", behind the questions and answers before it, as in LAVIS's demo."""
-    before = [f"{template.replace('{}', turn.question.strip())} {turn.answer.strip()}." for turn in history]
-    return " ".join([*before, template.replace("{}", question.strip())])
-
-
 def build_app(cfg: ServeConfig, model: ServedModel, jobs: Jobs, *, name: str, checkpoint: str, max_pixels: int) -> ASGIApp:
     """The application.
 
@@ -129,7 +69,7 @@ def build_app(cfg: ServeConfig, model: ServedModel, jobs: Jobs, *, name: str, ch
         checkpoint: where it comes from, as shown.
         max_pixels: larger pictures are refused.
     """
-    app = FastAPI(title="blip2x", version=__version__, docs_url=None, redoc_url=None)  # both pages load from elsewhere
+    app = FastAPI(title="blip2x", version=blip2x.__version__, docs_url=None, redoc_url=None)  # both pages load from elsewhere
     kept = KeptImages(cfg.max_images, cfg.max_images_mb * 1e6)
     captions = GenerationSettings.from_config(cfg)
     answers = answer_settings(cfg)
@@ -151,7 +91,7 @@ def build_app(cfg: ServeConfig, model: ServedModel, jobs: Jobs, *, name: str, ch
             "images_mb": cfg.max_images_mb,
         },
     }
-    page = render_page(PAGE, {}, info=info, version=__version__)
+    page = render_page(PAGE, {}, info=info, version=blip2x.__version__)
     _tell_errors(app)
 
     def settings_of(asked: Decoding, usual: GenerationSettings) -> GenerationSettings:
@@ -226,7 +166,7 @@ def build_app(cfg: ServeConfig, model: ServedModel, jobs: Jobs, *, name: str, ch
         prompt = chat_prompt(cfg.question_prompt, asked.question, asked.history)
         return await write(request, asked.image, prompt, settings_of(asked, answers))
 
-    return _Guard(app, only_this_machine=is_this_machine(cfg.host), page_policy=_policy(page))
+    return Guard(app, only_this_machine=is_this_machine(cfg.host), policy=page_policy(page))
 
 
 def answer_settings(cfg: ServeConfig) -> GenerationSettings:
@@ -339,63 +279,3 @@ def _tell_errors(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> Response:
         return answer(500, "the server failed; its terminal says why", _CLOSE)  # uvicorn prints the traceback, and closes
-
-
-def _policy(page: str) -> str:
-    """A policy for contents by which only the page's own styles and script count, and nothing is loaded from elsewhere."""
-
-    def hashes(tag: str) -> str:
-        found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        return " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in found)
-
-    return (
-        f"default-src 'none'; script-src {hashes('script')}; style-src {hashes('style')}; img-src blob: data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-
-
-class _Guard:
-    """Around everything: names of other machines refused, long JSON refused, headers set.
-
-    Other sites' pages cannot read what is answered, nor can they send what is answered to: neither image/* nor
-    application/json goes to another origin without being allowed. But a site can have its own name point to 127.0.0.1
-    (DNS rebinding), and is then no other origin. So where only this machine can connect, only its own names are answered.
-    Bound to another address, the server does not know its names.
-    """
-
-    def __init__(self, app: ASGIApp, *, only_this_machine: bool, page_policy: str):
-        self.app, self.only_this_machine = app, only_this_machine
-        self.headers = {
-            "Content-Security-Policy": page_policy,
-            "X-Content-Type-Options": "nosniff",
-            "X-Frame-Options": "DENY",
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cache-Control": "no-store",
-        }
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return
-        seen = 0
-
-        async def bounded() -> Message:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > MOST_JSON:
-                raise HTTPException(413, f"the request has more than {MOST_JSON} bytes")
-            return message
-
-        async def guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(self.headers)
-            await send(message)
-
-        host = Headers(scope=scope).get("host", "")
-        if self.only_this_machine and not is_this_machine(re.sub(r":\d*$", "", host)):
-            sentence = f"this server answers to localhost and 127.0.0.1 only, not to {host[:100]!r}"
-            await JSONResponse({"error": sentence}, 403)(scope, receive, guarded)
-            return
-        await self.app(scope, receive if scope["path"] == "/api/images" else bounded, guarded)
