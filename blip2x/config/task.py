@@ -371,3 +371,25 @@ class CompareConfig(TaskConfig):
     """Set runs beside one another: what differed, what came out, which is best. `runs` says which."""
 
     kind: str = "compare"
+
+
+@schema("task", "serve")
+@dataclass
+class ServeConfig(DecodingConfig):
+    """Try a trained model in a browser or over HTTP; decoding is as set here where a request does not say otherwise."""
+
+    kind: str = "serve"
+    stage: int = MISSING  # 1: captions from the Q-Former alone; 2: captions and answers from the language model
+    prompt: str = MISSING  # of captions
+    question_prompt: str = MISSING  # "{}" is replaced by the question
+    answer_max_new_tokens: int = MISSING
+    answer_length_penalty: float = MISSING
+    host: str = MISSING  # address to listen on; 127.0.0.1: this machine only, 0.0.0.0: everybody who can reach it
+    port: int = MISSING  # 0: any that is free
+    max_queue: int = MISSING  # requests at a time, the one that is worked on included
+    max_seconds: float = MISSING  # for a request, from its arrival to its answer
+    max_upload_mb: float = MISSING  # of a picture
+    max_images: int = MISSING  # encoded ones that are kept to be asked about
+    max_images_mb: float = MISSING  # their memory
+    limit_new_tokens: int = MISSING  # the most that a request may ask for as max_new_tokens
+    limit_beams: int = MISSING  # the same of num_beams and num_return_sequences
