@@ -138,6 +138,7 @@ class RunConfig:
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = MISSING
     run_name: Optional[str] = MISSING  # null: task-model-dataset-time
+    quiet: bool = MISSING  # true: nothing is printed but warnings, errors and the results table
     overwrite: bool = MISSING  # true: a run folder of the same name is replaced
     resume: str = MISSING  # never | auto (go on with the run of this run_name) | a run folder or checkpoint to go on from
     device: Device = MISSING
