@@ -41,9 +41,9 @@ class Training:
     Args:
         objective: batch of tensors -> {"loss": scalar to minimise, other parts to report}; `set_step(step)`, where it has
             one, is called before each optimizer step, then `prepare(batches)` with the step's micro-batches; where the first of
-            them has "tokens" then, their rate is reported (see `with_token_shares`). `gradients_vary`, where it has one: whether
-            at some steps it leaves parameters without a gradient that get one at others; `mixes_samples`: whether it matters
-            which samples share a micro-batch.
+            them has "tokens" then, their rate is reported (see `with_token_shares`). `gradients_vary`, where it has one:
+            whether at some steps it leaves parameters without a gradient that get one at others; `mixes_samples`: whether it
+            matters which samples share a micro-batch.
         loader: micro-batches of this rank; all ranks have equally many.
         cfg: how long, how big, how often.
         optim: optimizer and schedule.

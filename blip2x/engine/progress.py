@@ -275,9 +275,9 @@ def _trend(values: Sequence[float]) -> str:
 def _costs(bar: ProgressBar) -> list[Text]:
     line, said = bar.line, []
     if line:
-        said.append(f"{bar.samples_per_second:.3g} {bar.unit}/s")
+        said.append(f"{_rate(bar.samples_per_second)} {bar.unit}/s")
     if "tokens_per_second" in line:
-        said.append(f"{line['tokens_per_second']:.3g} tokens/s")
+        said.append(f"{_rate(line['tokens_per_second'])} tokens/s")
     if "data_wait" in line:
         said.append(f"data wait {100 * line['data_wait']:.0f} %")
     if "memory_gb" in line:
@@ -296,6 +296,10 @@ def _flow(items: Sequence[Text], width: int) -> Iterator[Text]:
         row = Text.assemble(row, "  ", item)
     if row:
         yield row
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _duration(seconds: float) -> str:
