@@ -72,6 +72,15 @@ def test_only_the_warnings_of_the_imports_are_silenced():
     assert [line for line in run(code).stderr.splitlines() if "Warning" in line] == ["<string>:1: UserWarning: of our own"]
 
 
+def test_deprecations_inside_third_parties_stay_silent_whatever_python_is_told():
+    code = (
+        "import warnings; from blip2x.startup import prepare_process; prepare_process(); "
+        "import paddlenlp.transformers.opt.configuration; warnings.warn('of our own', DeprecationWarning)"
+    )
+    done = run(code, PYTHONWARNINGS="default")
+    assert done.stderr == "<string>:1: DeprecationWarning: of our own\n"
+
+
 def test_mkl_is_told_the_instruction_set_on_amd():
     code = (
         "import os, blip2x.startup as s; s._is_amd_with_avx2 = lambda: {}; s.prepare_process(); "

@@ -21,6 +21,7 @@ from blip2x.engine.run_files import TIMES
 
 SECONDS_BETWEEN_LINES = 5.0  # where output is not a terminal, e.g. a log file
 _SECONDS_BETWEEN_PICTURES = 0.125
+_LEAST_WORK = 100  # of the time between two pictures to that of drawing one, also where a terminal is slow
 _TREND = 12  # values of a loss part that are drawn
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _MOST_BAR = 40  # columns
@@ -120,7 +121,7 @@ class Display:
         self.place = ""  # in a pipeline
         self.captions: Sequence[str] = ()
         self.live: _Live | None = None
-        self._drawn = 0.0
+        self._next = 0.0  # when to draw again
 
     def open(self, bar: ProgressBar, console: Console) -> None:
         """A loop begins; with the outermost one the picture."""
@@ -157,10 +158,11 @@ class Display:
         """
         if self.live is None:
             return False
-        moment = time.monotonic()
-        if now or moment - self._drawn >= _SECONDS_BETWEEN_PICTURES:
-            self._drawn = moment
+        began = time.monotonic()
+        if now or began >= self._next:
             self.live.refresh()
+            ended = time.monotonic()
+            self._next = ended + max(_SECONDS_BETWEEN_PICTURES, _LEAST_WORK * (ended - began))
         return True
 
     def show_captions(self, captions: Sequence[str]) -> bool:
@@ -249,10 +251,11 @@ def _bar_row(bar: ProgressBar, console: Console, options: ConsoleOptions, place:
     room = min(_MOST_BAR, options.max_width - row.cell_len - len(behind) - 1)
     if room >= _LEAST_BAR:
         row.append(" ")
+        start = row.cell_len
         drawn = Bar(total=max(bar.total, 1), completed=bar.done, width=room)
-        line = console.render_lines(drawn, options.update(width=room), pad=True)[0]
-        for segment in line:
+        for segment in console.render(drawn, options):
             row.append(segment.text, segment.style)
+        row.pad_right(start + room - row.cell_len)  # without colours what is left is not drawn
     return row.append(behind)
 
 
