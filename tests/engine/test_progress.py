@@ -88,8 +88,8 @@ def test_plain_lines_say_what_the_picture_shows(clock, console):
         bar.advance(1)
     assert shown(console) == [
         "[train] 1/2 validation CIDEr=0.5",
-        "[train] 2/2 stage=3/6 samples_per_second=40 seconds_left=0 lr=0.0001 lr/vision_first=1e-06 loss=2 itc=1.5 grad_norm=0.5 "
-        "tokens_per_second=1.235e+04 data_wait=0.034 memory_gb=1.25",
+        "[train] 2/2 stage=3/6 samples_per_second=40 seconds_left=0 lr=0.0001 lr/vision_first=1e-06 loss=2 itc=1.5 "
+        "grad_norm=0.5 tokens_per_second=1.235e+04 data_wait=0.034 memory_gb=1.25",
     ]
 
 
