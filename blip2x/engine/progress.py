@@ -48,6 +48,7 @@ class ProgressBar:
         self._started = self._last_line = time.monotonic()
 
     def __enter__(self) -> ProgressBar:
+        self._started = self._last_line = time.monotonic()
         self._display.open(self, self._console)
         return self
 
