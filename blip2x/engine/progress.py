@@ -73,8 +73,9 @@ class ProgressBar:
         self._samples += samples
         if line is not None:
             self.line = line
-            for name in line.keys() - set(_NO_PARTS):
-                self.trends.setdefault(name, deque(maxlen=_TREND)).append(line[name])
+            for name, value in line.items():
+                if name not in _NO_PARTS and not name.startswith("lr/"):
+                    self.trends.setdefault(name, deque(maxlen=_TREND)).append(value)
         if not self._display.draw() and time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._print_line()
 
@@ -264,7 +265,7 @@ def _parts(bar: ProgressBar, *, trends: bool) -> list[Text]:
     """Losses and accuracies, each with its last value and how it came there."""
     found = []
     for name, values in bar.trends.items():
-        if name in bar.line and not name.startswith("lr/"):
+        if name in bar.line:
             part = Text.assemble(name, " ", (f"{values[-1]:.4g}", "bold"))
             found.append(part.append(f" {_trend(values)}", "cyan") if trends and len(values) > 1 else part)
     return found
