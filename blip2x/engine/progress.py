@@ -235,7 +235,8 @@ class _Picture:
         yield from _flow(_costs(first), width)
         if first.validation:
             step, results = first.validation
-            scores = [Text(f"{name} {value:.4g}") for name, value in results.items()]
+            # of all images: those of groups of them, which have a slash, would fill a small terminal
+            scores = [Text(f"{name} {value:.4g}") for name, value in results.items() if "/" not in name]
             yield from _flow([Text(f"validation at {step}", style="bold"), *scores], width)
         for caption in self._display.captions:
             yield Text(f"  {' '.join(caption.split())}", style="dim")

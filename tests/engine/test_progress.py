@@ -112,7 +112,7 @@ def test_picture_of_a_training(clock):
         for loss in (3.0, 1.0, 2.0):
             clock.now += 30
             bar.advance(6, {**LINE, "loss": loss})
-        bar.validated({"CIDEr": 0.51234})
+        bar.validated({"CIDEr": 0.51234, "held_out/CIDEr": 0.25})
         show_captions(console, ["[a].png: a dog\non a mat", "b.png: a cat"])
         clean = [console_text(row) for row in picture(console)]
     assert clean[0].startswith("train (3 of 6) ━━━") and clean[0].endswith("3/4  0:30 left")
