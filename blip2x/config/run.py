@@ -139,6 +139,7 @@ class RunConfig:
     seed: int = MISSING  # of everything that is drawn: weights, order, crops, dropout
     run_name: Optional[str] = MISSING  # null: task-model-dataset-time
     runs: Any = MISSING  # task=compare: a folder of runs, a run, a pattern (*, ?, [a-z]), or a list of them; null: none
+    quiet: bool = MISSING  # true: nothing is printed but warnings, errors and the results table
     overwrite: bool = MISSING  # true: a run folder of the same name is replaced
     resume: str = MISSING  # never | auto (go on with the run of this run_name) | a run folder or checkpoint to go on from
     device: Device = MISSING  # where to compute

@@ -17,7 +17,16 @@ AUTO, NEVER = "auto", "never"
 # What may be another than in the run that is gone on with: it changes where, how fast, and what is kept. Samples per step and
 # micro-batch, and so ranks, are looked at where a training goes on (engine/fit.py).
 _FREE_GROUPS = ("parallelism", "logger", "paths")
-_FREE_KEYS = ("resume", "overwrite", "run_name", "device", "threads", "dataset.num_workers", "dataset.annotation_cache")
+_FREE_KEYS = (
+    "resume",
+    "overwrite",
+    "run_name",
+    "quiet",
+    "device",
+    "threads",
+    "dataset.num_workers",
+    "dataset.annotation_cache",
+)
 _FREE_KEYS += tuple(f"model.{part}.recompute" for part in ("vision", "qformer", "language"))
 _FREE_TASK_KEYS = (
     "log_every",

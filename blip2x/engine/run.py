@@ -14,14 +14,15 @@ from rich.console import Console
 
 from blip2x.config.run import RunConfig
 from blip2x.engine.folders import append_whole, claim_folder, require_space, write_whole
+from blip2x.engine.progress import display_of
 from blip2x.engine.resume import AUTO, may_go_on
+from blip2x.engine.terminal import terminal
 from blip2x.engine.versions import versions
 from blip2x.errors import UserError
 from blip2x.parallel.context import Context
 from blip2x.registry import LOGGERS
 
 METRICS_FILE = "metrics.jsonl"
-_FILE_WIDTH = 120  # columns
 
 
 class Run:
@@ -72,7 +73,7 @@ class Run:
             return folder, False
 
         folder, goes_on = context.on_main(make)
-        console = (console or _terminal()) if context.is_main else Console(quiet=True)
+        console = (console or terminal(quiet=cfg.quiet)) if context.is_main else Console(quiet=True)
         kind = cfg.logger.kind if context.is_main else "none"
         logger = LOGGERS.get(kind)(
             cfg.logger,
@@ -157,11 +158,6 @@ class Run:
         return path
 
     def close(self) -> None:
-        """Close the logger; call it on the run that `create` made."""
+        """Close the logger and end a live display that an error has left; call it on the run that `create` made."""
+        display_of(self.console).end()  # of a loop in a generator, which ends only when nobody holds the error any more
         self._logger.close()
-
-
-def _terminal() -> Console:
-    """The terminal, or, where output goes to a file or a pipe, lines wide enough for the results table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_FILE_WIDTH)

@@ -20,8 +20,16 @@ from yaml import YAMLError
 from blip2x.errors import UserError
 
 SCHEDULE_FILE = "schedule.json"  # in a training stage's folder: its name, and the shape of its learning rate
-# what a training's lines in metrics.jsonl say of time, and no two runs have alike
-TIMES = ("seconds", "samples_per_second", "images_per_second_per_worker", "data_wait")
+# what a training's lines in metrics.jsonl say of time and memory, and no two runs have alike
+TIMES = (
+    "seconds",
+    "samples_per_second",
+    "tokens_per_second",
+    "images_per_second_per_worker",
+    "data_wait",
+    "data_wait_seconds",
+    "memory_gb",
+)
 SMALL = 128  # pixels: below, a picture is a drawing whose pixels should stay sharp when it is enlarged
 _EMBED_PIXELS = 480  # longer side of what is embedded: about 240 px shown, on a screen of double density
 _EMBED_BYTES = 40_000  # larger files are embedded as JPEG

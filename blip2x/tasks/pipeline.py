@@ -13,6 +13,7 @@ from rich.rule import Rule
 from blip2x.config.compose import OWN_KEYS, compose_config, compose_dict, inner_overrides, override_key, quoted
 from blip2x.config.run import RunConfig
 from blip2x.config.task import PipelineConfig, StageConfig
+from blip2x.engine.progress import show_place
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
@@ -117,6 +118,7 @@ class Pipeline:
         results: dict[str, dict[str, float]] = {}
         for number, stage in enumerate(self.stages, 1):
             self.run_folder.console.print(Rule(f"{number}/{len(self.stages)}  {stage.name}", align="left"))
+            show_place(self.run_folder.console, number, len(self.stages))
             result = self._run_stage(stage, handed)
             handed |= {key: str(path) for key, path in result.weights.items()}
             results[stage.name] = result.metrics

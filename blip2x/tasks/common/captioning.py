@@ -16,6 +16,7 @@ from blip2x.data.collate import Collate, Stage2Collate, Stage2EncoderDecoderColl
 from blip2x.data.samples import CaptionSample
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.batches import to_tensors
+from blip2x.engine.progress import show_captions
 from blip2x.engine.run import Run
 from blip2x.generation.decode import generate
 from blip2x.generation.settings import GenerationSettings
@@ -115,7 +116,7 @@ def score_captions(
 def validation_scores(
     run: Run, samples: Sequence[CaptionSample], captions: Sequence[str], names: Sequence[str]
 ) -> dict[str, float]:
-    """Scores of one caption per sample, the same on every rank; the first few captions go to the terminal.
+    """Scores of one caption per sample, the same on every rank; the first few captions go to the terminal's live display.
 
     All ranks must call it, with what `gather_rows` gave.
     """
@@ -124,9 +125,11 @@ def validation_scores(
         references = {place: sample.captions for place, sample in enumerate(samples)}
         scores = score_captions(run, dict(enumerate(captions)), references, names).scores
         said = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        run.console.print(f"{len(captions)} captions  {said}", markup=False, highlight=False)
-        for sample, caption in list(zip(samples, captions, strict=True))[:_SHOWN]:
-            run.console.print(f"  {sample.image.name}: {caption}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        shown = [f"{sample.image.name}: {caption}" for sample, caption in zip(samples[:_SHOWN], captions[:_SHOWN], strict=True)]
+        if not show_captions(run.console, shown):
+            run.console.print(f"{len(captions)} captions  {said}", markup=False, highlight=False)
+            for line in shown:
+                run.console.print(f"  {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
         return scores
 
     return run.context.on_main(score)
