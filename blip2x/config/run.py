@@ -137,6 +137,7 @@ class RunConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = MISSING
+    run: Optional[str] = None  # a run folder: it is repeated, with its own config; other words change single keys of that
     run_name: Optional[str] = MISSING  # null: task-model-dataset-time
     overwrite: bool = MISSING  # true: a run folder of the same name is replaced
     resume: str = MISSING  # never | auto (go on with the run of this run_name) | a run folder or checkpoint to go on from
