@@ -62,6 +62,11 @@ def command_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def is_hydras_job() -> bool:
+    """Whether Hydra started what runs here, so that it knows the overrides."""
+    return HydraConfig.initialized()
+
+
 def override_key(override: str) -> str:
     """The key or group that an override sets: "task" of ``task=caption``, "x.y" of ``+x.y=3``."""
     return override.lstrip("+~").split("=", 1)[0].split("@")[0]
@@ -80,9 +85,9 @@ def quoted(value: str) -> str:
 
 
 def spelled(overrides: Sequence[str]) -> list[str]:
-    """`overrides` with folders after ``run=`` in quotes where Hydra needs them: names of runs may have what it reads otherwise."""
-    return [
-        f"run={quoted(word[4:])}" if word.startswith("run=") and not _PLAIN.fullmatch(word) and Path(word[4:]).is_dir() else word
-        for word in overrides
-    ]
+    """`overrides` with the folder after ``run=`` in quotes where Hydra would not read it as it is, for a comma or an "="."""
 
+    def is_read_otherwise(word: str) -> bool:
+        return word.startswith("run=") and not _PLAIN.fullmatch(word) and Path(word[len("run=") :]).is_dir()
+
+    return [f"run={quoted(word[len('run=') :])}" if is_read_otherwise(word) else word for word in overrides]

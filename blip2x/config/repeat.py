@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path, PurePath
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -113,6 +113,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
+def config_of(folder: Path) -> DictConfig:
+    """As `read_config`, for omegaconf."""
+    return OmegaConf.create(_each(literal, read_config(folder)))
+
+
 def literal(value: str) -> str:
     """`value` as omegaconf has to be given it, so that it refers to no other key."""
     # its grammar reads a backslash as itself, except in a row of them before what is escaped
@@ -128,8 +133,8 @@ def _chosen_groups(overrides: Sequence[str], folder: Path) -> list[str]:
             continue
         if key not in FREE_GROUPS:
             raise UserError(
-                f"run={folder} is repeated with its own {key}, so {word} cannot choose another; set single keys on top, or type "
-                f"the command in {folder / 'command.txt'} with {word} (only {', '.join(FREE_GROUPS)} may be chosen anew)"
+                f"run={folder} is repeated with its own {key}, so {word} cannot choose another; set single keys on top, or "
+                f"type the command in {folder / 'command.txt'} with {word} (only {', '.join(FREE_GROUPS)} may be chosen anew)"
             )
         chosen.append(key)
     return list(dict.fromkeys(chosen))
@@ -149,25 +154,22 @@ def _placed(values: Values) -> dict[str, Any]:
     paths = values.get("paths") or {}
     bases = {name: str(paths[name]) for name in _MOVABLE if paths.get(name) and PurePath(str(paths[name])).parts}
 
-    def changed(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: changed(inner) for key, inner in value.items()}
-        if isinstance(value, list):
-            return [changed(inner) for inner in value]
-        if not isinstance(value, str):
-            return value
+    def place(value: str) -> str:
         for name, base in sorted(bases.items(), key=lambda item: -len(item[1])):
             if value.startswith(f"{base}/"):
                 return f"${{paths.{name}}}{literal(value[len(base) :])}"
         return literal(value)
 
-    return {key: _literals(value) if key == "paths" else changed(value) for key, value in values.items()}
+    return {key: _each(literal if key == "paths" else place, value) for key, value in values.items()}
 
 
-def _literals(value: Any) -> Any:
+def _each(change: Callable[[str], str], value: Any) -> Any:
+    """`value` with all its strings changed, at whatever depth."""
     if isinstance(value, Mapping):
-        return {key: literal(inner) if isinstance(inner, str) else inner for key, inner in value.items()}
-    return value
+        return {key: _each(change, inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_each(change, inner) for inner in value]
+    return change(value) if isinstance(value, str) else value
 
 
 def _typed(cls: type, values: Values, source: Path, prefix: str = "") -> DictConfig:

@@ -17,7 +17,18 @@ AUTO, NEVER = "auto", "never"
 # What may be another than in the run that is gone on with: it changes where, how fast, and what is kept. Samples per step and
 # micro-batch, and so ranks, are looked at where a training goes on (engine/fit.py).
 _FREE_GROUPS = ("parallelism", "logger", "paths")
-_FREE_KEYS = ("resume", "overwrite", "run_name", "device", "threads", "dataset.num_workers", "dataset.annotation_cache")
+_FREE_KEYS = (
+    "run",
+    "run_name",
+    "sweep",
+    "resume",
+    "overwrite",
+    "quiet",
+    "device",
+    "threads",
+    "dataset.num_workers",
+    "dataset.annotation_cache",
+)
 _FREE_KEYS += tuple(f"model.{part}.recompute" for part in ("vision", "qformer", "language"))
 _FREE_TASK_KEYS = (
     "log_every",
@@ -35,6 +46,8 @@ _FREE_TASK_KEYS = (
     "on_nan",
 )
 _SHOWN = 5
+# what a run writes before config.yaml
+BIRTH_FILES = ("command.txt", "overrides.yaml", "versions.json", "hardware.json", "diff.patch", "log.txt", "status.json")
 
 
 def may_go_on(folder: Path, config: DictConfig) -> bool:
@@ -46,7 +59,7 @@ def may_go_on(folder: Path, config: DictConfig) -> bool:
     path = folder / "config.yaml"
     if not path.is_file():
         left = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        if set(left) <= {"command.txt", "versions.json", ".config.yaml.partial"}:
+        if set(left) <= {*BIRTH_FILES, ".config.yaml.partial"}:
             for name in left:
                 (folder / name).unlink()
             if folder.is_dir():
@@ -81,7 +94,8 @@ def differences(before: DictConfig, now: DictConfig) -> list[str]:
     return [
         f"{key} was {old.get(key, absent)}, is {new.get(key, absent)}"
         for key in sorted(old.keys() | new.keys())
-        if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
+        # of a key that one version does not know, null says as much as its absence
+        if not _is_free(key) and old.get(key) != new.get(key)
     ]
 
 
