@@ -46,8 +46,8 @@ _FREE_TASK_KEYS = (
     "on_nan",
 )
 _SHOWN = 5
-# what a run writes before config.yaml
-BIRTH_FILES = ("command.txt", "overrides.yaml", "versions.json", "hardware.json", "diff.patch", "log.txt", "status.json")
+_FIRST_FILE = "command.txt"  # that a run writes; config.yaml is the last one before its work starts
+_BIRTH_FILES = (_FIRST_FILE, "overrides.yaml", "versions.json", "hardware.json", "diff.patch", ".config.yaml.partial")
 
 
 def may_go_on(folder: Path, config: DictConfig) -> bool:
@@ -59,7 +59,7 @@ def may_go_on(folder: Path, config: DictConfig) -> bool:
     path = folder / "config.yaml"
     if not path.is_file():
         left = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        if set(left) <= {*BIRTH_FILES, ".config.yaml.partial"}:
+        if not left or (_FIRST_FILE in left and set(left) <= {*_BIRTH_FILES}):
             for name in left:
                 (folder / name).unlink()
             if folder.is_dir():

@@ -80,7 +80,8 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
     except Interrupted as stop:
         if stop.together:
             context.barrier()  # launchers stop the other ranks when one has left, before they have their exit code
-        raise Interrupted(f"{stop}; run_name={run.root.name} resume=auto goes on with it") from None
+        words = [*([f"run={cfg.run}"] if cfg.run else []), f"run_name={run.root.name}", "resume=auto"]
+        raise Interrupted(f"{stop}; {' '.join(words)} goes on with it") from None
 
 
 @contextmanager
