@@ -87,7 +87,11 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
 @contextmanager
 def _noting_end(run: Run) -> Iterator[None]:
     """Keep status.json, and in log.txt what ends the run before its time; of a run that is complete nothing changes."""
-    if not run.context.is_main or (run.goes_on and read_status(run.folder).get("state") == State.complete.value):
+    if not run.context.is_main:
+        yield
+        return
+    is_complete = run.goes_on and "seconds" in (run.read_json(RESULTS_FILE) or {})
+    if is_complete and read_status(run.folder).get("state") == State.complete.value:
         yield
         return
     with noting_status(run.folder):
