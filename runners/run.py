@@ -11,8 +11,9 @@ import hydra
 from omegaconf import DictConfig
 
 from blip2x.config import load_config
-from blip2x.config.compose import command_overrides
+from blip2x.config.compose import command_overrides, spelled
 from blip2x.config.help import help_text
+from blip2x.config.repeat import primary_config
 from blip2x.config.sweep import claim_run_name, in_sweep, job_command, job_name
 from blip2x.errors import Interrupted, UserError
 from blip2x.parallel.launch_env import join_slurm
@@ -23,8 +24,7 @@ from blip2x.startup import prepare_process
 failed: list[str] = []  # jobs of a sweep
 
 
-@hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name="config")
-def main(cfg: DictConfig) -> None:
+def run_task(cfg: DictConfig) -> None:
     """Run one task; bad input is one sentence and exit code 2, of a sweep after its other jobs."""
     try:
         config = load_config(cfg, command_overrides())
@@ -45,6 +45,17 @@ def main(cfg: DictConfig) -> None:
     except Interrupted as stop:  # a sweep stops, too
         print(f"interrupted: {stop}", file=sys.stderr)
         raise SystemExit(Interrupted.EXIT_CODE) from None
+
+
+def main() -> None:
+    """Have Hydra compose what was typed, of conf/ or of the run that is to be repeated, and run the task."""
+    try:
+        name = primary_config(sys.argv[1:])
+        sys.argv[1:] = spelled(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name=name)(run_task)()
 
 
 if __name__ == "__main__":

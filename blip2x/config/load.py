@@ -13,6 +13,7 @@ from blip2x.config.auto import AUTO, auto_model, typed
 from blip2x.config.check_model import check_model
 from blip2x.config.check_task import check_lengths, check_task
 from blip2x.config.dataset import DatasetConfig, ImageTextConfig, check_transform
+from blip2x.config.model import VisionConfig
 from blip2x.config.rules import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, Rule, choices, numbers
 from blip2x.config.run import HybridConfig, OptimConfig, RunConfig, WandbConfig
 from blip2x.config.task import (
@@ -50,7 +51,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     Raises:
         UserError: a value is missing, of the wrong type, of an unknown kind, or impossible, alone or beside another one.
     """
-    if cfg.model.get("name") == AUTO:
+    if cfg.model.get("name") == AUTO and OmegaConf.get_type(cfg.model.vision) is VisionConfig:  # not of a run that is repeated
         cfg = _auto(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:

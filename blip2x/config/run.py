@@ -137,6 +137,7 @@ class RunConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = MISSING  # of everything that is drawn: weights, order, crops, dropout
+    run: Optional[str] = None  # a run folder: it is repeated, with its own config; other words change single keys of that
     run_name: Optional[str] = MISSING  # null: task-model-dataset-time
     runs: Any = MISSING  # task=compare: a folder of runs, a run, a pattern (*, ?, [a-z]), or a list of them; null: none
     quiet: bool = MISSING  # true: nothing is printed but warnings, errors and the results table

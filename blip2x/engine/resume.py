@@ -18,9 +18,12 @@ AUTO, NEVER = "auto", "never"
 # micro-batch, and so ranks, are looked at where a training goes on (engine/fit.py).
 _FREE_GROUPS = ("parallelism", "logger", "paths")
 _FREE_KEYS = (
+    "run",
+    "run_name",
+    "runs",
+    "sweep",
     "resume",
     "overwrite",
-    "run_name",
     "quiet",
     "device",
     "threads",
@@ -44,6 +47,8 @@ _FREE_TASK_KEYS = (
     "on_nan",
 )
 _SHOWN = 5
+_FIRST_FILE = "command.txt"  # that a run writes; config.yaml is the last one before its work starts
+_BIRTH_FILES = (_FIRST_FILE, "overrides.yaml", "versions.json", "hardware.json", "diff.patch", ".config.yaml.partial")
 
 
 def may_go_on(folder: Path, config: DictConfig) -> bool:
@@ -55,7 +60,7 @@ def may_go_on(folder: Path, config: DictConfig) -> bool:
     path = folder / "config.yaml"
     if not path.is_file():
         left = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        if set(left) <= {"command.txt", "versions.json", ".config.yaml.partial"}:
+        if not left or (_FIRST_FILE in left and set(left) <= {*_BIRTH_FILES}):
             for name in left:
                 (folder / name).unlink()
             if folder.is_dir():
@@ -90,7 +95,8 @@ def differences(before: DictConfig, now: DictConfig) -> list[str]:
     return [
         f"{key} was {old.get(key, absent)}, is {new.get(key, absent)}"
         for key in sorted(old.keys() | new.keys())
-        if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
+        # of a key that one version does not know, null says as much as its absence
+        if not _is_free(key) and old.get(key) != new.get(key)
     ]
 
 

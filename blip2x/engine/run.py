@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+import blip2x
+from blip2x.config.compose import command_overrides, is_hydras_job
 from blip2x.config.run import RunConfig
-from blip2x.engine.folders import append_whole, claim_folder, require_space, write_whole
+from blip2x.engine.folders import append_whole, check_name, claim_folder, hold, release, require_space, write_whole
+from blip2x.engine.hardware import hardware
 from blip2x.engine.progress import display_of
 from blip2x.engine.resume import AUTO, may_go_on
+from blip2x.engine.run_log import RunLog
 from blip2x.engine.terminal import terminal
-from blip2x.engine.versions import versions
+from blip2x.engine.versions import git_diff, versions
 from blip2x.errors import UserError
 from blip2x.parallel.context import Context
 from blip2x.registry import LOGGERS
 
 METRICS_FILE = "metrics.jsonl"
+LOG_FILE = "log.txt"
 
 
 class Run:
@@ -32,7 +38,16 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, root: Path, stage: str, context: Context, console: Console, logger: Any, *, goes_on: bool = False
+        self,
+        folder: Path,
+        root: Path,
+        stage: str,
+        context: Context,
+        console: Console,
+        logger: Any,
+        *,
+        goes_on: bool = False,
+        log: RunLog | None = None,
     ):
         self.folder = folder
         self.root = root  # the whole run's folder, where metrics.jsonl is
@@ -41,10 +56,13 @@ class Run:
         self.console = console
         self.goes_on = goes_on  # the folder is of a run that was interrupted
         self._logger = logger
+        self._log = log  # of rank 0
 
     @classmethod
     def create(cls, cfg: RunConfig, context: Context, command: list[str], console: Console | None = None) -> Run:
-        """Make ``<paths.outputs>/<run_name>`` with config.yaml, command.txt and versions.json; with resume=auto, go on in it.
+        """Make ``<paths.outputs>/<run_name>`` with all that repeats the run; with resume=auto, go on in it.
+
+        This process holds the folder until `close`, or its own end. From now on all that the console prints is in log.txt.
 
         Args:
             cfg: the whole config; what it resolves to is written.
@@ -54,26 +72,28 @@ class Run:
 
         Raises:
             UserError: the folder exists and neither `cfg.overwrite` nor `cfg.resume` says what to do about it, is of a run with
-                another config, cannot be made, or the disk is full. On every rank.
+                another config or in the hands of another process, cannot be made, or the disk is full. On every rank.
         """
         config = cfg if OmegaConf.is_config(cfg) else OmegaConf.structured(cfg)
 
         def make() -> tuple[Path, bool]:
             outputs = Path(cfg.paths.outputs)
             require_space(outputs)
-            if cfg.resume == AUTO and may_go_on(outputs / cfg.run_name, config):
+            if cfg.resume == AUTO and _goes_on(outputs, cfg.run_name, config):
                 with (outputs / cfg.run_name / "command.txt").open("a", encoding="utf-8") as file:
                     file.write(shlex.join(command) + "\n")
                 return outputs / cfg.run_name, True
-            auto = f"{cfg.task.kind}-{cfg.model.name}-{cfg.dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            folder = claim_folder(outputs, cfg.run_name, auto_name=auto, overwrite=cfg.overwrite)
-            (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
-            (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
-            write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))  # last: with it, it is a run's folder
+            folder = claim_folder(outputs, cfg.run_name, auto_name=_auto_name(cfg), overwrite=cfg.overwrite)
+            try:
+                _write_origin(folder, config, context, command)
+            except BaseException:
+                release(folder)
+                raise
             return folder, False
 
         folder, goes_on = context.on_main(make)
         console = (console or terminal(quiet=cfg.quiet)) if context.is_main else Console(quiet=True)
+        log = RunLog(folder / LOG_FILE, console, shlex.join(command)) if context.is_main else None
         kind = cfg.logger.kind if context.is_main else "none"
         logger = LOGGERS.get(kind)(
             cfg.logger,
@@ -82,7 +102,7 @@ class Run:
             config=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
             warn=lambda text: console.print(f"warning: {text}", style="yellow", markup=False),
         )
-        return cls(folder, folder, cfg.task.kind, context, console, logger, goes_on=goes_on)
+        return cls(folder, folder, cfg.task.kind, context, console, logger, goes_on=goes_on, log=log)
 
     def child(self, stage: str) -> Run:
         """The run of one stage: a folder of its own, the same metrics.jsonl, console and logger.
@@ -157,7 +177,60 @@ class Run:
             write_whole(path, text)
         return path
 
+    def log_line(self, text: str) -> None:
+        """Write to log.txt what is printed elsewhere."""
+        if self._log:
+            self._log.write(f"{text}\n")
+
+    def log_traceback(self, error: BaseException) -> None:
+        """Write to log.txt where `error`, which ends the run, came from."""
+        if self._log:
+            self._log.traceback(error)
+
     def close(self) -> None:
-        """Close the logger and end a live display that an error has left; call it on the run that `create` made."""
+        """End a live display that an error has left, close the logger and log.txt, and let other processes have the folder.
+
+        Call it on the run that `create` made.
+        """
         display_of(self.console).end()  # of a loop in a generator, which ends only when nobody holds the error any more
-        self._logger.close()
+        try:
+            self._logger.close()
+        finally:
+            if self._log:
+                self._log.close()
+                release(self.root)
+
+
+def _goes_on(outputs: Path, name: str, config: DictConfig) -> bool:
+    """Whether there is a run of that name to go on with, which this process holds then."""
+    check_name(name)
+    folder = outputs / name
+    if not folder.exists():
+        return False
+    hold(folder)
+    goes_on = False
+    try:
+        goes_on = may_go_on(folder, config)
+    finally:
+        if not goes_on:
+            release(folder)
+    return goes_on
+
+
+def _auto_name(cfg: RunConfig) -> str:
+    if cfg.run:
+        return re.sub(r"-repeat(-\d+)?$", "", Path(cfg.run).resolve().name) + "-repeat"
+    return f"{cfg.task.kind}-{cfg.model.name}-{cfg.dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _write_origin(folder: Path, config: DictConfig, context: Context, command: list[str]) -> None:
+    """Write what the run comes from; config.yaml last, for with it the folder is a run's."""
+    overrides = command_overrides() if is_hydras_job() else command[1:]
+    (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
+    (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(overrides), encoding="utf-8")
+    (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    (folder / "hardware.json").write_text(json.dumps(hardware(context), indent=2) + "\n", encoding="utf-8")
+    diff = git_diff(Path(blip2x.__file__).parent)
+    if diff:
+        (folder / "diff.patch").write_bytes(diff)
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))

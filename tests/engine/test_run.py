@@ -56,11 +56,23 @@ def test_folder_has_all_that_repeats_the_run(tmp_path, console):
     assert "${" not in (run.folder / "config.yaml").read_text()
     assert shlex.split((run.folder / "command.txt").read_text()) == command
     assert json.loads((run.folder / "versions.json").read_text())["paddlenlp"]
+    assert OmegaConf.load(run.folder / "overrides.yaml") == command[1:]
+    hardware = json.loads((run.folder / "hardware.json").read_text())
+    assert hardware["cpu"] and hardware["memory_gb"] > 0 and hardware["usable_cores"] > 0
+    assert (hardware["gpus"], hardware["device"], hardware["ranks"]) == ([], "cpu", 1)
 
 
 def test_automatic_name_says_task_model_data_and_time(tmp_path, console):
     name = create(tmp_path, console).folder.name
     assert re.fullmatch(r"pipeline-tiny_opt-digits-\d{8}-\d{6}", name)
+
+
+def test_a_repeat_is_called_by_what_it_repeats(tmp_path, console):
+    folder = create(tmp_path, console, "run_name=a").folder
+    names = [create(tmp_path, console, f"run={folder}").folder.name for _ in range(2)]
+    names.append(create(tmp_path, console, f"run={folder.parent}/a-repeat-2").folder.name)
+    assert names == ["a-repeat", "a-repeat-2", "a-repeat-3"]
+    assert create(tmp_path, console, f"run={folder}", "run_name=b").folder.name == "b"
 
 
 def test_existing_run_is_kept_unless_overwrite_is_set(tmp_path, console):
