@@ -20,7 +20,6 @@ _FREE_GROUPS = ("parallelism", "logger", "paths")
 _FREE_KEYS = (
     "run",
     "run_name",
-    "runs",
     "sweep",
     "resume",
     "overwrite",
