@@ -1,80 +1,148 @@
-"""Weights & Biases, imported only where it is chosen; when it fails the run goes on without it."""
+"""Weights & Biases, imported only where it is chosen. Nothing asks, and whatever waits for the server waits a bounded time.
+
+All stages of a run are in one W&B run, each metric as ``<stage>/<name>`` over ``<stage>/step``; what a run ends with is in its
+summary as ``results/...``.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blip2x.config.run import WandbConfig
-from blip2x.engine.loggers.none import NoLogger
+from PIL import Image
+
+from blip2x.config.logger import WandbConfig
+from blip2x.engine.folders import write_whole
+from blip2x.engine.loggers import Row, reason
+from blip2x.engine.loggers._names import best_value, flat
+from blip2x.engine.loggers._secrets import Secrets
+from blip2x.engine.loggers._table import make_table
+from blip2x.engine.versions import versions
 from blip2x.registry import LOGGERS
 
-SECONDS_TO_CONNECT = 30.0
+ID_FILE = "wandb_id.txt"  # in the run's folder: with it an interrupted run goes on as the same W&B run
+_SWEEPS = "sweeps"  # the folder of all sweeps, each of which is a folder of runs
 
 
 class WandbLogger:
-    """One W&B run; every stage counts its own steps."""
+    """One W&B run.
 
-    def __init__(self, run: Any, warn: Callable[[str], None]):
-        self._run = run
-        self._warn = warn
-        self._stages: set[str] = set()
+    Args:
+        wandb: the module.
+        run: what `wandb.init` gave.
+        cfg: its config.
+        hide: takes secrets out of texts.
+    """
 
-    def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
-        """Log `metrics` as ``<stage>/<name>`` over ``<stage>/step`` (W&B's own step may not start again at 0)."""
-        if self._run is None:
+    def __init__(self, wandb: Any, run: Any, cfg: WandbConfig, hide: Secrets):
+        self._wandb, self._run, self._cfg, self._secrets = wandb, run, cfg, hide
+        self._defined: set[str] = set()
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Log `metrics` over the stage's own steps (W&B's own step may not start again at 0)."""
+        for name in metrics:
+            self._define(stage, name)
+        self._run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in metrics.items()}})
+
+    def table(self, stage: str, step: int, name: str, rows: Sequence[Row], folder: Path) -> None:
+        """Log a table with pictures."""
+        if not self._cfg.rows:
             return
-        try:
-            if stage not in self._stages:
-                self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-                self._stages.add(stage)
-            self._run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in metrics.items()}})
-        except Exception as error:
-            self._give_up(error)
+        table = make_table(rows, folder, self._cfg.rows, self._secrets.text)
+        self._define(stage, name)
+        data = [[self._wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in table.rows]
+        made = self._wandb.Table(columns=table.columns, data=data, allow_mixed_types=True)
+        self._run.log({f"{stage}/step": step, f"{stage}/{name}": made})
 
-    def close(self) -> None:
-        """Finish the W&B run."""
-        if self._run is None:
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Put the results into the summary, by which W&B compares runs; they do not replace the best values of validations."""
+        self._run.summary.update(flat(results, "results/"))
+
+    def close(self, failed: bool) -> None:
+        """Send what is left.
+
+        Raises:
+            RuntimeError: the server did not take all of it in time; it is in the run's folder.
+        """
+        try:
+            self._run.finish(exit_code=int(failed))
+        except TimeoutError:
+            raise RuntimeError(
+                f"the server did not take everything within {self._cfg.finish_seconds:g} s; send it later: "
+                f"wandb sync --include-online {Path(self._run.settings.sync_dir)}"
+            ) from None
+
+    def _define(self, stage: str, name: str) -> None:
+        """Say how a metric is drawn and which of its values stands for the run, when it first comes."""
+        key, step = f"{stage}/{name}", f"{stage}/step"
+        if key in self._defined:
             return
-        try:
-            self._run.finish()
-        except Exception as error:
-            self._give_up(error)
-        self._run = None
-
-    def _give_up(self, error: Exception) -> None:
-        # any of wandb's errors: a chart is not worth a training; metrics.jsonl has every number
-        self._run = None
-        self._warn(f"Weights & Biases stopped ({error}); the run goes on, its numbers are in metrics.jsonl")
+        if step not in self._defined:
+            self._run.define_metric(step, hidden=True)
+        self._run.define_metric(key, step_metric=step, summary=best_value(name))
+        self._defined |= {key, step}
 
 
 @LOGGERS.register("wandb")
-def build(
-    cfg: WandbConfig, *, folder: Path, name: str, config: dict[str, Any], warn: Callable[[str], None]
-) -> WandbLogger | NoLogger:
-    """Start a W&B run that keeps its files in `folder`; it never asks anything.
+def build(cfg: WandbConfig, *, folder: Path, config: dict[str, Any], goes_on: bool, say: Callable[[str], None]) -> WandbLogger:
+    """Start a W&B run that keeps its files in `folder`, or go on with the one that was started there.
 
-    What keeps it from starting (no login, no network) is one warning, and the run goes on without it.
+    It is kept offline where `cfg.mode` says so, where there is no key, and where the server does not answer in time.
     """
-    try:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it waits for the server where that hangs
+    import wandb
 
-        if cfg.mode == "online" and not wandb.login(prompt=False):
-            raise RuntimeError("not logged in: run `wandb login`, or choose logger.mode=offline")
-        run = wandb.init(
-            project=cfg.project,
-            entity=cfg.entity,
-            mode=cfg.mode,
-            tags=list(cfg.tags),
-            name=name,
-            dir=str(folder),
-            config=config,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=SECONDS_TO_CONNECT),
+    hide, run_id = Secrets(), _run_id(folder, goes_on)
+    named = {
+        "project": cfg.project,
+        "entity": cfg.entity,
+        "id": run_id,
+        "resume": "allow",
+        "name": folder.name,
+        "group": cfg.group or (folder.parent.name if folder.parent.parent.name == _SWEEPS else None),
+        "job_type": cfg.job_type or config["task"]["kind"],
+        "tags": list(cfg.tags),
+        "notes": cfg.notes and hide.text(cfg.notes),
+        "dir": str(folder),
+        "config": hide.clean({**config, "versions": versions()}),
+    }
+
+    def start(mode: str) -> WandbLogger:
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=cfg.start_seconds,
+            finish_timeout=cfg.finish_seconds,
+            finish_timeout_raises=True,
+            # the command's words and the remote's address may have credentials in them
+            x_disable_meta=True,
+            disable_git=True,
+            disable_code=True,
         )
-    except Exception as error:  # wandb's errors have no common base
-        warn(f"Weights & Biases did not start ({error}); the run goes on without it")
-        return NoLogger()
-    return WandbLogger(run, warn)
+        return WandbLogger(wandb, wandb.init(mode=mode, settings=settings, **named), cfg, hide)
+
+    later = f"later: wandb sync {folder}/wandb/offline-run-*"
+    if cfg.mode != "offline":
+        try:
+            if wandb.login(prompt=False, verify=False):
+                return start("online")
+            why = "no key was found; `wandb login` saves one"
+        except Exception as error:  # wandb's errors have no common base
+            why = reason(error)
+            wandb.teardown()  # else this run's id stays in use
+        warning = "note: " if cfg.mode == "auto" and why.startswith("no key") else "warning: "
+        say(f"{warning}Weights & Biases is kept offline ({why}); {later}")
+    return start("offline")
+
+
+def _run_id(folder: Path, goes_on: bool) -> str:
+    path = folder / ID_FILE
+    if goes_on and path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    run_id = secrets.token_hex(4)
+    write_whole(path, run_id + "\n")
+    return run_id

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing, nullcontext
+from contextlib import nullcontext
 
 from blip2x.config.run import RunConfig
 from blip2x.engine.amp import autocast, check_precision
@@ -44,7 +44,7 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
     seed_everything(cfg.seed, 0)
     run = Run.create(cfg, context, command)
     try:
-        with closing(run):
+        with run:
             title = f"blip2x {cfg.task.kind} · {cfg.model.name} · {cfg.dataset.name} → {run.folder}"
             run.console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
             results = context.broadcast_object(run.read_json(RESULTS_FILE)) if run.goes_on else None
@@ -59,6 +59,7 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
                     results["starts"] = run.starts  # the seconds are the last one's
                 results["peak_memory_gb"] = round(peak_memory_mib() / 2**10, 2)
                 run.write_json(results, RESULTS_FILE)
+                run.log_results(results)
             if context.is_main:
                 run.console.print(results_table(results))
                 run.console.print(f"report: {write_report(run.folder)}", markup=False, highlight=False, soft_wrap=True)

@@ -6,9 +6,9 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+from blip2x.engine.loggers.none import NoLogger
 
 from blip2x.config.run import WandbConfig
-from blip2x.engine.loggers.none import NoLogger
 from blip2x.engine.loggers.wandb import WandbLogger
 from blip2x.registry import LOGGERS
 
