@@ -94,6 +94,7 @@ def build(cfg: WandbConfig, *, folder: Path, config: dict[str, Any], goes_on: bo
     """
     os.environ.setdefault("WANDB_SILENT", "true")
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it waits for the server where that hangs
+    os.environ["WANDB_DATA_DIR"] = str(folder / "wandb" / "data")  # pictures of tables, until they are sent; else in the home
     import wandb
 
     hide, run_id = Secrets(), _run_id(folder, goes_on)
