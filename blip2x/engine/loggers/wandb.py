@@ -10,6 +10,8 @@ import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from PIL import Image
@@ -27,6 +29,37 @@ ID_FILE = "wandb_id.txt"  # in the run's folder: with it an interrupted run goes
 _SWEEPS = "sweeps"  # the folder of all sweeps, each of which is a folder of runs
 
 
+class Worker:
+    """Does one thing after the other in a thread of its own, so that a training never waits for what waits for a server."""
+
+    def __init__(self) -> None:
+        self._actions: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._error: Exception | None = None
+        self._thread = Thread(target=self._work, name="wandb-worker", daemon=True)
+        self._thread.start()
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Have it done later; raise what an earlier action has raised, after which none is done."""
+        if self._error:
+            raise self._error
+        self._actions.put(action)
+
+    def close(self, seconds: float) -> None:
+        """Wait until all is done, but no longer than this; raise what an action has raised."""
+        self._actions.put(None)
+        self._thread.join(seconds)
+        if self._error:
+            raise self._error
+
+    def _work(self) -> None:
+        while (action := self._actions.get()) is not None:
+            try:
+                action()
+            except Exception as error:  # told to whoever comes next
+                self._error = error
+                return
+
+
 class WandbLogger:
     """One W&B run.
 
@@ -35,38 +68,48 @@ class WandbLogger:
         run: what `wandb.init` gave.
         cfg: its config.
         hide: takes secrets out of texts.
+        say: prints a line.
     """
 
-    def __init__(self, wandb: Any, run: Any, cfg: WandbConfig, hide: Secrets):
-        self._wandb, self._run, self._cfg, self._secrets = wandb, run, cfg, hide
+    def __init__(self, wandb: Any, run: Any, cfg: WandbConfig, hide: Secrets, say: Callable[[str], None]):
+        self._wandb, self._run, self._cfg, self._secrets, self._say = wandb, run, cfg, hide, say
         self._defined: set[str] = set()
+        self._lost_tables = False
+        self._worker = Worker()
 
     def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
         """Log `metrics` over the stage's own steps (W&B's own step may not start again at 0)."""
-        for name in metrics:
-            self._define(stage, name)
-        self._run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in metrics.items()}})
+        self._worker.do(lambda: self._log(stage, step, metrics))
 
     def table(self, stage: str, step: int, name: str, rows: Sequence[Row], folder: Path) -> None:
-        """Log a table with pictures."""
+        """Log a table with pictures, for which W&B asks its server something and waits; without an answer it is left out."""
         if not self._cfg.rows:
             return
         table = make_table(rows, folder, self._cfg.rows, self._secrets.text)
-        self._define(stage, name)
-        data = [[self._wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in table.rows]
-        made = self._wandb.Table(columns=table.columns, data=data, allow_mixed_types=True)
-        self._run.log({f"{stage}/step": step, f"{stage}/{name}": made})
+
+        def send() -> None:
+            data = [[self._wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in table.rows]
+            made = self._wandb.Table(columns=table.columns, data=data, allow_mixed_types=True)
+            try:
+                self._log(stage, step, {name: made})
+            except Exception as error:  # wandb's errors have no common base; the next table may find the server well
+                if not self._lost_tables:
+                    self._say(f"warning: Weights & Biases lacks the table {stage}/{name} of step {step} ({reason(error)})")
+                self._lost_tables = True
+
+        self._worker.do(send)
 
     def finish(self, results: Mapping[str, Any]) -> None:
         """Put the results into the summary, by which W&B compares runs; they do not replace the best values of validations."""
-        self._run.summary.update(flat(results, "results/"))
+        self._worker.do(lambda: self._run.summary.update(flat(results, "results/")))
 
     def close(self, failed: bool) -> None:
         """Send what is left.
 
         Raises:
-            RuntimeError: the server did not take all of it in time; it is in the run's folder.
+            RuntimeError: the server did not take all of it in time; what it lacks is in the run's folder.
         """
+        self._worker.close(self._cfg.finish_seconds)
         try:
             self._run.finish(exit_code=int(failed))
         except TimeoutError:
@@ -74,6 +117,11 @@ class WandbLogger:
                 f"the server did not take everything within {self._cfg.finish_seconds:g} s; send it later: "
                 f"wandb sync --include-online {Path(self._run.settings.sync_dir)}"
             ) from None
+
+    def _log(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+        for name in values:
+            self._define(stage, name)
+        self._run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in values.items()}})
 
     def _define(self, stage: str, name: str) -> None:
         """Say how a metric is drawn and which of its values stands for the run, when it first comes."""
@@ -124,7 +172,7 @@ def build(cfg: WandbConfig, *, folder: Path, config: dict[str, Any], goes_on: bo
             disable_git=True,
             disable_code=True,
         )
-        return WandbLogger(wandb, wandb.init(mode=mode, settings=settings, **named), cfg, hide)
+        return WandbLogger(wandb, wandb.init(mode=mode, settings=settings, **named), cfg, hide, say)
 
     later = f"later: wandb sync {folder}/wandb/offline-run-*"
     if cfg.mode != "offline":

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-BUCKET = {"id": "x", "name": "x", "displayName": "x", "historyLineCount": 0}
+BUCKET = {"id": "x", "name": "x", "displayName": "x", "project": {"name": "p", "entity": {"name": "e"}}}
 ANSWERS = {
-    "UpsertBucket": {"upsertBucket": {"bucket": {**BUCKET, "project": {"name": "p", "entity": {"name": "e"}}}, "inserted": True}},
+    "UpsertBucket": {"upsertBucket": {"bucket": BUCKET, "inserted": True}},
     "CreateRunFiles": {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": []}},
 }
 
