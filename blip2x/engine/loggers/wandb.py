@@ -35,6 +35,7 @@ class Worker:
     def __init__(self) -> None:
         self._actions: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._error: Exception | None = None
+        self.is_over = False  # what fails now is not worth a word
         self._thread = Thread(target=self._work, name="wandb-worker", daemon=True)
         self._thread.start()
 
@@ -48,11 +49,12 @@ class Worker:
         """Wait until all is done, but no longer than this; raise what an action has raised."""
         self._actions.put(None)
         self._thread.join(seconds)
+        self.is_over = True
         if self._error:
             raise self._error
 
     def _work(self) -> None:
-        while (action := self._actions.get()) is not None:
+        while (action := self._actions.get()) is not None and not self.is_over:
             try:
                 action()
             except Exception as error:  # told to whoever comes next
@@ -93,7 +95,7 @@ class WandbLogger:
             try:
                 self._log(stage, step, {name: made})
             except Exception as error:  # wandb's errors have no common base; the next table may find the server well
-                if not self._lost_tables:
+                if not self._lost_tables and not self._worker.is_over:
                     self._say(f"warning: Weights & Biases lacks the table {stage}/{name} of step {step} ({reason(error)})")
                 self._lost_tables = True
 
