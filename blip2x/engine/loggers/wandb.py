@@ -45,13 +45,14 @@ class Worker:
             raise self._error
         self._actions.put(action)
 
-    def close(self, seconds: float) -> None:
-        """Wait until all is done, but no longer than this; raise what an action has raised."""
+    def close(self, seconds: float) -> bool:
+        """Wait until all is done, but no longer than this, and give whether it is; raise what an action has raised."""
         self._actions.put(None)
         self._thread.join(seconds)
         self.is_over = True
         if self._error:
             raise self._error
+        return not self._thread.is_alive()
 
     def _work(self) -> None:
         while (action := self._actions.get()) is not None and not self.is_over:
@@ -111,14 +112,18 @@ class WandbLogger:
         Raises:
             RuntimeError: the server did not take all of it in time; what it lacks is in the run's folder.
         """
-        self._worker.close(self._cfg.finish_seconds)
+        seconds, sync_dir = self._cfg.finish_seconds, self._run.settings.sync_dir
+        is_written = self._worker.close(seconds)
         try:
             self._run.finish(exit_code=int(failed))
         except TimeoutError:
+            is_written = False
+        self._wandb.teardown()  # else its process may hold this run's id for a while, and the run could not be gone on with
+        if not is_written:
             raise RuntimeError(
-                f"the server did not take everything within {self._cfg.finish_seconds:g} s; send it later: "
-                f"wandb sync --include-online {Path(self._run.settings.sync_dir)}"
-            ) from None
+                f"the server did not take everything within {seconds:g} s; send it later: "
+                f"wandb sync --include-online {sync_dir}"
+            )
 
     def _log(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
         for name in values:
@@ -169,6 +174,7 @@ def build(cfg: WandbConfig, *, folder: Path, config: dict[str, Any], goes_on: bo
             init_timeout=cfg.start_seconds,
             finish_timeout=cfg.finish_seconds,
             finish_timeout_raises=True,
+            x_transaction_log_flush_interval=1.0,  # seconds of metrics that a kill costs; W&B's own are 15
             # the command's words and the remote's address may have credentials in them
             x_disable_meta=True,
             disable_git=True,

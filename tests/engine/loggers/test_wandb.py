@@ -118,6 +118,34 @@ def test_online_without_a_key_is_a_warning(folder, config):
     assert said[0].startswith("warning: ") and len(written(folder)) == 1
 
 
+def test_online_with_a_key_and_the_same_run_again_where_it_goes_on(folder, config, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with serve() as web:
+        monkeypatch.setenv("WANDB_BASE_URL", web.url)
+        said = []
+        for goes_on in (False, True):
+            logger = start(folder, config("wandb", "finish_seconds=20"), goes_on=goes_on, said=said)
+            logger.log("s", 1, {"loss": 2.0})
+            logger.close(failed=False)
+    own = (folder / "wandb_id.txt").read_text().strip()
+    named = [json.loads(body)["variables"]["name"] for body in web.bodies("UpsertBucket")]
+    assert said == [] and len(named) > 2 and set(named) == {own}
+    assert len(web.bodies("RunResumeStatus")) == 2
+    assert any('\\"s/loss\\":2' in body for body in web.bodies("file_stream"))
+    sent = "".join(body for _, body in web.asked)
+    assert KEY not in sent and "ann:pass" not in sent and "https://***@host/x" in sent
+
+
+def test_what_is_logged_is_soon_in_the_file_for_a_run_may_be_killed(folder, config):
+    logger = start(folder, config("wandb", "mode=offline"))
+    logger.log("s", 1, {"loss": 2.0})
+    end = time.monotonic() + 12  # W&B's own interval is longer
+    while not written(folder)[0].history and time.monotonic() < end:
+        time.sleep(0.1)
+    assert written(folder)[0].history == [{"s/step": 1, "s/loss": 2.0}]
+    logger.close(failed=False)
+
+
 @pytest.mark.parametrize("server", ["broken", "hanging", "absent"])
 def test_a_server_that_does_not_answer_leaves_the_run_offline(server, folder, config, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -136,15 +164,13 @@ def test_a_server_that_does_not_answer_leaves_the_run_offline(server, folder, co
 
 
 def test_a_server_that_hangs_in_the_middle_costs_a_warning(folder, config, rows, monkeypatch):
-    import wandb
-
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     with serve() as web:
         monkeypatch.setenv("WANDB_BASE_URL", web.url)
         said, began = [], time.monotonic()
         cfg = config("wandb", "finish_seconds=1")
         loggers = Loggers({"wandb": start(folder, cfg, said=said)}, said.append)
-        assert said == [] and "UpsertBucket" in web.asked  # online
+        assert said == [] and web.bodies("UpsertBucket")  # online
         web.hangs.set()
         for step in range(200):
             loggers.log("s", step, {"loss": 2.0})
@@ -153,7 +179,6 @@ def test_a_server_that_hangs_in_the_middle_costs_a_warning(folder, config, rows,
         assert time.monotonic() - began < SOON
     assert "the server did not take everything within 1 s; send it later: wandb sync --include-online" in said[0]
     assert len(said) == 1
-    wandb.teardown()  # as at the end of a process
     assert len(written(folder, "run")[0].history) == 200
 
 

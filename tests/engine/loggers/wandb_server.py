@@ -8,23 +8,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
-BUCKET = {"id": "x", "name": "x", "displayName": "x", "project": {"name": "p", "entity": {"name": "e"}}}
-ANSWERS = {
-    "UpsertBucket": {"upsertBucket": {"bucket": BUCKET, "inserted": True}},
-    "CreateRunFiles": {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": []}},
-}
+
+def answer(operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+    """The data of an answer to an operation of W&B's GraphQL."""
+    name = variables.get("name")
+    bucket = {"id": name, "name": name, "displayName": name, "project": {"name": "p", "entity": {"name": "e"}}}
+    return {
+        "UpsertBucket": {"upsertBucket": {"bucket": bucket, "inserted": True}},
+        "CreateRunFiles": {"createRunFiles": {"runID": variables.get("run"), "uploadHeaders": [], "files": []}},
+    }.get(operation, {"model": None})
 
 
 @dataclass
 class Server:
-    """What it does with requests, and the operations that it was asked for."""
+    """What it does with requests, and the operations that it was asked for, with what came along."""
 
     url: str
     status: int
     hangs: threading.Event = field(default_factory=threading.Event)
     over: threading.Event = field(default_factory=threading.Event)
-    asked: list[str] = field(default_factory=list)
+    asked: list[tuple[str, str]] = field(default_factory=list)
+
+    def bodies(self, operation: str) -> list[str]:
+        return [body for asked, body in self.asked if asked == operation]
 
 
 @contextmanager
@@ -33,17 +41,18 @@ def serve(*, status: int = 200, hangs: bool = False) -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            operation = json.loads(body).get("operationName") if self.path == "/graphql" else self.path
-            web.asked.append(operation)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0)).decode()
+            asked = json.loads(body) if self.path == "/graphql" else {}
+            operation = asked.get("operationName") or self.path.split("/")[-1]
+            web.asked.append((operation, body))
             if web.hangs.is_set():
                 web.over.wait(60)
-            answer = json.dumps({"data": ANSWERS.get(operation, {"model": None})}).encode()
+            content = json.dumps({"data": answer(operation, asked.get("variables", {}))}).encode()
             self.send_response(web.status)
             self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(answer)))
+            self.send_header("Content-Length", str(len(content)))
             self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(content)
 
         def log_message(self, *arguments):
             pass
