@@ -16,7 +16,7 @@ LONGER_SIDE = 320  # pixels of a picture in a table
 _PICTURES = ("image", "attention")
 _FIRST = (  # the order of columns; others come behind
     *_PICTURES, "name", "source", "question", "prompt", "text", "caption", "prediction", "texts", "retrieved_texts",
-    "retrieved_images", "references", "answers", "correct", "rank", "score", "scores",
+    "retrieved_images", "found", "references", "answers", "correct", "rank", "score", "scores",
 )  # fmt: skip
 _LEFT_OUT = ("stage", "image_id", "question_id")
 _TEXT = 2000  # characters of a cell
@@ -40,13 +40,18 @@ def make_table(rows: Sequence[Row], folder: Path, most: int, clean: Callable[[st
         most: rows.
         clean: what becomes of texts.
     """
-    pictured = [row for row in rows if any(row.get(key) is not None for key in _PICTURES)]
+    pictured = [row for row in rows if any(picture is not None for picture in _pictures(row))]
     chosen = _evenly(pictured or rows, most)
     cells = [{name: cell for key, value in row.items() for name, cell in _cells(key, value, folder, clean)} for row in chosen]
     found = dict.fromkeys(name for row in cells for name, cell in row.items() if cell is not None)
     order = {name: place for place, name in enumerate(_FIRST)}
     columns = sorted(found, key=lambda name: order.get(name.split("/")[0], len(order)))
     return Table(columns, [[row.get(name) for name in columns] for row in cells])
+
+
+def _pictures(row: Row) -> list[Any]:
+    """The row's own, and those of the images that a text has found."""
+    return [row.get(key) for key in _PICTURES] + [entry["image"] for entry in row.get("retrieved_images", ())[:_SHOWN]]
 
 
 def _evenly(rows: Sequence[Row], most: int) -> list[Row]:
@@ -60,9 +65,11 @@ def _cells(key: str, value: Any, folder: Path, clean: Callable[[str], str]) -> l
         return [(key, _picture(value, folder))]
     if isinstance(value, dict):  # the scores of a caption by metric
         return [(f"{key}/{name}", inner) for name, inner in value.items()]
+    if key.startswith("retrieved"):
+        found = value[:_SHOWN]
+        pictures = [(f"found/{n}", _picture(entry["image"], folder)) for n, entry in enumerate(found, 1) if "image" in entry]
+        return [(key, clean(" | ".join(map(_found, found)))[:_TEXT]), *pictures]
     if isinstance(value, (list, tuple)):
-        if key.startswith("retrieved"):
-            value = [_found(entry) for entry in value[:_SHOWN]]
         return [(key, clean(" | ".join(map(_said, value)))[:_TEXT])]
     return [(key, clean(value)[:_TEXT] if isinstance(value, str) else value)]
 

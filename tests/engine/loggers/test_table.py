@@ -24,9 +24,18 @@ def test_at_most_so_many_evenly_chosen_and_texts_cut(tmp_path):
 
 def test_what_a_search_found_is_said_in_short(tmp_path):
     by_picture = {"image": None, "rank": 2, "retrieved_texts": [{"text": f"text {n}", "right": n == 1} for n in range(10)]}
-    by_text = {"text": "a wall", "rank": 1, "retrieved_images": [{"name": "coco/1", "right": True}]}
+    by_text = {"text": "a wall", "rank": 1, "retrieved_images": [{"name": "coco/1", "image": None, "right": True}]}
     assert make_table([by_picture], tmp_path, 4, str).rows == [["text 0 | text 1 ✓ | text 2", 2]]
     assert make_table([by_text], tmp_path, 4, str).rows == [["a wall", "coco/1 ✓", 1]]
+
+
+def test_a_text_is_shown_with_the_pictures_it_found(rows):
+    _, folder = rows
+    found = [{"name": name, "image": name} for name in ("1.png", "2.png", "3.png", "1.png")]
+    others = [{"text": "b", "rank": 1, "retrieved_images": [{"name": "x", "image": None}]}]
+    table = make_table([*others, {"text": "a", "rank": 1, "retrieved_images": found}], folder, 1, str)
+    assert table.columns == ["text", "retrieved_images", "found/1", "found/2", "rank"]  # the third cannot be read
+    assert [cell.size for cell in table.rows[0][2:4]] == [(320, 160), (20, 10)]
 
 
 def test_questions_and_predictions_have_their_columns(tmp_path):
