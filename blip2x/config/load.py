@@ -13,9 +13,10 @@ from blip2x.config.auto import AUTO, auto_model, typed
 from blip2x.config.check_model import check_model
 from blip2x.config.check_task import check_lengths, check_task
 from blip2x.config.dataset import DatasetConfig, ImageTextConfig, check_transform
+from blip2x.config.logger import check_loggers
 from blip2x.config.model import VisionConfig
 from blip2x.config.rules import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, Rule, choices, numbers
-from blip2x.config.run import HybridConfig, OptimConfig, RunConfig, WandbConfig
+from blip2x.config.run import HybridConfig, OptimConfig, RunConfig
 from blip2x.config.task import (
     CompareConfig,
     DoctorConfig,
@@ -80,8 +81,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     if isinstance(config.parallelism, HybridConfig):
         _check_parallelism(config.parallelism)
         _check_shared(config.parallelism, config.task)
-    if isinstance(config.logger, WandbConfig):
-        choices("logger.mode", [config.logger.mode], ("online", "offline"))
+    check_loggers(config.logger)
     return config
 
 
@@ -134,7 +134,7 @@ def _check_kinds(config: RunConfig) -> None:
         (VISION_ENCODERS, config.model.vision.kind),
         (LANGUAGE_MODELS, config.model.language.kind),
         (STRATEGIES, config.parallelism.kind),
-        (LOGGERS, config.logger.kind),
+        *((LOGGERS, logger.kind) for logger in config.logger.values()),
     ):
         registry.check(kind)
 

@@ -1,14 +1,15 @@
-"""The other groups (``parallelism``, ``optim``, ``precision``, ``logger``, ``paths``) and the whole of a run."""
+"""The other groups (``parallelism``, ``optim``, ``precision``, ``paths``) and the whole of a run."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, List, Optional
+from typing import Any, Dict, Optional
 
 from omegaconf import MISSING
 
 from blip2x.config.dataset import DatasetConfig
+from blip2x.config.logger import LoggerConfig
 from blip2x.config.model import ModelConfig
 from blip2x.config.schema import schema
 from blip2x.config.task import TaskConfig
@@ -77,33 +78,6 @@ class PrecisionConfig:
     loss_scale_steps: int = MISSING  # fp16: it is doubled after so many steps without an infinite gradient
 
 
-@dataclass
-class LoggerConfig:
-    """Where metrics go besides metrics.jsonl and the terminal."""
-
-    kind: str = MISSING
-
-
-@schema("logger", "none")
-@dataclass
-class NoLoggerConfig(LoggerConfig):
-    """Nowhere else."""
-
-    kind: str = "none"
-
-
-@schema("logger", "wandb")
-@dataclass
-class WandbConfig(LoggerConfig):
-    """Weights & Biases."""
-
-    kind: str = "wandb"
-    project: str = MISSING
-    entity: Optional[str] = MISSING
-    mode: str = MISSING  # online | offline
-    tags: List[str] = MISSING
-
-
 @schema("paths", "paths")
 @dataclass
 class PathsConfig:
@@ -134,7 +108,7 @@ class RunConfig:
     parallelism: ParallelismConfig = field(default_factory=ParallelismConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    logger: Dict[str, LoggerConfig] = field(default_factory=dict)  # by kind
     paths: PathsConfig = field(default_factory=PathsConfig)
     seed: int = MISSING  # of everything that is drawn: weights, order, crops, dropout
     run: Optional[str] = None  # a run folder: it is repeated, with its own config; other words change single keys of that

@@ -64,7 +64,7 @@ class Predict(Task):
         """Write texts for all inputs; how many there are, and how many were left out."""
         names = self.context.on_main(lambda: list_pictures(self.task.inputs))
         rows = self._predict(self._writer(), names)
-        self.run_folder.write_lines(rows, "predictions.jsonl")
+        self.run_folder.write_predictions(rows)
         return TaskResult({"images": len(rows), "skipped": len(names) - len(rows)})
 
     def _writer(self) -> Write:

@@ -15,7 +15,7 @@ from paddle import nn
 from blip2x.config.run import OptimConfig, PrecisionConfig, PrecisionName
 from blip2x.config.task import Best, OnNan, PretrainVisionConfig
 from blip2x.engine.fit import Training
-from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.engine.run_files import TIMES
 from blip2x.engine.steps import count_steps
@@ -386,7 +386,7 @@ def ranks(count):
 
 
 def going_on(run):
-    return Run(run.folder, run.root, run.stage, run.context, run.console, NoLogger(), goes_on=True)
+    return Run(run.folder, run.root, run.stage, run.context, run.console, Loggers(), goes_on=True)
 
 
 def test_a_run_goes_on_with_as_many_samples_in_a_step(run):

@@ -16,7 +16,7 @@ from rich.console import Console
 from blip2x.config.compose import compose_config
 from blip2x.data.tokenize import train_tokenizer
 from blip2x.engine.checkpoint import save_checkpoint
-from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.models.assemblies.stage2 import build_stage2
@@ -238,7 +238,7 @@ def test_two_ranks_share_the_pictures_and_the_rows_come_in_order(predict, words,
     def work(run):
         folder = tmp_path / f"rank{run.context.rank}"
         folder.mkdir()
-        own = Run(folder, folder, "predict", run.context, Console(file=io.StringIO()), NoLogger())
+        own = Run(folder, folder, "predict", run.context, Console(file=io.StringIO()), Loggers())
         return Predict(cfg, own).run().metrics, folder
 
     (metrics, first), (same, second) = over_ranks(2, work)

@@ -28,6 +28,7 @@ from blip2x.models.qformer.qformer import Cache
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.tasks.common.loading import Share, eval_transform
 from blip2x.tasks.common.merge import gather_rows
+from blip2x.tasks.common.pictures import EXAMPLES, opened
 
 VALIDATION_METRICS = ("ROUGE_L", "CIDEr")  # while a model is trained: what takes no time, each a single number
 _SHOWN = 3  # captions in the terminal per validation
@@ -130,6 +131,12 @@ def validation_scores(
             run.console.print(f"{len(captions)} captions  {said}", markup=False, highlight=False)
             for line in shown:
                 run.console.print(f"  {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        run.show_examples(
+            lambda: [
+                {"image": opened(sample.image), "caption": caption, "references": sample.captions}
+                for sample, caption in list(zip(samples, captions, strict=True))[:EXAMPLES]
+            ]
+        )
         return scores
 
     return run.context.on_main(score)

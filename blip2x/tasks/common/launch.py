@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
     seed_everything(cfg.seed, 0)
     run = Run.create(cfg, context, command)
     try:
-        with closing(run), _noting_end(run):
+        with run, _noting_end(run):
             title = f"blip2x {cfg.task.kind} · {cfg.model.name} · {cfg.dataset.name} → {run.folder}"
             run.console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
             changes = context.on_main(lambda: _tell_changes(cfg, run))
@@ -71,6 +71,7 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
                     results["starts"] = run.starts  # the seconds are the last one's
                 results["peak_memory_gb"] = round(peak_memory_mib() / 2**10, 2)
                 run.write_json(results, RESULTS_FILE)
+                run.log_results(results)
             if context.is_main:
                 run.console.print(results_table(results))
                 run.console.print(f"report: {write_report(run.folder)}", markup=False, highlight=False, soft_wrap=True)

@@ -14,13 +14,22 @@ import numpy as np
 from PIL import Image
 
 from blip2x.data.collate import Batch, ImageCollate, Transform
-from blip2x.data.samples import CaptionSample, PictureSample, QuestionSample
+from blip2x.data.samples import CaptionSample, Picture, PictureSample, QuestionSample
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 
 MOST_PICTURES = 600  # that a run keeps
+EXAMPLES = 8  # that loggers get of a validation
 _LONGER_SIDE = 320  # pixels
 _PNG = b"\x89PNG"  # how such a file starts
+
+
+def opened(picture: Picture) -> Image.Image | None:
+    """A picture for loggers; None where it cannot be read, which the loader has told already."""
+    try:
+        return picture.open()
+    except UserError:
+        return None
 
 
 def thumbnail(picture: Image.Image) -> bytes:

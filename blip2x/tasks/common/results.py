@@ -111,7 +111,7 @@ def answer_results(
         of_image.setdefault(question.image_id, []).append(scores[question.question_id])
     means = {image_id: sum(values) / len(values) for image_id, values in of_image.items()}
     pictures = _save_pictures(run, questions, means, QUESTION_EXTREMES)
-    run.write_lines(
+    run.write_predictions(
         [
             {
                 "stage": run.stage,
@@ -130,8 +130,7 @@ def answer_results(
                 **({"blind": found["blind_"][question.question_id]} if "blind_" in found else {}),
             }
             for question, row in pairs
-        ],
-        "predictions.jsonl",
+        ]
     )
     answers = [{"question_id": question_id, "answer": answer} for question_id, answer in found[""].items()]
     _write_leaderboard(run, cfg, answers, left_out=left_out)
@@ -174,7 +173,7 @@ def caption_results(
     metrics["images"] = len(pairs)
     ranking = scores.per_image.get(min(scores.per_image, key=lambda name: (name != "CIDEr", name), default=""), {})
     pictures = _save_pictures(run, samples, ranking, EXTREMES)
-    run.write_lines(
+    run.write_predictions(
         [
             {
                 "stage": run.stage,
@@ -187,8 +186,7 @@ def caption_results(
                 "scores": {name: values[sample.image_id] for name, values in scores.per_image.items()},
             }
             for sample, row in pairs
-        ],
-        "predictions.jsonl",
+        ]
     )
     said = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
     _write_leaderboard(run, cfg, said, left_out=left_out)
