@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import paddle
 from paddle import Tensor
 
@@ -21,8 +22,10 @@ from blip2x.engine.batches import to_tensors
 from blip2x.engine.result import TaskResult
 from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
+from blip2x.models.qformer.qformer import QFormer
 from blip2x.parallel.seeding import seed_everything
 from blip2x.registry import TASKS
+from blip2x.tasks.common.attention import draw_looks, keep_shares, write_looks
 from blip2x.tasks.common.captioning import Text, write_captions, write_texts
 from blip2x.tasks.common.loading import Share, eval_transform
 from blip2x.tasks.common.merge import gather_rows
@@ -63,21 +66,25 @@ class Predict(Task):
     def run(self) -> TaskResult:
         """Write texts for all inputs; how many there are, and how many were left out."""
         names = self.context.on_main(lambda: list_pictures(self.task.inputs))
-        rows = self._predict(self._writer(), names)
+        rows = self._predict(*self._writer(), names)
         self.run_folder.write_lines(rows, "predictions.jsonl")
         return TaskResult({"images": len(rows), "skipped": len(names) - len(rows)})
 
-    def _writer(self) -> Write:
+    def _writer(self) -> tuple[QFormer, Write]:
         loader, settings = ModelLoader.of_run(self.cfg, self.run_folder), GenerationSettings.from_config(self.task)
         if self.task.stage == 1:
             model, tokenizer = loader.stage1()
-            return lambda image_BCHW: write_captions(model, tokenizer, image_BCHW, settings)
+            return model.qformer, lambda image_BCHW: write_captions(model, tokenizer, image_BCHW, settings)
         model, tokenizer = loader.stage2(new_projection=False)
         self._check_prompt(tokenizer)
         prompt = self.task.prompt.strip()
         if prompt:  # as its tokens say it: a small vocabulary lacks words
             self._print(f"prompt: {tokenizer.decode(tokenizer.tokens(prompt))}")
-        return lambda image_BCHW: write_texts(model, tokenizer, model.encode(image_BCHW), [prompt] * len(image_BCHW), settings)
+
+        def write(image_BCHW: Tensor) -> list[list[Text]]:
+            return write_texts(model, tokenizer, model.encode(image_BCHW), [prompt] * len(image_BCHW), settings)
+
+        return model.qformer, write
 
     def _check_prompt(self, tokenizer: TextTokenizer) -> None:
         """OPT has a limit that only the tokenizer can tell whether the prompt keeps."""
@@ -90,23 +97,31 @@ class Predict(Task):
             )
 
     @paddle.no_grad()
-    def _predict(self, write: Write, names: list[str]) -> list[dict[str, Any]]:
+    def _predict(self, qformer: QFormer, write: Write, names: list[str]) -> list[dict[str, Any]]:
         """The rows of predictions.jsonl, in the order of `names`, on every rank."""
         samples = [PictureSample(self._picture(name), number) for number, name in enumerate(names)]
         collate = ThumbnailCollate(eval_transform(self.cfg), every=one_in(len(samples)))
+        looked_at = draw_looks(range(0, len(samples), collate.every))
+        shares: dict[int, np.ndarray] = {}
         share = Share(self.cfg, self.run_folder, samples, collate, "predict", may_be_empty=True)
         seed_everything(self.cfg.seed, self.context.data_rank)  # ranks that share a matrix draw alike
         rows: list[tuple[int, dict[str, Any]]] = []
         for _, batch in share:
             copies = thumbnails(batch)
-            written = write(to_tensors(batch)["image_BCHW"])
-            for number, texts in zip(batch["image_id_B"].tolist(), written, strict=True):
+            numbers = batch["image_id_B"].tolist()
+            with keep_shares(qformer, {number: row for row, number in enumerate(numbers) if number in looked_at}, shares):
+                written = write(to_tensors(batch)["image_BCHW"])
+            for number, texts in zip(numbers, written, strict=True):
                 self._show(names[number], texts)
-                rows.append((number, {"number": number, "texts": texts, "copy": copies.get(number)}))
+                found = {"texts": texts, "copy": copies.get(number), "share_QP": shares.pop(number, None)}
+                rows.append((number, {"number": number, **found}))
         merged = gather_rows(self.context, rows, share.found)
         return self.context.on_main(lambda: [self._row(names[row["number"]], **row) for row in merged])
 
-    def _row(self, name: str, number: int, texts: list[Text], copy: bytes | None) -> dict[str, Any]:
+    def _row(
+        self, name: str, number: int, texts: list[Text], copy: bytes | None, share_QP: np.ndarray | None
+    ) -> dict[str, Any]:
+        attention = None if share_QP is None else write_looks(self.run_folder, number, copy, share_QP)
         return {
             "stage": self.run_folder.stage,
             "source": name,
@@ -114,6 +129,7 @@ class Predict(Task):
             "texts": [text.text for text in texts],
             "scores": [text.score for text in texts],
             "image": copy and write_thumbnail(self.run_folder, number, copy),
+            **({"attention": attention} if attention else {}),
         }
 
     def _picture(self, name: str) -> Picture:
