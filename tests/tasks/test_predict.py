@@ -72,6 +72,8 @@ def test_all_sorts_of_inputs_each_picture_once_in_order(predict, pictures, serve
     folder = tmp_path / "outputs/p"
     with Image.open(folder / rows[1]["image"]) as image:
         assert image.size == (320, 240)
+    assert [row["attention"] for row in rows] == [f"attention/{number}.png" for number in range(4)]
+    assert all((folder / row["attention"]).is_file() for row in rows)
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/") == 4 and all(row["source"] in report for row in rows)
     assert "All 4 pictures" in report
@@ -226,7 +228,9 @@ def test_the_data_sets_files_are_not_needed_and_its_transform_counts(predict, pi
 
 def test_many_pictures_leave_few_copies(predict, pictures, monkeypatch):
     monkeypatch.setattr(kept, "MOST_PICTURES", 2)
-    assert [row["image"] for row in predict(2, pictures)[1]] == ["images/0.png", None, "images/2.png"]
+    rows = predict(2, pictures)[1]
+    assert [row["image"] for row in rows] == ["images/0.png", None, "images/2.png"]
+    assert ["attention" in row for row in rows] == [True, False, True]
 
 
 def test_two_ranks_share_the_pictures_and_the_rows_come_in_order(predict, words, pictures, tmp_path, over_ranks):

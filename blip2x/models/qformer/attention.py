@@ -8,7 +8,7 @@ projection, and none has a rank before the others.
 This is raw attention: the weights of a sum, and no proof of what an answer rests on. It leaves out how large the values are
 that are summed, what the residual connection brings along, and what the language model makes of the queries. And a patch's
 feature is no longer about its own pixels alone, for the image encoder lets every patch read all others; large ones are known to
-keep notes about the whole image in patches of empty background. So a bright patch says from where something was taken, not what.
+keep notes about the whole image in patches of empty background. A bright patch says from where something was taken, not what.
 
 B rows, H heads, Q queries, P the class token and the patches behind it.
 """

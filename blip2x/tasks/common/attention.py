@@ -40,7 +40,7 @@ def draw_looks(places: Sequence[int]) -> frozenset[int]:
 
 @contextmanager
 def keep_shares(qformer: QFormer, rows: Mapping[int, int], shares: dict[int, np.ndarray]) -> Iterator[None]:
-    """Inside, a pass of the queries over a batch puts its images' shares [Q, 1 + P] into `shares`.
+    """Inside, the last pass of the queries over a batch puts its images' shares [Q, 1 + P] into `shares`.
 
     Args:
         qformer: whose pass it is; one that does not happen leaves nothing.
@@ -52,7 +52,7 @@ def keep_shares(qformer: QFormer, rows: Mapping[int, int], shares: dict[int, np.
         return
     with watch_queries(qformer) as seen:
         yield
-    for share_BQP in seen:
+    for share_BQP in seen[-1:]:
         shares.update({key: share_BQP[row].numpy() for key, row in rows.items()})
 
 
