@@ -56,21 +56,26 @@ def keep_shares(qformer: QFormer, rows: Mapping[int, int], shares: dict[int, np.
         shares.update({key: share_BQP[row].numpy() for key, row in rows.items()})
 
 
-def write_looks(run: Run, name: int, thumbnail: bytes, share_QP: np.ndarray) -> str | None:
-    """Put the picture of `picture_looks` into the run's folder; its path there, None where the patches form no square.
+def looks_file(thumbnail: bytes, share_QP: np.ndarray) -> bytes | None:
+    """The picture of `picture_looks` as a PNG file's content; None where the patches form no square.
 
     Args:
-        run: whose folder.
-        name: of the file, without its suffix.
         thumbnail: the image as a file's content.
         share_QP: [Q, 1 + P], see `watch_queries`.
     """
     patches = share_QP.shape[1] - 1
     if not patches or math.isqrt(patches) ** 2 != patches:
         return None
+    buffer = io.BytesIO()
     with Image.open(io.BytesIO(thumbnail)) as image:
-        picture_looks(image.convert("RGB"), share_QP).save(run.path("attention", f"{name}.png"))
-    return f"attention/{name}.png"
+        picture_looks(image.convert("RGB"), share_QP).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_looks(run: Run, image_id: int, content: bytes) -> str:
+    """Put what `looks_file` gave into the run's folder; its path there."""
+    run.path("attention", f"{image_id}.png").write_bytes(content)
+    return f"attention/{image_id}.png"
 
 
 def picture_looks(picture: Image.Image, share_QP: np.ndarray) -> Image.Image:

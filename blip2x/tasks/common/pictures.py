@@ -5,6 +5,7 @@ B pictures, F bytes of all their copies.
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 from collections.abc import Iterable, Sequence
@@ -39,6 +40,11 @@ def write_thumbnail(run: Run, image_id: int, content: bytes) -> str:
     name = f"{image_id}.{'png' if content.startswith(_PNG) else 'jpg'}"
     run.path("images", name).write_bytes(content)
     return f"images/{name}"
+
+
+def data_uri(content: bytes) -> str:
+    """A file that `thumbnail` made, for a page that needs nothing but itself."""
+    return f"data:image/{'png' if content.startswith(_PNG) else 'jpeg'};base64,{base64.b64encode(content).decode()}"
 
 
 def one_in(count: int) -> int:

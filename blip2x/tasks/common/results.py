@@ -20,7 +20,7 @@ from blip2x.metrics.bootstrap import mean_intervals
 from blip2x.metrics.caption import CaptionScores
 from blip2x.metrics.lemmatise import lemmatise
 from blip2x.metrics.vqa import answer_scores
-from blip2x.tasks.common.attention import write_looks
+from blip2x.tasks.common.attention import looks_file, write_looks
 from blip2x.tasks.common.captioning import score_captions
 from blip2x.tasks.common.pictures import save_pictures
 
@@ -265,12 +265,12 @@ def _save_pictures(
 
 def _write_looks(run: Run, pictures: Mapping[int, str], looks: Mapping[int, np.ndarray]) -> dict[int, str]:
     """Of the images that a copy was kept of, where the queries looked: image id -> path below the run's folder."""
-    written = {
-        image_id: write_looks(run, image_id, run.path(pictures[image_id]).read_bytes(), share_QP)
+    files = {
+        image_id: looks_file(run.path(pictures[image_id]).read_bytes(), share_QP)
         for image_id, share_QP in looks.items()
         if image_id in pictures
     }
-    return {image_id: path for image_id, path in written.items() if path}
+    return {image_id: write_looks(run, image_id, content) for image_id, content in files.items() if content}
 
 
 def _told(row: Mapping[str, Any], attention: str | None) -> dict[str, Any]:
