@@ -221,6 +221,7 @@ class Predict(Task):
                     "answer": reply["texts"][0],
                     "score": reply["scores"][0],
                     "prompt": reply["prompt"],
+                    "earlier": reply["earlier"],
                 }
                 for reply in entry["replies"]
             ]
