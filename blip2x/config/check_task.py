@@ -100,12 +100,32 @@ def _check_validation(cfg: ValidationConfig) -> None:
 
 def _check_predict(task: PredictConfig) -> None:
     choices("task.stage", [task.stage], (1, 2))
-    task.inputs = _inputs(task.inputs)
-    if task.stage == 1 and task.prompt.strip():
-        raise UserError(f"task.prompt={task.prompt!r} with task.stage=1: the Q-Former takes no prompt; leave it empty")
-    if "{}" in task.prompt:
+    numbers("task", task, AT_LEAST_1, "chat_tokens")
+    if task.inputs is not None or task.prompts is None:
+        task.inputs = _inputs(task.inputs)
+    if not task.formats:
+        raise UserError("task.formats=[] would write nothing; choose of jsonl, csv and html")
+    if task.stage == 1 and (task.prompt.strip() or task.prompts is not None):
+        key, value = ("prompt", repr(task.prompt)) if task.prompt.strip() else ("prompts", task.prompts)
+        raise UserError(f"task.{key}={value} with task.stage=1: the Q-Former takes no prompt; leave it out")
+    if task.prompts is None and "{}" in task.prompt:
         raise UserError(
-            f"task.prompt={task.prompt!r} has {{}}, but there is no question to put there; write it into the prompt"
+            f"task.prompt={task.prompt!r} has {{}}, but there is no question to put there; write it into the prompt, or put "
+            "questions into a file, task.prompts=FILE"
+        )
+    if task.prompts is not None and task.prompt.strip() and "{}" not in task.prompt:
+        raise UserError(
+            f"task.prompt={task.prompt!r} has no {{}} for the prompts of task.prompts={task.prompts}; put {{}} where they "
+            "belong, or leave it empty"
+        )
+    if task.chat and task.prompts is None:
+        raise UserError(
+            "task.chat=true needs the questions to ask one after the other; put them into a file, task.prompts=FILE"
+        )
+    if task.chat and "{}" not in task.prompt:
+        raise UserError(
+            "task.chat=true needs a form to write questions and answers in, with {} for the question; set "
+            "task.prompt='Question: {} Answer:'"
         )
 
 

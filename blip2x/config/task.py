@@ -217,15 +217,33 @@ class VqaFinetuneConfig(TrainingConfig, AnsweringConfig):
     validation: AnswerValidationConfig = field(default_factory=AnswerValidationConfig)
 
 
+class PredictionFormat(Enum):
+    """Files that predictions are written to."""
+
+    jsonl = "jsonl"  # predictions.jsonl, which the report and loggers read, too
+    csv = "csv"  # predictions.csv, a line per text
+    html = "html"  # predictions.html, a page with the pictures
+
+
 @schema("task", "predict")
 @dataclass
 class PredictConfig(DecodingConfig):
     """Run a trained model on any pictures."""
 
     kind: str = "predict"
-    eval_batch_size: int = MISSING
-    inputs: Any = MISSING  # files, folders, patterns (*, ?, [a-z], **) and http(s) addresses: a list of them, or a single one
-    prompt: str = MISSING
+    eval_batch_size: int = MISSING  # images, and prompts, at a time
+    inputs: Any = (
+        MISSING  # files, folders, patterns (*, ?, [a-z], **), http(s) addresses: a list, or one; null: prompts names them
+    )
+    prompt: str = MISSING  # with a file of prompts "{}" stands for each of them; "" is each as it is
+    prompts: Optional[str] = (
+        MISSING  # file: .txt with one per line; .jsonl or .csv with "prompt" and perhaps "image"; null: none
+    )
+    chat: bool = (
+        MISSING  # prompts are the turns of one conversation about each image: each follows those before and the answers
+    )
+    chat_tokens: int = MISSING  # of a conversation, the last question included; the oldest turns are left out
+    formats: List[PredictionFormat] = MISSING
     stage: int = MISSING  # 1: captions from the Q-Former alone; 2: from the language model
 
 

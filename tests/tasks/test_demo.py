@@ -65,8 +65,12 @@ def test_predictions_are_of_every_image_and_every_question(run):
     for row in captions:
         assert row["references"] and isinstance(row["caption"], str) and "CIDEr" in row["scores"]
         assert (run.folder / "caption" / row["image"]).is_file()
+        assert (run.folder / "caption" / row["attention"]).is_file()
     for row in answers:
         assert row["question"] and row["answers"] and row["correct"] in (0, 1) and isinstance(row["prediction"], str)
+    looks = {row["image_id"]: row["attention"] for row in answers if "attention" in row}
+    assert len(looks) == 12 and sum("attention" in row for row in answers) == 12  # with the first question about each image
+    assert all((run.folder / "vqa_zeroshot" / path).is_file() for path in looks.values())
     right = sum(row["correct"] for row in answers) / len(answers)
     assert run.results["vqa_zeroshot"]["accuracy"] == pytest.approx(100 * right)
 

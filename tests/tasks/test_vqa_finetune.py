@@ -87,6 +87,7 @@ def test_it_trains_and_its_checkpoint_answers_alike(run_task, demo, encoded, val
 
     written = rows(folder)
     assert len(written) > 24 and all(row["correct"] in (0, 1) for row in written)
+    assert sum((folder / row["attention"]).is_file() for row in written if "attention" in row) == 12
     checkpoint = folder.rename(folder.with_name("tuned")) / "checkpoint"
     encoded.clear()
     again, folder = run_task("vqa_finetune", "model=auto", f"model.weights={checkpoint}", "task.train=false")

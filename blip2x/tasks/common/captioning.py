@@ -26,6 +26,7 @@ from blip2x.models.assemblies.stage2 import Stage2Model, join_prefix
 from blip2x.models.qformer.captioner import QFormerCaptioner
 from blip2x.models.qformer.qformer import Cache
 from blip2x.objectives.stage2 import Stage2Objective
+from blip2x.tasks.common.attention import draw_looks, keep_shares
 from blip2x.tasks.common.loading import Share, eval_transform
 from blip2x.tasks.common.merge import gather_rows
 from blip2x.tasks.common.pictures import EXAMPLES, opened
@@ -146,7 +147,8 @@ class HeldOutCaptions:
     """Loss and captions of held-out images; each image is encoded once for both.
 
     Attributes:
-        rows: of the last call, for each captioned image that could be read: image_id, caption, captions, score.
+        rows: of the last call, for each captioned image that could be read: image_id, caption, captions, score; with `looks`
+            for a few also shares [Q, 1 + P], see `watch_queries`.
 
     Args:
         cfg: the whole config.
@@ -157,6 +159,7 @@ class HeldOutCaptions:
         settings: how to decode; None: no captions.
         limit: caption the first ones only; None: all.
         names: of the captions' metrics.
+        looks: whether it is kept of a few images where the queries looked.
     """
 
     def __init__(
@@ -170,9 +173,12 @@ class HeldOutCaptions:
         settings: GenerationSettings | None,
         limit: int | None,
         names: Sequence[str] = VALIDATION_METRICS,
+        looks: bool = False,
     ):
         self._cfg, self._run, self._model, self._tokenizer, self._samples = cfg, run, model, tokenizer, samples
         self._settings, self._limit, self._names = settings, limit, names
+        self._looked_at = draw_looks(range(len(samples))) if looks else frozenset()
+        self._shares: dict[int, np.ndarray] = {}
         self._blind: float | None = None
         self.rows: list[dict[str, Any]] = []
 
@@ -181,7 +187,7 @@ class HeldOutCaptions:
         """Write captions alone, to `rows`. All ranks must call it."""
         share, rows = Share.of_images(self._cfg, self._run, self._samples, "caption"), []
         for places, batch in share:
-            rows += self._write(places, self._model.encode(to_tensors(batch)["image_BCHW"]))
+            rows += self._write(places, self._encode(places, to_tensors(batch)["image_BCHW"]))
         self.rows = gather_rows(self._run.context, rows, share.found)
 
     @paddle.no_grad()
@@ -203,7 +209,7 @@ class HeldOutCaptions:
         share = Share(cfg, run, self._samples, stage2_collate(cfg.task, self._tokenizer, eval_transform(cfg)), "validate")
         for places, batch in share:
             tensors = to_tensors(batch)
-            query_BQD = model.encode(tensors["image_BCHW"])
+            query_BQD = self._encode(places, tensors["image_BCHW"])
             blind = float(objective.text_loss(None, tensors)) if self._blind is None else 0.0
             sums += int(batch[target].sum()) * np.array([float(objective.text_loss(query_BQD, tensors)), blind, 1.0])
             chosen = first(self._limit, places)
@@ -217,6 +223,11 @@ class HeldOutCaptions:
         metrics = {"eval_loss": seen / tokens, "blind_eval_loss": blind_loss}
         return metrics | self._score(rows, share.found) if self._settings else metrics
 
+    def _encode(self, places: Sequence[int], image_BCHW: Tensor) -> Tensor:
+        rows = {place: row for row, place in enumerate(places) if place in self._looked_at}
+        with keep_shares(self._model.qformer, rows, self._shares):
+            return self._model.encode(image_BCHW)
+
     def _write(self, places: Sequence[int], query_NQD: Tensor) -> list[tuple[int, dict[str, Any]]]:
         prompts = [self._cfg.task.prompt] * len(places)
         written = write_texts(self._model, self._tokenizer, query_NQD, prompts, self._settings)
@@ -228,6 +239,7 @@ class HeldOutCaptions:
                     "caption": texts[0].text,
                     "captions": [text.text for text in texts],
                     "score": texts[0].score,
+                    **({"shares": self._shares.pop(place)} if place in self._shares else {}),
                 },
             )
             for place, texts in zip(places, written, strict=True)
