@@ -26,13 +26,13 @@ class WandbConfig(LoggerConfig):
     """Weights & Biases."""
 
     kind: str = "wandb"
-    project: str = MISSING
+    project: str = MISSING  # where the run is listed
     entity: Optional[str] = MISSING  # null: that of the login
     mode: str = MISSING  # auto (online where this machine has a key, else offline) | online | offline
-    tags: List[str] = MISSING
+    tags: List[str] = MISSING  # to filter runs by
     group: Optional[str] = MISSING  # null: in a sweep its name, else none
     job_type: Optional[str] = MISSING  # null: the task
-    notes: Optional[str] = MISSING
+    notes: Optional[str] = MISSING  # a longer text about the run
     start_seconds: float = MISSING  # how long to wait for the server before the run is kept offline
     finish_seconds: float = MISSING  # how long to wait at the end until all is sent
 

@@ -34,20 +34,19 @@ in a group's file; `python runners/run.py --cfg job` prints what a command compo
 group. The column *value* is what the named option sets; what a data set or an experiment sets otherwise is in `conf/recipe`
 and `conf/experiment`.
 """
-# group, as it is typed -> what its keys begin with; in the order of the page
-_GROUPS = {
-    "task": "task",
-    "model": "model",
-    "model/vision": "model.vision",
-    "model/qformer": "model.qformer",
-    "model/language": "model.language",
-    "dataset": "dataset",
-    "parallelism": "parallelism",
-    "optim": "optim",
-    "precision": "precision",
-    "logger": "logger",
-    "paths": "paths",
-}
+_GROUPS = (  # in the order of the page
+    "task",
+    "model",
+    "model/vision",
+    "model/qformer",
+    "model/language",
+    "dataset",
+    "parallelism",
+    "optim",
+    "precision",
+    "logger",
+    "paths",
+)
 _TELLING = ("opt2.7b", "coco", "sharding2", "fp32")  # options to show of those of one schema
 _GROUP_CLASSES = {"vision", "qformer", "language"}  # fields with sections of their own
 _NAMES = {"None": "null", "True": "true", "False": "false"}  # of Python, in YAML
@@ -66,11 +65,14 @@ def reference() -> str:
     """The page, as Markdown."""
     parts = [_HEAD, "## The run itself\n", *_table(_own_keys(), compose_dict([]), "")]
     with initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
-        for group, prefix in _GROUPS.items():
+        for group in _GROUPS:
             parts.append(f"## `{group}`\n")
-            for cls, option in _shown(group):
+            for kind, option in _shown(group):
+                cls, place = _schemas(group)[kind], group.replace("/", ".")
+                if group == "logger":  # of which there may be several
+                    place += f".{kind}"
                 parts.append(f"### `{group}={option}`\n\n{_docstring(cls)}\n")
-                parts += _table(keys_of(cls), _at(compose(f"{group}/{option}"), group.replace("/", ".")), f"{prefix}.")
+                parts += _table(keys_of(cls), OmegaConf.select(compose(f"{group}/{option}"), place), f"{place}.")
     return "\n".join(parts)
 
 
@@ -91,17 +93,17 @@ def keys_of(cls: type) -> list[Key]:
 
 
 def _own_keys() -> list[Key]:
-    groups = {prefix.split(".")[0] for prefix in _GROUPS.values()}
+    groups = {group.split("/")[0] for group in _GROUPS}
     return [key for key in keys_of(RunConfig) if key.name.split(".")[0] not in groups]
 
 
-def _shown(group: str) -> Iterator[tuple[type, str]]:
+def _shown(group: str) -> Iterator[tuple[str, str]]:
     """Each schema of the group with one of its options: its namesake, a telling one, or the first."""
     options = sorted(path.stem for path in (CONF_FOLDER / group).glob("*.yaml"))
-    for kind, cls in sorted(_schemas(group).items()):
+    for kind in sorted(_schemas(group)):
         of_kind = [option for option in options if _kind(group, option) == kind]
         if of_kind:
-            yield cls, next((option for option in of_kind if option in (kind, *_TELLING)), of_kind[0])
+            yield kind, next((option for option in of_kind if option in (kind, *_TELLING)), of_kind[0])
 
 
 @cache
@@ -122,12 +124,6 @@ def _schemas(group: str) -> dict[str, type]:
     store = ConfigStore.instance()
     files = [name for name in store.list(f"schema/{group}") if name.endswith(".yaml")]
     return {name.removesuffix(".yaml"): OmegaConf.get_type(store.load(f"schema/{group}/{name}").node) for name in files}
-
-
-def _at(cfg: DictConfig, path: str) -> DictConfig:
-    for part in path.split("."):
-        cfg = cfg[part]
-    return cfg
 
 
 def _table(keys: list[Key], values: DictConfig, prefix: str) -> list[str]:

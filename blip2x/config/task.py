@@ -243,7 +243,7 @@ class PredictConfig(DecodingConfig):
         MISSING  # prompts are the turns of one conversation about each image: each follows those before and the answers
     )
     chat_tokens: int = MISSING  # of a conversation, the last question included; the oldest turns are left out
-    formats: List[PredictionFormat] = MISSING
+    formats: List[PredictionFormat] = MISSING  # files that are written
     stage: int = MISSING  # 1: captions from the Q-Former alone; 2: from the language model
 
 
@@ -400,8 +400,8 @@ class ServeConfig(DecodingConfig):
     stage: int = MISSING  # 1: captions from the Q-Former alone; 2: captions and answers from the language model
     prompt: str = MISSING  # of captions
     question_prompt: str = MISSING  # "{}" is replaced by the question
-    answer_max_new_tokens: int = MISSING
-    answer_length_penalty: float = MISSING
+    answer_max_new_tokens: int = MISSING  # as max_new_tokens, of answers
+    answer_length_penalty: float = MISSING  # as length_penalty, of answers
     host: str = MISSING  # address to listen on; 127.0.0.1: this machine only, 0.0.0.0: everybody who can reach it
     port: int = MISSING  # 0: any that is free
     max_queue: int = MISSING  # requests at a time, the one that is worked on included
