@@ -109,7 +109,8 @@ def _render(run: RunFiles) -> str:
     measures = read_measures(run.results)
     captions = [row for row in run.predictions if "caption" in row]
     questions = [row for row in run.predictions if "question" in row]
-    predicted = [row for row in run.predictions if "texts" in row]
+    # of each picture there is a line per prompt
+    predicted = list(group([row for row in run.predictions if "texts" in row], lambda row: row.get("source")).values())
     searches = [row for row in run.predictions if any(row.get(way) for way in _SEARCHES)]
     functions = {
         "stage_title": stage_title,
@@ -197,8 +198,14 @@ def _caption_groups(rows: list[Row]) -> list[Shown]:
         value = (row.get("scores") or {}).get(name)
         return float(value) if is_number(value) else math.nan
 
-    kept = [row for row in rows if row.get("image")]
+    kept = _best_kept(rows, lambda row, key: row.get(key), RANDOM)
     return _choose(rows, kept, score, f"captions by {name}", "captioned pictures", RANDOM, EXTREMES)
+
+
+def _best_kept(items: list[Any], has: Callable[[Any, str], Any], count: int) -> list[Any]:
+    """Those of which the run keeps where the queries look, drawn by lot, too; of too few, those with a picture."""
+    looked_at = [item for item in items if has(item, "attention")]
+    return looked_at if len(looked_at) >= count else [item for item in items if has(item, "image")]
 
 
 def _question_groups(rows: list[Row]) -> list[Shown]:
@@ -209,7 +216,7 @@ def _question_groups(rows: list[Row]) -> list[Shown]:
         return statistics.fmean(values) if values else math.nan
 
     criterion = "pictures by mean score of their answers"
-    kept = [picture for picture in pictures if picture[0].get("image")]
+    kept = _best_kept(pictures, lambda picture, key: any(row.get(key) for row in picture), QUESTION_PICTURES)
     return _choose(pictures, kept, score, criterion, "pictures with questions", QUESTION_PICTURES, QUESTION_EXTREMES)
 
 

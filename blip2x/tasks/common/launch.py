@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
     seed_everything(cfg.seed, 0)
     run = Run.create(cfg, context, command)
     try:
-        with run, _noting_end(run):
+        with run, _reporting_failure(run), _noting_end(run):
             title = f"blip2x {cfg.task.kind} · {cfg.model.name} · {cfg.dataset.name} → {run.folder}"
             run.console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
             changes = context.on_main(lambda: _tell_changes(cfg, run))
@@ -83,6 +83,18 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
             context.barrier()  # launchers stop the other ranks when one has left, before they have their exit code
         words = [*([f"run={cfg.run}"] if cfg.run else []), f"run_name={run.root.name}", "resume=auto"]
         raise Interrupted(f"{stop}; {' '.join(words)} goes on with it") from None
+
+
+@contextmanager
+def _reporting_failure(run: Run) -> Iterator[None]:
+    """A run that did not come to its end has a report of what it did; what keeps that from being written hides no error."""
+    try:
+        yield
+    except BaseException:
+        if run.context.is_main:
+            with suppress(Exception):
+                write_report(run.folder)
+        raise
 
 
 @contextmanager

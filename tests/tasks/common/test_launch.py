@@ -65,6 +65,7 @@ def test_a_task_that_fails_leaves_its_folder_without_results(command, tmp_path):
     with pytest.raises(UserError, match="do not fill one batch"):
         launch(command("task=pretrain_language", *STEPS, "task.batch_size=99"), ["x"])
     assert (tmp_path / "outputs/r/config.yaml").is_file() and not (tmp_path / "outputs/r/results.json").exists()
+    assert "do not fill one batch" in (tmp_path / "outputs/r/report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture
