@@ -18,7 +18,7 @@ from blip2x.config.load import load_config
 from blip2x.config.run import RunConfig
 from blip2x.errors import UserError
 
-OWN_KEYS = ("task", "run_name", "overwrite", "resume")  # what belongs to a run itself and not to the tasks inside it
+OWN_KEYS = ("task", "run_name", "sweep", "overwrite", "resume")  # what belongs to a run itself and not to the tasks inside it
 
 
 def compose_dict(overrides: list[str]) -> DictConfig:

@@ -70,6 +70,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     _check_optim(config.optim)
     numbers("precision", config.precision, POSITIVE, "loss_scale")
     numbers("precision", config.precision, AT_LEAST_1, "loss_scale_steps")
+    _check_sweep(config)
     check_task(config.task)
     check_lengths(config.task, config.model)
     _check_layer_decay(config)
@@ -110,6 +111,14 @@ def _check_resume(config: RunConfig) -> None:
             )
         if not Path(config.resume).is_dir():
             raise UserError(f"resume={config.resume} is no folder; give a run folder or a checkpoint, or auto, or never")
+
+
+def _check_sweep(config: RunConfig) -> None:
+    numbers("prune", config.prune, AT_LEAST_1, "min_runs")
+    numbers("prune", config.prune, NOT_NEGATIVE, "min_step")
+    for key, value in (("objective", config.objective), ("prune.metric", config.prune.metric)):
+        if value is not None and not all(value.partition(".")):
+            raise UserError(f"{key}={value} must be STAGE.METRIC, e.g. {key}=pretrain_stage1.loss")
 
 
 def _check_kinds(config: RunConfig) -> None:
