@@ -13,7 +13,7 @@ from blip2x.config.task import Best
 from blip2x.engine.run import METRICS_FILE, Run
 
 
-class Pruned(Exception):  # noqa: N818  # no error: the run has come to an end that it was given
+class Pruned(Exception):  # no error: the run has come to an end that it was given
     """A training was stopped for being worse than others; its run is complete.
 
     Args:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep, told by their folders alone, since launchers run them in other processes: done, failed, to be gone on with.
+"""The jobs of a sweep, told by their folders alone, since launchers run them elsewhere: done, failed, to be gone on with.
 
 Nothing here imports paddle: jobs that are done are passed over in no time.
 """
@@ -53,8 +53,8 @@ def place(config: RunConfig, folder: Path) -> bool:
         raise UserError(f"{before} cannot be read ({error}); remove the folder, or give the sweep another name") from error
     if changes:
         raise UserError(
-            f"{folder} has a run with another config: {'; '.join(changes)}. Give the sweep another name, or replace the run with "
-            "overwrite=true"
+            f"{folder} has a run with another config: {'; '.join(changes)}. Give the sweep another name, or replace what it "
+            "has with overwrite=true"
         )
     if state(folder) == COMPLETE:
         return False

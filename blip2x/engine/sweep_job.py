@@ -75,7 +75,7 @@ def ending_sweep(command: Sequence[str]) -> Iterator[None]:
 
 
 def run_job(cfg: DictConfig, run: Run) -> float | None:
-    """Run the job of `cfg` by `run`, unless its folder says that it is complete; the objective of a search, where there is one."""
+    """Run the job of `cfg` by `run`, unless its folder says that it is complete; give the objective of a search."""
     if _stopped:
         return None
     folder = sweep_folder() / job_name()
