@@ -23,6 +23,7 @@ from blip2x.errors import UserError
 STATUS_FILE, RESULTS_FILE, CONFIG_FILE = "status.json", "results.json", "config.yaml"
 FAILURES_FILE = "failures.jsonl"  # in the sweep's folder: of the command that works on it, or was the last to
 COMPLETE, FAILED, INTERRUPTED = "complete", "failed", "interrupted"
+SEARCH_FILE = "optimization_results.yaml"  # of hydra/sweeper=optuna
 # What a run that is complete need not be made again for; every other key, its cost included, is what a sweep may be about
 _FREE_GROUPS = ("logger", "paths", "prune")
 _FREE_KEYS = ("resume", "overwrite", "run_name", "sweep", "objective", "objective_of_failed", "threads", "quiet", "run", "runs")
@@ -109,7 +110,7 @@ def failures(folder: Path) -> dict[str, str]:
     found = {}
     for path in sorted(folder.glob(f"*/{STATUS_FILE}")):
         if state(path.parent) == "running":
-            found[path.parent.name] = "its process was killed, perhaps for want of memory"
+            found[path.parent.name] = "it has not said how it ended: its process was killed, or is still at work"
     if (folder / FAILURES_FILE).is_file():
         lines = map(json.loads, (folder / FAILURES_FILE).read_text(encoding="utf-8").splitlines())
         found |= {line["job"]: line["error"] for line in lines}
@@ -124,6 +125,13 @@ def compare(folder: Path) -> None:
 
     if any(folder.glob(f"*/{CONFIG_FILE}")):
         write_comparison(find_runs(str(folder)), folder, Console())
+
+
+def tell_best(folder: Path, objective: str) -> None:
+    """Print the best run of the search for `objective` that has its runs in `folder`."""
+    found = OmegaConf.load(folder / SEARCH_FILE)
+    words = " ".join(f"{key}={value}" for key, value in found.best_params.items())
+    print(f"best {objective}: {found.best_value:.6g} with {words}")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from blip2x.parallel.launch_env import join_slurm
 
 Run = Callable[[RunConfig, "int | None"], None]  # the task of a config, and the threads where it has none
 
-_begun: list[Path] = []  # the folder of the sweep that this process has started
+_begun: list[DictConfig] = []  # the config of the sweep that this process has started
 _stopped: list[str] = []  # signals: no further job is to be started by this process
 
 
@@ -46,9 +46,14 @@ class SweepStart(Callback):
         except UserError as error:  # Hydra would make a warning of it
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
-        _begun.append(folder)
+        _begun.append(config)
         if _is_main():
-            (folder / sweep.FAILURES_FILE).unlink(missing_ok=True)
+            for name in (sweep.FAILURES_FILE, sweep.SEARCH_FILE):  # of an earlier command
+                (folder / name).unlink(missing_ok=True)
+        if config.hydra.runtime.choices["hydra/sweeper"] == "optuna":
+            from optuna.logging import WARNING, set_verbosity
+
+            set_verbosity(WARNING)  # runs and the best of them are said here
         if config.hydra.runtime.choices["hydra/launcher"] == "joblib":  # its workers' runs get Ctrl-C as well, and save
             signal.signal(signal.SIGINT, _stop)
 
@@ -127,7 +132,7 @@ def _run(config: RunConfig, folder: Path, run: Run, threads: int | None) -> str:
     except UserError as error:
         state, why = sweep.FAILED, str(error)
     except Interrupted as stop:
-        state, why = sweep.INTERRUPTED, str(stop)
+        state, why = sweep.INTERRUPTED, str(stop).partition("; run_name=")[0]  # it is the sweep that is gone on with
     except Exception as error:
         traceback.print_exc()
         state, why = sweep.FAILED, f"{type(error).__name__}: {error}"
@@ -181,13 +186,16 @@ def _fail(folder: Path, why: str) -> None:
         sweep.note_failure(folder, why)
 
 
-def _end(folder: Path, code: Any, command: list[str]) -> Any:
+def _end(config: DictConfig, code: Any, command: list[str]) -> Any:
+    folder = Path(config.hydra.sweep.dir)
     again = shlex.join(["python", *command, *([] if _is_named(command) else [f"sweep={folder.name}"])])
     if code == Interrupted.EXIT_CODE:
         print(f"interrupted: the sweep {folder.name}; go on with it by\n  {again}", file=sys.stderr)
         return code
     try:
         sweep.compare(folder)
+        if (folder / sweep.SEARCH_FILE).is_file():
+            sweep.tell_best(folder, config.objective)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         code = code or 2
