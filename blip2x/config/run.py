@@ -150,7 +150,7 @@ class RunConfig:
     run_name: Optional[str] = MISSING  # null: task-model-dataset-time
     sweep: Optional[str] = MISSING  # -m: its name; null: task-model-dataset-time
     objective: Optional[str] = MISSING  # a search's (hydra/sweeper=optuna): STAGE.METRIC of results.json
-    objective_of_failed: Optional[float] = MISSING  # what a failed run counts as there; null: it is left out
+    objective_of_failed: Optional[float] = MISSING  # what one that failed or was stopped counts as; null: it is left out
     prune: PruneConfig = field(default_factory=PruneConfig)
     overwrite: bool = MISSING  # true: a run folder of the same name is replaced
     resume: str = MISSING  # never | auto (go on with the run of this run_name) | a run folder or checkpoint to go on from

@@ -20,12 +20,11 @@ class Pruned(Exception):  # no error: the run has come to an end that it was giv
         message: a sentence that says by how much.
         stage: the training.
         step: its last step.
-        metrics: of that step.
     """
 
-    def __init__(self, message: str, stage: str, step: int, metrics: dict[str, float]):
+    def __init__(self, message: str, stage: str, step: int):
         super().__init__(message)
-        self.stage, self.step, self.metrics = stage, step, metrics
+        self.stage, self.step = stage, step
 
 
 class MedianPruner:
@@ -46,7 +45,7 @@ class MedianPruner:
             return
         why = self._run.context.broadcast_object(self._worse(step, metrics[self._name]) if self._run.context.is_main else None)
         if why is not None:
-            raise Pruned(why, self._stage, step, metrics)
+            raise Pruned(why, self._stage, step)
 
     def _worse(self, step: int, value: float) -> str | None:
         others = [other for path in self._beside() if (other := self._at(path, step)) is not None]

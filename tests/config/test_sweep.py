@@ -118,7 +118,7 @@ def test_names_that_are_no_folder(begin, name):
 
 
 def test_a_search_needs_an_objective_and_has_the_seed(begin):
-    with pytest.raises(UserError, match="set objective=STAGE.METRIC"):
+    with pytest.raises(UserError, match=r"set objective=STAGE\.METRIC"):
         begin("hydra/sweeper=optuna", "optim.lr=interval(1e-4,1e-2)")
     words = ["hydra/sweeper=optuna", "optim.lr=interval(1e-4,1e-2)", "objective=caption.CIDEr", "seed=5", "sweep=x"]
     _, job, config = begin(*words)

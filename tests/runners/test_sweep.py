@@ -1,4 +1,4 @@
-"""Several jobs in one command: ``python runners/run.py -m ...``. The program is run in this process, which has paddle already."""
+"""Several jobs in one command: ``python runners/run.py -m ...``, mostly in this process, which has imported paddle already."""
 
 from __future__ import annotations
 
@@ -109,7 +109,6 @@ def test_trainings_that_are_behind_are_stopped(program, tmp_path):
     ends = {path.parent.name: json.loads(path.read_text()).get("pruned") for path in folder.glob("*/results.json")}
     assert ends == {"optim.lr=0.002": None, "optim.lr=0.003": None, "optim.lr=0.001": 1}
     assert [row["step"] for row in trained(folder / "optim.lr=0.001")] == [1]
-    assert program("-m", *STEPS, *prune, "optim.lr=2e-3,3e-3,1e-3", "sweep=s")[1].count("complete, passed over") == 3
 
 
 @pytest.fixture
@@ -134,7 +133,8 @@ def quick(monkeypatch):
 
 def test_a_search_and_its_restart(program, quick):
     """Started again it asks for the same runs, which are complete; with more trials it goes on."""
-    words = ["experiment=search_lr_pruned", "hydra.sweeper.params={optim.lr: 'tag(log,interval(1e-3,1))'}", "sweep=s"]
+    words = ["experiment=search_lr_pruned", "objective_of_failed=-1", "sweep=s"]
+    words += ["hydra.sweeper.params={optim.lr: 'tag(log,interval(1e-3,1))'}"]
     code, out, err = program(*words, "hydra.sweeper.n_trials=4")
     rates, runs = quick[:4], quick[4:]
     failed = sum(rate > 0.1 for rate in rates)
@@ -167,7 +167,7 @@ def test_what_is_wrong_with_the_sweep_itself(program, monkeypatch):
 
 @pytest.mark.slow
 def test_several_at_a_time_one_is_killed_and_ctrl_c(tmp_path):
-    """joblib: a run that the system kills is one that failed; Ctrl-C lets runs save, starts no others, and says how to go on."""
+    """joblib: a run that the system kills has failed; Ctrl-C lets runs save, starts no others, and says how to go on."""
     words = ["-m", *STEPS[:-4], "task.max_steps=5000", *FEW, "seed=1,2,3", "sweep=s", "hydra/launcher=joblib"]
     command = [sys.executable, str(ROOT / "runners/run.py"), *words, "hydra.launcher.n_jobs=1"]
     folder = tmp_path / "out" / "sweeps" / "s"
@@ -189,15 +189,15 @@ def test_several_at_a_time_one_is_killed_and_ctrl_c(tmp_path):
         start_new_session=True,
     ) as process:
         wait_for(folder / "seed=1" / "metrics.jsonl")
-        threads = {}
+        memory = {}
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = path.read_text().rpartition(")")[2].split()
             except OSError:
                 continue
             if int(fields[3]) == process.pid:  # of this session
-                threads[int(path.parent.name)] = int(fields[21])  # pages in memory
-        os.kill(max(threads, key=threads.get), signal.SIGKILL)  # whom the system would choose
+                memory[int(path.parent.name)] = int(fields[21])  # pages in memory
+        os.kill(max(memory, key=memory.get), signal.SIGKILL)  # whom the system would choose
         wait_for(folder / "seed=2" / "metrics.jsonl")
         os.killpg(process.pid, signal.SIGINT)
         _, err = process.communicate(timeout=100)

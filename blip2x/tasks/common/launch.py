@@ -59,7 +59,7 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
                 except Pruned as stop:
                     run.console.print(f"stopped: {stop}", style="yellow", markup=False)
                     done = context.broadcast_object(run.read_json(RESULTS_FILE)) or {}  # a pipeline's stages before
-                    results = {**done, stop.stage: stop.metrics, "pruned": stop.step}
+                    results = {**done, "pruned": stop.step}  # what it measured on its way is in metrics.jsonl
                 results["seconds"] = round(time.perf_counter() - started, 1)
                 if run.goes_on:
                     results["starts"] = run.starts  # the seconds are the last one's
