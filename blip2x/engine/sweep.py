@@ -45,6 +45,8 @@ def place(config: RunConfig, folder: Path) -> bool:
         (folder / STATUS_FILE).unlink(missing_ok=True)
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
+        if folder.is_dir() and config.resume == NEVER and not config.overwrite:
+            config.resume = AUTO  # which takes away what a run has left that was killed at its birth
         return True
     if config.overwrite:
         return True

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from blip2x.config.compose import compose_config
 from blip2x.engine import sweep
+from blip2x.engine.resume import may_go_on
 from blip2x.errors import UserError
 
 
@@ -69,6 +70,14 @@ def test_a_job_that_did_not_come_to_its_end_goes_on(folder, state):
     leave(folder, state=state)
     made = config(folder=folder)
     assert sweep.place(made, folder) and made.resume == "auto"
+
+
+def test_a_job_that_was_killed_before_it_had_a_config(folder):
+    made = config(folder=folder)
+    folder.mkdir(parents=True)
+    (folder / "command.txt").write_text("run.py\n")
+    assert sweep.place(made, folder) and not may_go_on(folder, OmegaConf.structured(made))
+    assert made.resume == "auto" and not folder.exists()
 
 
 def test_the_state_of_a_run_without_a_status(folder):
