@@ -29,12 +29,13 @@ _FREE_GROUPS = ("logger", "paths", "prune")
 _FREE_KEYS = ("resume", "overwrite", "run_name", "sweep", "objective", "objective_of_failed", "threads", "quiet", "run", "runs")
 
 
-def place(config: RunConfig, folder: Path) -> bool:
+def place(config: RunConfig, folder: Path, *, is_main: bool = True) -> bool:
     """Have the run of `config` be made in `folder`, where it has begun be gone on with; whether it still has to run.
 
     Args:
         config: it is changed: where the run goes, and its `resume`.
-        folder: the job's; what an attempt has left there that did not come to be a run is removed.
+        folder: the job's; what an attempt has left there that did not come to be a run is removed, by rank 0.
+        is_main: whether this is rank 0.
 
     Raises:
         UserError: the folder has a run of another config, and `overwrite` is false.
@@ -42,9 +43,10 @@ def place(config: RunConfig, folder: Path) -> bool:
     config.sweep, config.run_name, config.paths.outputs = folder.parent.name, folder.name, str(folder.parent)
     before = folder / CONFIG_FILE
     if not before.is_file():
-        (folder / STATUS_FILE).unlink(missing_ok=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+        if is_main:
+            (folder / STATUS_FILE).unlink(missing_ok=True)
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
         if folder.is_dir() and config.resume == NEVER and not config.overwrite:
             config.resume = AUTO  # which takes away what a run has left that was killed at its birth
         return True

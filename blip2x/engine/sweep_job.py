@@ -87,7 +87,7 @@ def run_job(cfg: DictConfig, run: Run) -> float | None:
     try:
         config = load_config(cfg, command_overrides())
         folder = _folder(config, folder)
-        todo = sweep.place(config, folder)
+        todo = sweep.place(config, folder, is_main=_is_main())
     except UserError as error:
         if not (folder / sweep.CONFIG_FILE).is_file():  # what is there is another run's
             _record(folder, sweep.FAILED, str(error))
