@@ -22,7 +22,7 @@ from blip2x.config.run import RunConfig
 from blip2x.errors import UserError
 
 # what belongs to a run itself and not to the tasks inside it
-OWN_KEYS = ("task", "run", "run_name", "runs", "quiet", "overwrite", "resume")
+OWN_KEYS = ("task", "run", "run_name", "runs", "sweep", "quiet", "overwrite", "resume")
 _PLAIN = re.compile(r"[\w./+-]+=[\w./+-]*")  # words that Hydra reads as they are
 
 

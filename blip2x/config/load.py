@@ -73,6 +73,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     _check_optim(config.optim)
     numbers("precision", config.precision, POSITIVE, "loss_scale")
     numbers("precision", config.precision, AT_LEAST_1, "loss_scale_steps")
+    _check_sweep(config)
     check_task(config.task)
     check_lengths(config.task, config.model)
     _check_layer_decay(config)
@@ -125,6 +126,14 @@ def _check_runs(config: RunConfig) -> None:
     if not given or any(isinstance(entry, (type(None), list, dict)) or not str(entry).strip() for entry in given):
         raise UserError("task=compare needs runs: a folder of runs, a run, or a list of them, e.g. runs=outputs/sweeps/NAME")
     config.runs = [str(entry) for entry in given]  # a folder may be called 7
+
+
+def _check_sweep(config: RunConfig) -> None:
+    numbers("prune", config.prune, AT_LEAST_1, "min_runs")
+    numbers("prune", config.prune, NOT_NEGATIVE, "min_step")
+    for key, value in (("objective", config.objective), ("prune.metric", config.prune.metric)):
+        if value is not None and not all(value.partition(".")):
+            raise UserError(f"{key}={value} must be STAGE.METRIC, e.g. {key}=pretrain_stage1.loss")
 
 
 def _check_kinds(config: RunConfig) -> None:

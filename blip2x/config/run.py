@@ -12,7 +12,7 @@ from blip2x.config.dataset import DatasetConfig
 from blip2x.config.logger import LoggerConfig
 from blip2x.config.model import ModelConfig
 from blip2x.config.schema import schema
-from blip2x.config.task import TaskConfig
+from blip2x.config.task import Best, TaskConfig
 
 
 @dataclass
@@ -99,6 +99,16 @@ class Device(Enum):
 
 
 @dataclass
+class PruneConfig:
+    """Of a sweep: stop a training that is worse than the median of the runs before it at the same step."""
+
+    metric: Optional[str] = MISSING  # STAGE.METRIC of metrics.jsonl; null: nothing is stopped
+    best_is: Best = MISSING
+    min_runs: int = MISSING  # runs before it that have come to the step; with fewer, it goes on
+    min_step: int = MISSING  # before this step nothing is stopped
+
+
+@dataclass
 class RunConfig:
     """Everything one run is made of."""
 
@@ -115,6 +125,10 @@ class RunConfig:
     run_name: Optional[str] = MISSING  # null: task-model-dataset-time
     runs: Any = MISSING  # task=compare: a folder of runs, a run, a pattern (*, ?, [a-z]), or a list of them; null: none
     quiet: bool = MISSING  # true: nothing is printed but warnings, errors and the results table
+    sweep: Optional[str] = MISSING  # -m: its name; null: task-model-dataset-time
+    objective: Optional[str] = MISSING  # a search's (hydra/sweeper=optuna): STAGE.METRIC of results.json
+    objective_of_failed: Optional[float] = MISSING  # what one that failed or was stopped counts as; null: it is left out
+    prune: PruneConfig = field(default_factory=PruneConfig)
     overwrite: bool = MISSING  # true: a run folder of the same name is replaced
     resume: str = MISSING  # never | auto (go on with the run of this run_name) | a run folder or checkpoint to go on from
     device: Device = MISSING  # where to compute

@@ -14,6 +14,7 @@ BASELINES = {
 }
 PARTS = {"question_type": "question type", "answer_type": "answer type"}  # what an accuracy is split by
 COST_KEYS = ("seconds", "peak_memory_gb")
+_NO_METRICS = (*COST_KEYS, "pruned")  # the step at which a sweep stopped the run
 Place = tuple[str, str, str]  # scope, name, part: see `Measure`
 MINUS, TIMES = "\u2212", "\u00d7"
 
@@ -159,7 +160,7 @@ def compact(value: float) -> str:
 
 
 def _stages(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    loose = {key: value for key, value in results.items() if not isinstance(value, dict) and key not in COST_KEYS}
+    loose = {key: value for key, value in results.items() if not isinstance(value, dict) and key not in _NO_METRICS}
     if loose:
         yield "run", loose
     for stage, metrics in results.items():

@@ -54,6 +54,7 @@ class Training:
         evaluate: called on every rank every `cfg.eval_every` steps and after the last one; its values are logged.
         checkpoints: written every `cfg.save_every` steps and after the last one, and when the process is asked to stop.
         state: where to go on; the objective has that checkpoint's weights already.
+        prune: called with each line of metrics but the last; it raises where the training is not worth going on with.
 
     Raises:
         UserError: there are too little data for one step, nothing is left to do, or the run that is gone on with had other
@@ -74,9 +75,11 @@ class Training:
         evaluate: Callable[[], dict[str, float]] | None = None,
         checkpoints: Checkpoints | None = None,
         state: TrainingState | None = None,
+        prune: Callable[[int, dict[str, float]], None] | None = None,
     ):
         self.objective, self._cfg, self._context, self._run, self._stage = objective, cfg, context, run, stage
         self._loss_scale, self._evaluate, self._checkpoints = LossScale(precision), evaluate, checkpoints
+        self._prune = prune
         self._state, self._samples_per_batch = state, cfg.batch_size * context.data_size
         self.total = agreed_steps(cfg, len(loader), context, run, mixes_samples=getattr(objective, "mixes_samples", False))
         if state and (state.step > self.total or (state.step == self.total and not run.goes_on)):
@@ -205,6 +208,8 @@ class Training:
             raise self._interrupted(stop)
         if self._validates():
             self.metrics = {**self.metrics, **self._validate()}
+        if self._prune and self.step < self.total and (self._due(self._cfg.log_every) or self._validates()):
+            self._prune(self.step, self.metrics)
         self._last_line += time.monotonic() - paused  # saving is not training: leave it out of the rate
 
     def _interrupted(self, stop: StopSignals) -> Interrupted:

@@ -12,6 +12,7 @@ from blip2x.config.repeat import config_of
 from blip2x.config.run import RunConfig
 from blip2x.engine.amp import autocast, check_precision
 from blip2x.engine.memory import peak_memory_mib
+from blip2x.engine.pruning import Pruned
 from blip2x.engine.repeat import compare, environment_changes, environment_now, environment_of, sentence
 from blip2x.engine.report import write_report
 from blip2x.engine.resume import differences
@@ -63,9 +64,14 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
             if results and "seconds" in results:  # which only a run that came to its end has
                 run.console.print("this run is complete; there is nothing to go on with")
             else:
-                with autocast(cfg.precision, context.device) if task.computes else nullcontext():
-                    result = task(cfg, run).run()
-                results = dict(result.stages or {cfg.task.kind: result.metrics})
+                try:
+                    with autocast(cfg.precision, context.device) if task.computes else nullcontext():
+                        result = task(cfg, run).run()
+                    results = dict(result.stages or {cfg.task.kind: result.metrics})
+                except Pruned as stop:
+                    run.console.print(f"stopped: {stop}", style="yellow", markup=False)
+                    done = context.broadcast_object(run.read_json(RESULTS_FILE)) or {}  # a pipeline's stages before
+                    results = {**done, "pruned": stop.step}  # what it measured on its way is in metrics.jsonl
                 results["seconds"] = round(time.perf_counter() - started, 1)
                 if run.goes_on:
                     results["starts"] = run.starts  # the seconds are the last one's
