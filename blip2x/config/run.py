@@ -103,7 +103,7 @@ class PruneConfig:
     """Of a sweep: stop a training that is worse than the median of the runs before it at the same step."""
 
     metric: Optional[str] = MISSING  # STAGE.METRIC of metrics.jsonl; null: nothing is stopped
-    best_is: Best = MISSING
+    best_is: Best = MISSING  # whether a larger or a smaller value is the better one
     min_runs: int = MISSING  # runs before it that have come to the step; with fewer, it goes on
     min_step: int = MISSING  # before this step nothing is stopped
 
