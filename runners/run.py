@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import traceback
 from pathlib import Path
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from blip2x.config import load_config
-from blip2x.config.compose import command_overrides, spelled
+from blip2x.config.compose import command_overrides, composing_mistake, spelled
 from blip2x.config.help import help_text
 from blip2x.config.repeat import primary_config
 from blip2x.config.run import RunConfig
 from blip2x.config.sweep import in_sweep, job_command, require_plugins
-from blip2x.engine.sweep_job import ending_sweep, run_job
+from blip2x.engine.sweep_job import ending_sweep, mistake_of_search, run_job
 from blip2x.errors import Interrupted, UserError
 from blip2x.parallel.launch_env import join_slurm
 from blip2x.parallel.leave import leaving_quietly
@@ -60,7 +63,26 @@ def main() -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name=name)(run_task)()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # it raises what it would print otherwise, with exit code 1 whatever was wrong
+    start = hydra.main(version_base="1.3", config_path=str(Path(__file__).resolve().parents[1] / "conf"), config_name=name)
+    try:
+        start(run_task)()
+    except Exception as error:
+        if sentence := _mistake(error):
+            print(f"error: {sentence}", file=sys.stderr)
+            raise SystemExit(2) from None
+        traceback.print_exc()
+        raise SystemExit(1) from None
+
+
+def _mistake(error: Exception) -> str | None:
+    """What the user has to know, where `error` is of the command's words; None: it is a mistake of ours."""
+    if isinstance(error, UserError):  # of a sweep
+        return str(error)
+    in_task = any(frame.f_code is run_task.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+    if isinstance(error, (HydraException, OmegaConfBaseException)) and not in_task:
+        return composing_mistake(error)
+    return mistake_of_search(error)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from blip2x.errors import UserError
 
 # what belongs to a run itself and not to the tasks inside it
 OWN_KEYS = ("task", "run", "run_name", "runs", "sweep", "quiet", "overwrite", "resume")
+_OF_NO_USE = ("full_key:", "object_type=", "reference_type=", "See https://")
 _PLAIN = re.compile(r"[\w./+-]+=[\w./+-]*")  # words that Hydra reads as they are
 
 
@@ -50,12 +51,21 @@ def _compose(name: str, overrides: list[str]) -> DictConfig:
         try:
             return compose(name, overrides=overrides)
         except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
+            raise UserError(f"{' '.join(overrides)}: {composing_mistake(error)}") from error
 
 
 def compose_config(overrides: list[str]) -> RunConfig:
     """The checked config of the command line ``python runners/run.py <overrides>``."""
     return load_config(compose_dict(overrides), overrides)
+
+
+def composing_mistake(error: Exception) -> str:
+    """What Hydra and omegaconf say of a wrong key, option or value, in one line, without what only their own makers need."""
+    texts = [str(error), *([str(error.__cause__)] if isinstance(error.__cause__, OmegaConfBaseException) else [])]
+    lines = [line.strip() for text in texts for line in text.partition("Config search path:")[0].splitlines()]
+    # to a config that is typed, unlike a dictionary in it, no key can be appended
+    useless = (*_OF_NO_USE, *([] if "is not in struct" in " ".join(lines) else ["To append to your config"]))
+    return " ".join(dict.fromkeys(line for line in lines if line and not line.startswith(useless)))
 
 
 def command_overrides() -> list[str]:

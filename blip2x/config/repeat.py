@@ -25,7 +25,16 @@ from blip2x.errors import UserError
 MAIN = "config"  # conf/config.yaml
 CONFIG_FILE = "config.yaml"  # in a run folder
 FREE_GROUPS = ("parallelism", "logger", "paths")  # where and how fast; all other options are what the run is
-_OF_THE_COMMAND = ("run", "run_name", "overwrite", "sweep", "quiet")  # not of what it does: as conf/config.yaml has them
+_OF_THE_COMMAND = (
+    "run",
+    "run_name",
+    "overwrite",
+    "sweep",
+    "quiet",
+    "objective",
+    "objective_of_failed",
+    "prune",
+)  # not of what it does: as conf/config.yaml has them
 _MOVABLE = ("data", "weights", "cache")  # of `paths`: what is below them moves with them
 
 Values = Mapping[str, Any]

@@ -12,7 +12,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from blip2x.config.auto import CONF_FOLDER
 from blip2x.config.compose import command_overrides, override_key, quoted
@@ -27,7 +27,7 @@ _PLUGINS = {  # option of hydra/launcher or hydra/sweeper -> its module and the 
 }
 _NOT_IN_NAMES = ("sweep", "run_name", "overwrite", "resume")  # of a job of which nothing is swept
 
-_names: set[str] = set()
+_names: dict[str, str] = {}  # run_name of a job of this process -> what the job is called without one
 
 
 def in_sweep() -> bool:
@@ -40,6 +40,11 @@ def sweep_folder() -> Path:
     return Path(HydraConfig.get().sweep.dir)
 
 
+def is_search() -> bool:
+    """Whether Optuna asks for the jobs of this sweep, and wants to hear how they have done."""
+    return HydraConfig.get().runtime.choices["hydra/sweeper"] == "optuna"
+
+
 def launcher() -> str:
     """What starts this sweep's jobs: the option of hydra/launcher."""
     return HydraConfig.get().runtime.choices["hydra/launcher"]
@@ -50,7 +55,7 @@ def job_command(command: list[str]) -> list[str]:
     if not in_sweep():
         return command
     program = command[0] if launcher() == "basic" else "runners/run.py"  # another process's own words are the launcher's
-    words = [word for word in command_overrides() if override_key(word) != "sweep"]
+    words = [word for word in command_overrides() if override_key(word) != "sweep" and word != "resume=auto"]
     typed = "hydra.mode=MULTIRUN" in HydraConfig.get().overrides.hydra
     return [program, *words, *([] if typed else ["hydra.mode=RUN"])]  # where it is an experiment that says -m
 
@@ -58,7 +63,8 @@ def job_command(command: list[str]) -> list[str]:
 def job_name() -> str:
     """The name of this job's folder: the overrides in which the jobs of its sweep differ."""
     unswept = set(HydraConfig.get().job.config.override_dirname.exclude_keys)
-    return folder_name([word for word in command_overrides() if override_key(word) not in unswept])
+    words = [word for word in command_overrides() if override_key(word) not in unswept]
+    return folder_name(sorted(words, key=override_key))  # in whatever order they were typed
 
 
 def folder_name(words: Sequence[str]) -> str:
@@ -71,15 +77,14 @@ def folder_name(words: Sequence[str]) -> str:
 
 
 def claim_run_name(name: str | None) -> None:
-    """Raise `UserError` where an earlier job of this sweep has the name, and so the folder."""
+    """Raise `UserError` where an earlier job of this sweep, which is not the same one, has the name, and so the folder."""
     if name is None or not in_sweep():
         return
-    if name in _names:
+    if _names.setdefault(name, job_name()) != job_name():
         raise UserError(
             f"run_name={name} is the name of an earlier job of this sweep; put what differs into it, "
             "e.g. \"run_name='beams-${task.num_beams}'\", or leave it out"
         )
-    _names.add(name)
 
 
 def begin_sweep(config: DictConfig) -> Path:
@@ -89,7 +94,8 @@ def begin_sweep(config: DictConfig) -> Path:
         The folder; it need not exist.
 
     Raises:
-        UserError: the sweep's name is no plain folder name, or a search has nothing to optimise.
+        UserError: the sweep's name is no plain folder name, all jobs would have one `run_name`, or a search has nothing to
+            optimise.
     """
     hydra = config.hydra
     params = hydra.sweeper.get("params") or {}
@@ -100,8 +106,15 @@ def begin_sweep(config: DictConfig) -> Path:
     keys = {override_key(word) for word in words}
     unswept = sorted(keys - swept if swept else keys & set(_NOT_IN_NAMES))
 
+    if swept and config.run_name is not None and "run_name" not in swept and not OmegaConf.is_interpolation(config, "run_name"):
+        raise UserError(
+            f"run_name={config.run_name} would be the name of all jobs of this sweep; put what differs into it, e.g. "
+            f"\"run_name='{config.run_name}-${{{min(swept)}}}'\", or leave it out"
+        )
     name = config.sweep
-    if name is None:
+    if name is None and "experiment" in swept:  # which may choose the task, the model and the data set
+        name = f"experiment-{time.strftime('%Y%m%d-%H%M%S')}"
+    elif name is None:
         parts = {"task": config.task.kind, "model": config.model.name, "dataset": config.dataset.name}
         name = "-".join([*(value for group, value in parts.items() if group not in swept), time.strftime("%Y%m%d-%H%M%S")])
     elif name in ("", ".", "..") or Path(name).name != name:

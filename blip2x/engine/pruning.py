@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -38,14 +40,26 @@ class MedianPruner:
     def __init__(self, cfg: PruneConfig, run: Run):
         self._cfg, self._run = cfg, run
         self._stage, _, self._name = cfg.metric.partition(".")
+        self._logged: set[str] = set()  # metrics of the steps so far
+        self._read: dict[Path, _Read] = {}  # of other runs
 
     def __call__(self, step: int, metrics: dict[str, float]) -> None:
         """Compare; nothing happens where the metric is none of `metrics`, or too few runs have come to the step."""
+        self._logged |= metrics.keys()
         if self._run.stage != self._stage or self._name not in metrics or step < self._cfg.min_step:
             return
         why = self._run.context.broadcast_object(self._worse(step, metrics[self._name]) if self._run.context.is_main else None)
         if why is not None:
             raise Pruned(why, self._stage, step)
+
+    def warn_if_unseen(self) -> None:
+        """At the training's end, say so where it has not logged the metric before, so that nothing could be compared."""
+        is_other_stage = self._run.stage != self._stage and self._run.folder != self._run.root  # of a pipeline
+        if is_other_stage or (self._run.stage == self._stage and self._name in self._logged):
+            return
+        known = ", ".join(f"{self._run.stage}.{name}" for name in sorted(self._logged)) or "nothing"
+        text = f"warning: prune.metric={self._cfg.metric} was not compared; before its last step this training logged {known}"
+        self._run.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _worse(self, step: int, value: float) -> str | None:
         others = [other for path in self._beside() if (other := self._at(path, step)) is not None]
@@ -61,13 +75,34 @@ class MedianPruner:
         return (path for path in own.parent.glob(f"*/{METRICS_FILE}") if path.parent != own)
 
     def _at(self, path: Path, step: int) -> float | None:
-        """The metric of another run at `step`, the last one where it was written twice."""
-        found = None
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # that run is writing it
-                continue
-            if row["stage"] == self._stage and row["step"] == step and math.isfinite(row.get(self._name, math.nan)):
-                found = row[self._name]
-        return found
+        """The metric of another run at `step`, the last one where it was written twice; what was read before is not again."""
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            read = self._read.get(path)
+            if read is None or read.inode != status.st_ino or read.offset > status.st_size:  # another file of that name
+                read = self._read[path] = _Read(status.st_ino)
+            file.seek(read.offset)
+            for line in file:
+                if not line.endswith(b"\n"):  # that run is writing it
+                    break
+                read.offset += len(line)
+                if self._stage.encode() in line:
+                    self._add(line, read.values)
+        return read.values.get(step)
+
+    def _add(self, line: bytes, values: dict[int, float]) -> None:
+        try:
+            row = json.loads(line)
+        except ValueError:  # of a run that was killed while it wrote
+            return
+        if row["stage"] == self._stage and math.isfinite(row.get(self._name, math.nan)):
+            values[row["step"]] = row[self._name]
+
+
+@dataclass
+class _Read:
+    """What was read of another run's metrics.jsonl."""
+
+    inode: int
+    offset: int = 0  # bytes
+    values: dict[int, float] = field(default_factory=dict)  # of the metric, by step

@@ -8,15 +8,17 @@ from __future__ import annotations
 import json
 import math
 from datetime import datetime, timezone
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from blip2x.config.run import RunConfig
-from blip2x.engine.folders import append_whole, write_whole
+from blip2x.config.task import Best
+from blip2x.engine.folders import append_whole, is_held, write_whole
 from blip2x.engine.resume import AUTO, NEVER, differences
 from blip2x.errors import UserError
 
@@ -76,9 +78,12 @@ def state(folder: Path) -> str | None:
 
 
 def record(folder: Path, state: str, error: str) -> None:
-    """Say in status.json that the run of `folder`, which need not exist, has failed or was interrupted, unless it says so."""
+    """Say in status.json that the run of `folder`, which need not exist, has failed or was interrupted, unless it says so.
+
+    Nothing is said of a run that a process is working on.
+    """
     status = _read(folder / STATUS_FILE)
-    if status.get("state") == state and status.get("error"):
+    if is_held(folder) or (status.get("state") == state and status.get("error")):
         return
     folder.mkdir(parents=True, exist_ok=True)
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -109,6 +114,50 @@ def check_objective(folder: Path, key: str) -> None:
         raise UserError(f"objective={key} is no metric of {folder}; it has {', '.join(known) or 'none'}")
 
 
+def choose_direction(config: DictConfig) -> None:
+    """Have the search of `config` look for what is better of its objective, and say so where that was not typed.
+
+    Raises:
+        UserError: the direction that was typed is the worse one, or none was and the metric's name does not tell.
+    """
+    key, sweeper = config.objective, config.hydra.sweeper
+    good = {"max": "maximize", "min": "minimize"}.get(_better(key))
+    if not isinstance(sweeper.direction, (str, Enum)):
+        raise UserError(f"hydra.sweeper.direction={sweeper.direction}: a search has one objective; give maximize or minimize")
+    typed = sweeper.direction if isinstance(sweeper.direction, str) else None  # the plugin's own choice is no text
+    if typed not in (None, "maximize", "minimize"):
+        raise UserError(f"hydra.sweeper.direction={typed} must be maximize or minimize")
+    if typed is None and good is None:
+        raise UserError(
+            f"objective={key}: say which values are better, by hydra.sweeper.direction=maximize or "
+            "hydra.sweeper.direction=minimize"
+        )
+    if typed and good and typed != good:
+        raise UserError(
+            f"hydra.sweeper.direction={typed} would call the worst run the best by objective={key}; give "
+            f"hydra.sweeper.direction={good}, or leave it out"
+        )
+    if typed is None:
+        sweeper.direction = good
+        print(f"search: {good} {key}", flush=True)
+
+
+def check_pruning(metric: str | None, best_is: Best) -> None:
+    """Raise `UserError` where trainings would be stopped for doing well."""
+    if metric and _better(metric) not in (None, best_is.value):
+        raise UserError(
+            f"prune.best_is={best_is.value} would stop the runs that do well by prune.metric={metric}; give "
+            f"prune.best_is={_better(metric)}"
+        )
+
+
+def _better(key: str) -> str | None:
+    """Whether the "max" or the "min" of STAGE.METRIC is better; None: its name does not tell."""
+    from blip2x.engine.compared.metrics import direction  # nothing for every start
+
+    return {1: "max", -1: "min"}.get(direction(key.partition(".")[2]))
+
+
 def failures(folder: Path) -> dict[str, str]:
     """What became of the jobs in the sweep's `folder` that did not come to their end, by their names."""
     found = {}
@@ -126,8 +175,9 @@ def compare(folder: Path) -> None:
     from rich.console import Console
 
     from blip2x.engine.compare import find_runs, write_comparison  # it draws: nothing for every start
+    from blip2x.engine.compared.runs import is_comparison
 
-    if any(folder.glob(f"*/{CONFIG_FILE}")):
+    if not all(is_comparison(path.parent) for path in folder.glob(f"*/{CONFIG_FILE}")):
         write_comparison(find_runs(str(folder)), folder, Console())
 
 

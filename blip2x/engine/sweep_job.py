@@ -6,6 +6,8 @@ became of a job is in files (engine/sweep.py).
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import os
 import shlex
 import signal
@@ -23,12 +25,15 @@ from omegaconf import DictConfig
 from blip2x.config import load_config
 from blip2x.config.compose import command_overrides, override_key
 from blip2x.config.run import RunConfig
-from blip2x.config.sweep import begin_sweep, claim_run_name, job_name, launcher, sweep_folder
+from blip2x.config.sweep import begin_sweep, claim_run_name, is_search, job_name, launcher, sweep_folder
 from blip2x.engine import sweep
+from blip2x.engine.resume import AUTO, NEVER
 from blip2x.errors import Interrupted, UserError
 from blip2x.parallel.launch_env import join_slurm
 
 Run = Callable[[RunConfig, "int | None"], None]  # the task of a config, and the threads where it has none
+
+_SIGNAL_OF_PARENTS_DEATH = 1  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 _begun: list[DictConfig] = []  # the config of the sweep that this process has started
 _stopped: list[str] = []  # signals: no further job is to be started by this process
@@ -40,9 +45,16 @@ class SweepStart(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Fix what all jobs share; what is wrong with it is one sentence and exit code 2."""
         try:
+            _join_slurm()
             folder = begin_sweep(config)
-            if config.sweep is None and _ranks() > 1:
-                raise UserError("a sweep of several ranks needs a name that all of them know: give sweep=NAME")
+            searches = config.hydra.runtime.choices["hydra/sweeper"] == "optuna"
+            if _ranks() > 1:
+                _check_ranks(config, searches)
+            if searches:
+                sweep.choose_direction(config)
+            sweep.check_pruning(config.prune.metric, config.prune.best_is)
+            if config.overwrite and config.resume == AUTO:
+                raise UserError("resume=auto keeps what runs have done, overwrite=true deletes it; choose one of them")
         except UserError as error:  # Hydra would make a warning of it
             print(f"error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -50,10 +62,11 @@ class SweepStart(Callback):
         if _is_main():
             for name in (sweep.FAILURES_FILE, sweep.SEARCH_FILE):  # of an earlier command
                 (folder / name).unlink(missing_ok=True)
-        if config.hydra.runtime.choices["hydra/sweeper"] == "optuna":
+        if searches:  # runs, what is wrong with them, and the best of them are said here
             from optuna.logging import WARNING, set_verbosity
 
-            set_verbosity(WARNING)  # runs and the best of them are said here
+            set_verbosity(WARNING)
+            logging.getLogger("hydra_plugins.hydra_optuna_sweeper").setLevel(logging.CRITICAL)
         if config.hydra.runtime.choices["hydra/launcher"] == "joblib":  # its workers' runs get Ctrl-C as well, and save
             signal.signal(signal.SIGINT, _stop)
 
@@ -79,12 +92,25 @@ def ending_sweep(command: Sequence[str]) -> Iterator[None]:
         sys.exit(_end(_begun[-1], Interrupted.EXIT_CODE if _stopped else code, list(command)) if _is_main() else code)
 
 
+def mistake_of_search(error: Exception) -> str | None:
+    """A sentence, where `error` is Optuna's for want of a run that has the objective."""
+    if not (_begun and type(error) is ValueError and str(error).startswith("No trials are completed")):
+        return None
+    return (
+        f"no run of this search has {_begun[-1].objective}, for all of them failed or were stopped; look at the first that did"
+    )
+
+
 def run_job(cfg: DictConfig, run: Run) -> float | None:
     """Run the job of `cfg` by `run`, unless its folder says that it is complete; give the objective of a search."""
-    if _stopped:
-        return None
     folder = sweep_folder() / job_name()
+    if _stopped:
+        sweep.note_failure(folder, f"not started, for its process was stopped before by {_stopped[0]}")
+        return None
     try:
+        _join_slurm()
+        if cfg.resume == AUTO:  # as a sweep does by itself, and in folders whose names need not be typed
+            cfg.resume = NEVER
         config = load_config(cfg, command_overrides())
         folder = _folder(config, folder)
         todo = sweep.place(config, folder, is_main=_is_main())
@@ -112,14 +138,17 @@ def _folder(config: RunConfig, folder: Path) -> Path:
 
 
 def _objective(config: RunConfig, folder: Path) -> float | None:
-    if config.objective is None:
+    if config.objective is None or not is_search():
         return None
     if sweep.state(folder) != sweep.COMPLETE:
         return config.objective_of_failed
     try:
         sweep.check_objective(folder, config.objective)
-    except UserError as error:
+    except UserError as error:  # nor will any other run have it
         _fail(folder, str(error))
+        if launcher() == "basic":
+            raise SystemExit(2) from None
+        raise  # to the command that has started the search, which ends by it
     value = sweep.objective(folder, config.objective)
     return config.objective_of_failed if value is None else value
 
@@ -146,10 +175,14 @@ def _run_in_child(config: RunConfig, folder: Path, run: Run) -> None:
     signal.signal(signal.SIGINT, _stop)  # the child saves; this process waits for it
     sys.stdout.flush()
     sys.stderr.flush()
+    if not _begun:  # a worker of the command, which may be killed
+        _end_with(os.getppid())
+    worker = os.getpid()
     child = os.fork()  # quick and safe: paddle, whose threads no fork has, is not imported yet
     if not child:
         code = 1
         try:
+            _end_with(worker)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             state = _run(config, folder, run, _threads())
             code = Interrupted.EXIT_CODE if state == sweep.INTERRUPTED else 0
@@ -161,12 +194,20 @@ def _run_in_child(config: RunConfig, folder: Path, run: Run) -> None:
             os._exit(code)
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code == Interrupted.EXIT_CODE:
-        _stopped.append("the job before")
+        _stopped.append(f"what interrupted {folder.name}")
     elif code:
         name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         why = f"its process ended by {name}" + (", perhaps for want of memory" if code == -signal.SIGKILL else "")
         _record(folder, sweep.FAILED, why)
         _fail(folder, why)
+
+
+def _end_with(parent: int) -> None:
+    """Have the system send this process SIGTERM when `parent`, which started it, has ended: nothing trains on unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SIGNAL_OF_PARENTS_DEATH, signal.SIGTERM)
+    if os.getppid() != parent:  # it has ended already
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _threads() -> int:
@@ -188,6 +229,7 @@ def _fail(folder: Path, why: str) -> None:
 
 def _end(config: DictConfig, code: Any, command: list[str]) -> Any:
     folder = Path(config.hydra.sweep.dir)
+    command = [word for word in command if override_key(word) != "overwrite"]  # which would delete what is complete
     again = shlex.join(["python", *command, *([] if _is_named(command) else [f"sweep={folder.name}"])])
     if code == Interrupted.EXIT_CODE:
         print(f"interrupted: the sweep {folder.name}; go on with it by\n  {again}", file=sys.stderr)
@@ -201,7 +243,10 @@ def _end(config: DictConfig, code: Any, command: list[str]) -> Any:
         code = code or 2
     failed = sweep.failures(folder)
     if failed:
-        lines = [f"{name}: {why}" for name, why in failed.items()]
+        alike: dict[str, list[str]] = {}
+        for name, why in failed.items():
+            alike.setdefault(why, []).append(name)
+        lines = [f"{names[0]}{f' and {len(names) - 1} more' if names[1:] else ''}: {why}" for why, names in alike.items()]
         print(f"error: {len(failed)} of this sweep's jobs did not run to the end:", *lines, sep="\n  ", file=sys.stderr)
         print(f"what is complete is passed over by\n  {again}", file=sys.stderr)
     return code or (2 if failed else 0)
@@ -218,10 +263,23 @@ def _stop(number: int, frame: Any) -> None:
     _stopped.append(signal.Signals(number).name)
 
 
+def _check_ranks(config: DictConfig, searches: bool) -> None:
+    if searches:  # each rank would have a search of its own
+        raise UserError(
+            "hydra/sweeper=optuna is for one process, which may start each run on several ranks by hydra/launcher="
+            "submitit_slurm hydra.launcher.tasks_per_node=N; in this one of several ranks, give the values to try, e.g. "
+            "optim.lr=1e-4,1e-3, without it"
+        )
+    if config.sweep is None:
+        raise UserError("a sweep of several ranks needs a name that all of them know: give sweep=NAME")
+
+
+def _join_slurm() -> None:
+    join_slurm(os.environ, len(os.sched_getaffinity(0)))
+
+
 def _ranks() -> int:
-    environ = dict(os.environ)
-    join_slurm(environ, len(os.sched_getaffinity(0)))
-    return int(environ.get("PADDLE_TRAINERS_NUM", "1"))
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1"))
 
 
 def _is_main() -> bool:

@@ -20,7 +20,7 @@ from blip2x.errors import UserError
 @pytest.fixture
 def swept(monkeypatch):
     monkeypatch.setattr(sweep, "in_sweep", lambda: True)
-    monkeypatch.setattr(sweep, "_names", set())
+    monkeypatch.setattr(sweep, "_names", {})
 
 
 @pytest.fixture
@@ -51,11 +51,15 @@ def test_a_single_run_is_no_sweep():
         sweep.claim_run_name("x")
 
 
-def test_two_jobs_of_one_name(swept):
+def test_two_jobs_of_one_name(swept, monkeypatch):
+    """But a search may ask for a job twice."""
     sweep.claim_run_name(None)
     sweep.claim_run_name(None)
+    monkeypatch.setattr(sweep, "job_name", lambda: "seed=1")
     sweep.claim_run_name("a")
     sweep.claim_run_name("b")
+    sweep.claim_run_name("a")
+    monkeypatch.setattr(sweep, "job_name", lambda: "seed=2")
     with pytest.raises(UserError, match="run_name=a is the name of an earlier job"):
         sweep.claim_run_name("a")
 
@@ -85,15 +89,17 @@ def test_jobs_are_called_by_what_differs(begin):
     folder, job, _ = begin("task=caption", "seed=1,2", "optim.lr=1e-4,1e-3", "sweep=mine", "paths.outputs=o")
     assert folder == Path("o/sweeps/mine")
     words = ["task=caption", "seed=2", "optim.lr=1e-4", "sweep=mine", "paths.outputs=o"]
-    assert job(*words) == "seed=2,optim.lr=1e-4"
+    assert job(*reversed(words)) == job(*words) == "optim.lr=1e-4,seed=2"
     assert sweep.job_command(["run.py", "-m"]) == ["run.py", *words[:3], words[4]]  # alone, it is no sweep's
-    assert sweep.launcher() == "basic"
+    assert sweep.launcher() == "basic" and not sweep.is_search()
+    job(*words[:3], "resume=auto")
+    assert sweep.job_command(["run.py", "-m"]) == ["run.py", *words[:3]]  # which has no run_name to go on with
 
 
 def test_keys_of_an_experiment_differ_as_well(begin):
     _, job, _ = begin("experiment=sweep_temperature_queries", "seed=7", "sweep=x")
     assert job("model.temperature=0.03", "model.qformer.num_queries=4", "experiment=sweep_temperature_queries", "seed=7") == (
-        "model.temperature=0.03,model.qformer.num_queries=4"
+        "model.qformer.num_queries=4,model.temperature=0.03"
     )
 
 
@@ -109,6 +115,15 @@ def test_a_sweep_without_a_name_has_one_that_its_jobs_share(begin, monkeypatch):
     job("model=tiny_t5", "seed=1")  # has the folder of the start
     folder, _, _ = begin("seed=1,2")
     assert folder.name == "pipeline-tiny_opt-digits-later"
+    folder, _, _ = begin("experiment=digits_t5,null")
+    assert folder.name == "experiment-later"
+
+
+def test_one_run_name_for_all_jobs(begin):
+    with pytest.raises(UserError, match=r"run_name=x would be .* e\.g\. \"run_name='x-\$\{seed\}'\""):
+        begin("seed=1,2", "run_name=x")
+    for words in (["seed=1,2", "run_name='x-${seed}'"], ["seed=1", "run_name=x"], ["run_name=x,y"]):
+        begin(*words)
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "''"])

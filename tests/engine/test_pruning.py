@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 
@@ -22,7 +23,9 @@ def write(sweep: Path, name: str, *rows: tuple[int, float], stage: str = "s1") -
 
 def pruner(sweep: Path, *, context: Context | None = None, best_is: Best = Best.min, min_step: int = 0) -> MedianPruner:
     cfg = PruneConfig(metric="s1.loss", best_is=best_is, min_runs=3, min_step=min_step)
-    return MedianPruner(cfg, SimpleNamespace(stage="s1", root=sweep / "own", context=context or Context()))
+    return MedianPruner(
+        cfg, SimpleNamespace(stage="s1", root=sweep / "own", folder=sweep / "own", console=Mock(), context=context or Context())
+    )
 
 
 def stops(prune: MedianPruner, step: int, **metrics: float) -> bool:
@@ -65,6 +68,41 @@ def test_nothing_to_compare_with(sweep):
 
 def test_a_loss_that_is_no_number_is_worse(sweep):
     assert stops(pruner(sweep), 10, loss=float("nan")) and stops(pruner(sweep, best_is=Best.max), 10, loss=float("nan"))
+
+
+def test_files_of_others_are_read_once(sweep, monkeypatch):
+    """What comes later is read as well, and a run that was begun anew from its start."""
+    read = []
+    loads = json.loads
+    monkeypatch.setattr(json, "loads", lambda line: read.append(line) or loads(line))
+    prune = pruner(sweep)
+    assert not stops(prune, 10, loss=1.0) and len(read) == 7  # neither of another stage nor half a line
+    assert not stops(prune, 20, loss=9.0) and len(read) == 7
+    with (sweep / "c" / "metrics.jsonl").open("a") as file:
+        file.write('ep": 20, "loss": 0.6}\n')
+    assert stops(prune, 20, loss=0.61) and len(read) == 8
+    (sweep / "c" / "new").write_text('{"stage": "s1", "step": 20, "loss": 99}\n')
+    (sweep / "c" / "new").replace(sweep / "c" / "metrics.jsonl")
+    assert not stops(prune, 20, loss=0.61) and len(read) == 9
+
+
+def test_a_metric_that_never_came(sweep):
+    def warnings(prune: MedianPruner) -> list[str]:
+        prune.warn_if_unseen()
+        return [call.args[0] for call in prune._run.console.print.call_args_list]
+
+    prune = pruner(sweep)
+    prune(1, {"loss": 1.0})
+    assert warnings(prune) == []
+    prune = pruner(sweep)
+    prune(1, {"lr": 1.0, "itc": 2.0})
+    (said,) = warnings(prune)
+    assert said.startswith("warning: prune.metric=s1.loss was not compared") and said.endswith("logged s1.itc, s1.lr")
+    prune = pruner(sweep)
+    prune._run.stage, prune._run.folder = "s2", sweep / "own" / "s2"  # a pipeline's other stage
+    assert warnings(prune) == []
+    prune._run.folder = prune._run.root
+    assert warnings(prune)[0].endswith("logged nothing")
 
 
 def test_all_ranks_stop(sweep):

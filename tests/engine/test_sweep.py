@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from enum import Enum
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from blip2x.config.compose import compose_config
+from blip2x.config.task import Best
 from blip2x.engine import sweep
 from blip2x.engine.resume import may_go_on
 from blip2x.errors import UserError
@@ -107,6 +109,55 @@ def test_a_status_that_says_so_is_kept(folder):
     sweep.record(folder, "failed", "as the run itself said")
     sweep.record(folder, "failed", "again")
     assert json.loads((folder / "status.json").read_text())["error"] == "as the run itself said"
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(folder):
+    """A file lock of this process would not keep this process away."""
+    other = (
+        "import sys; from blip2x.engine.folders import hold; hold(__import__('pathlib').Path(sys.argv[1])); print(flush=True)"
+    )
+    command = [sys.executable, "-c", f"{other}; sys.stdin.read()", str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        sweep.record(folder, "failed", "process 1 is working on this run")
+        assert not folder.exists()
+        process.stdin.close()
+    sweep.record(folder, "failed", "killed")
+    assert sweep.state(folder) == "failed"
+
+
+@pytest.mark.parametrize(
+    ("objective", "typed", "chosen"),
+    [
+        ("caption.CIDEr", None, "maximize"),
+        ("pretrain_stage1.loss", None, "minimize"),
+        ("caption.CIDEr", "maximize", "maximize"),
+        ("s.angle", "minimize", "minimize"),
+        ("caption.CIDEr", "minimize", r"give hydra\.sweeper\.direction=maximize, or leave it out"),
+        ("s.angle", None, r"objective=s\.angle: say which values are better"),
+        ("caption.CIDEr", "up", "direction=up must be maximize or minimize"),
+        ("caption.CIDEr", ["maximize", "minimize"], "a search has one objective"),
+    ],
+)
+def test_the_direction_of_a_search(objective, typed, chosen, capsys):
+    """The plugin's own choice, where nothing is typed, is to minimise whatever it is."""
+    direction = Enum("Direction", ["minimize", "maximize"]).minimize if typed is None else typed
+    config = OmegaConf.create({"objective": objective, "hydra": {"sweeper": {"direction": direction}}})
+    if " " in chosen:
+        with pytest.raises(UserError, match=chosen):
+            sweep.choose_direction(config)
+        return
+    sweep.choose_direction(config)
+    assert config.hydra.sweeper.direction == chosen
+    assert capsys.readouterr().out == ("" if typed else f"search: {chosen} {objective}\n")
+
+
+def test_pruning_the_best():
+    sweep.check_pruning(None, Best.min)
+    sweep.check_pruning("s.accuracy", Best.max)
+    sweep.check_pruning("s.lr", Best.max)
+    with pytest.raises(UserError, match=r"prune.best_is=min would stop the runs that do well by .* give prune.best_is=max"):
+        sweep.check_pruning("s.accuracy", Best.min)
 
 
 def test_jobs_are_passed_over_without_paddle():

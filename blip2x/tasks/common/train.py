@@ -90,6 +90,7 @@ def train(
     loader = train_loader(cfg, run, samples, collate)
     seed_everything(cfg.seed, run.context.data_rank)
     checkpoints = Checkpoints(run, cfg.task, prepare)
+    pruner = MedianPruner(cfg.prune, run) if cfg.prune.metric and in_sweep() else None
     try:
         training = Training(
             objective,
@@ -103,13 +104,15 @@ def train(
             evaluate=evaluate,
             checkpoints=checkpoints,
             state=state,
-            prune=MedianPruner(cfg.prune, run) if cfg.prune.metric and in_sweep() else None,
+            prune=pruner,
         )
         metrics = training.fit()
     except (UserError, Interrupted, Pruned):
         write_skipped(run, loader.skipped)
         raise
     report_skipped(run, loader.skipped)
+    if pruner:
+        pruner.warn_if_unseen()
     if cfg.task.keep_best:
         best = run.context.on_main(checkpoints.best)
         run.console.print(f"best by {cfg.task.best_metric}: {best}", style="dim", markup=False, highlight=False)
