@@ -85,6 +85,12 @@ def test_what_is_of_the_command_is_not_repeated(made):
     assert compose_config([f"run={folder}"]).overwrite is False
 
 
+def test_a_job_of_a_search_is_repeated_as_a_run(made):
+    folder, _ = made("task=caption", "objective=caption.CIDEr", "objective_of_failed=0", "prune.metric=caption.loss")
+    cfg = compose_config([f"run={folder}"])
+    assert (cfg.objective, cfg.objective_of_failed, cfg.prune.metric) == (None, None, None)
+
+
 def test_files_move_with_their_folders(made, tmp_path):
     folder, _ = made("task=caption", "dataset=coco", "model.weights=weights/x", "paths.weights=weights", "paths.data=/d")
     cfg = compose_config([f"run={folder}", "paths.data=/e", "paths.weights=/w"])

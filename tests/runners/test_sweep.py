@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
 
 from blip2x import startup
 from blip2x.config import sweep as names
@@ -140,12 +141,68 @@ def test_a_search_and_its_restart(program, quick):
     failed = sum(rate > 0.1 for rate in rates)
     assert len(set(rates)) == 4 and 0 < failed < 4 and runs == [4]  # those that failed are compared, too
     assert code == 2 and f"{failed} of this sweep's jobs" in err and "RuntimeError: crashed" in err
+    assert "search: maximize pretrain_vision.digit_accuracy\n" in out
     best = min(rates, key=lambda rate: abs(rate - 0.01))
     assert f"best pretrain_vision.digit_accuracy: {-abs(best - 0.01):.6g} with optim.lr={best}\n" in out
     quick.clear()
     _, out, _ = program(*words, "hydra.sweeper.n_trials=5")
     assert quick[:failed] == [rate for rate in rates if rate > 0.1] and len(quick) == failed + 2  # and a new one
     assert out.count("complete, passed over") == 4 - failed
+
+
+SEARCH = ["experiment=search_lr_pruned", "sweep=s", "hydra.sweeper.n_trials=3"]
+
+
+def test_a_search_for_a_metric_that_there_is_not(program, quick):
+    """One run shows it, also where several are chosen at a time."""
+    code, _, err = program(*SEARCH, "objective=pretrain_vision.accuracy", "hydra.sweeper.n_jobs=2")
+    assert code == 2 and "Traceback" not in err and len(quick) == 2  # a run, and how many were compared
+    assert "objective=pretrain_vision.accuracy is no metric of" in err and "it has pretrain_vision.digit_accuracy" in err
+
+
+def test_a_search_in_which_all_runs_fail(program, quick):
+    rates = "hydra.sweeper.params={optim.lr: 'interval(1,2)'}"
+    code, _, err = program(*SEARCH, "objective_of_failed=null", rates)
+    assert code == 2 and err.count("Traceback") == 3 and "Value" not in err  # each run's own, and not Optuna's
+    assert "error: no run of this search has pretrain_vision.digit_accuracy, for all of them failed" in err
+    assert "and 2 more: RuntimeError: crashed" in err
+
+
+def test_a_search_with_run_names_that_asks_for_a_run_twice(program, quick):
+    """And with resume=auto, as every sweep goes on with what it has."""
+    words = ["hydra.sweeper.params={optim.lr: 'choice(0.01)'}", "run_name='rate-${optim.lr}'", "resume=auto"]
+    code, out, err = program(*SEARCH, *words)
+    assert (code, err) == (0, "") and quick[:-1] == [0.01] and out.count("rate-0.01: complete, passed over") == 2
+
+
+def test_a_sweep_with_an_objective_is_no_search(program, quick):
+    code, _, err = program("-m", "task=pretrain_vision", "optim.lr=0.02,0.03", "objective=no.such", "sweep=s")
+    assert (code, err) == (0, "") and len(quick) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["foo=1"], "Could not override 'foo'. Key 'foo' not in 'RunConfig'"),
+        (["-m", "seed=1,2", "task.foo=1"], "Could not override 'task.foo'. Key 'foo' not in 'PipelineConfig'"),
+        (["seed=x"], "Error merging override seed=x Value 'x' of type 'str' could not be converted to Integer"),
+        (["logger=no"], "In 'config': Could not find 'logger/no' Available options in 'logger': none tensorboard wandb "),
+    ],
+)
+def test_wrong_words_are_one_sentence(program, words, said):
+    code, _, err = program(*words)
+    assert code == 2 and err.startswith(f"error: {said}") and err.count("\n") == 1
+
+
+def test_a_mistake_of_ours_has_a_traceback(program, monkeypatch):
+    """Though it comes from omegaconf, as that of a wrong word."""
+
+    def wrong(config, command):
+        raise ConfigKeyError("ours")
+
+    monkeypatch.setattr(launch, "launch", wrong)
+    code, _, err = program("task=pretrain_vision")
+    assert code == 1 and "Traceback" in err and err.endswith("ConfigKeyError: ours\n")
 
 
 def test_what_is_wrong_with_the_sweep_itself(program, monkeypatch):
@@ -163,6 +220,8 @@ def test_what_is_wrong_with_the_sweep_itself(program, monkeypatch):
     monkeypatch.setattr(os, "_exit", sys.exit)  # as a process among several ends
     code, _, err = program("-m", "seed=1,2")
     assert code == 2 and "give sweep=NAME" in err
+    code, _, err = program(*SEARCH)
+    assert code == 2 and err.startswith("error: hydra/sweeper=optuna is for one process, which may start each run on several")
 
 
 @pytest.mark.slow
