@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 from hydra import initialize_config_dir
-from hydra._internal.defaults_list import DefaultsList
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -78,8 +77,8 @@ def origins(cfg: RunConfig, words: Sequence[str], givers: Mapping[int, str]) -> 
     return found
 
 
-def _plan(words: list[str]) -> DefaultsList:
-    """What Hydra merges, in its order."""
+def _plan(words: list[str]) -> Any:
+    """Hydra's list of what it merges, in its order."""
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
         return GlobalHydra.instance().config_loader().compute_defaults_list("config", words, RunMode.RUN)
@@ -93,6 +92,8 @@ def _walk(words: list[str], givers: Mapping[int, str]) -> dict[str, tuple[int, O
     clock = itertools.count()
 
     def put(key: str, value: Any, source: str) -> None:
+        if value == {} and (not key or any(other.startswith(f"{key}.") for other in set_by)):
+            return  # merging it changes nothing
         known = _own(key, set_by)
         differed = key in values and not _same(values[key], value)
         set_by[key] = (next(clock), Origin(source, known and known.source, differed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from textwrap import shorten
 from typing import ClassVar
 
 from rich.rule import Rule
@@ -120,7 +121,7 @@ class Doctor:
             first = next(line for line in lines if line["verdict"] == Verdict.broken.value)
             raise UserError(
                 f"{counts[Verdict.broken.value]} of {len(lines)} lines of the check-up are broken, first {first['where']}, "
-                f"{first['check']}: {first['found']}; see {self.run_folder.folder / 'doctor.json'}"
+                f"{first['check']}: {shorten(first['found'], 300)}; see {self.run_folder.folder / 'doctor.json'}"
             )
         results = {}
         for where in records:

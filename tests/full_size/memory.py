@@ -28,8 +28,8 @@ from paddle import nn
 from rich.console import Console
 
 from blip2x.config.compose import compose_config
-from blip2x.config.task import trains
 from blip2x.config.run import RunConfig
+from blip2x.config.task import trains
 from blip2x.engine.checkpoint import prepare_checkpoint
 from blip2x.engine.checkpoints import Checkpoints
 from blip2x.engine.fit import Training

@@ -20,11 +20,11 @@ from blip2x.models.memory.predict import Layout
 from blip2x.models.weights.describe import follow_source
 from blip2x.models.weights.manifest import read_manifest
 from blip2x.tasks import retrieval
+from blip2x.tasks.checkup.examined import looked_at
+from blip2x.tasks.checkup.memory import prediction_of, texts_of
 from blip2x.tasks.common import stage1_training
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.loading import eval_transform
-from blip2x.tasks.checkup.examined import looked_at
-from blip2x.tasks.checkup.memory import prediction_of, texts_of
 from blip2x.tasks.retrieval import Search
 
 IMAGES = 6

@@ -77,7 +77,7 @@ def check_data(examined: Examined) -> Findings:
             _judge_pictures(out, name, samples, examined.cfg.seed)
     if not wanted:
         out.fine("data", "the task reads nothing of a data set")
-    elif any(split for _, split in wanted):
+    elif "samples" in out.record and any(split for _, split in wanted):
         out.fine("left to task=audit", "copies of images, leaks between splits, odd texts, and pictures beyond this sample")
     return out
 
@@ -86,8 +86,7 @@ def _judge_pictures(out: Findings, name: str, samples: Sequence[Any], seed: int)
     lot, until = random.Random(seed), time.monotonic() + _SECONDS
     places = range(len(samples))
     opened, failed = 0, []
-    chosen = [0, *lot.sample(places, min(_OPENED - 1, len(samples)))]  # the first one is what a user sees first
-    for place in dict.fromkeys(chosen):
+    for place in (0, *lot.sample(places[1:], min(_OPENED, len(samples)) - 1)):  # the first one is what a user sees first
         try:
             samples[place].image.open()
         except UserError as error:

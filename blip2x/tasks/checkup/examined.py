@@ -11,15 +11,19 @@ from typing import Any
 from paddle import nn
 
 from blip2x.config.compose import compose_config, inner_overrides
+from blip2x.config.model import ModelConfig
 from blip2x.config.run import RunConfig
 from blip2x.config.task import DoctorConfig, KeysShown, PipelineConfig, trains
 from blip2x.data.source import Source
 from blip2x.engine.run import Run
+from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout, Prediction
 from blip2x.parallel.devices import started_processes
 from blip2x.registry import TASKS
+from blip2x.tasks.checkup.findings import sentence
 from blip2x.tasks.checkup.memory import Texts, label_classes, model_of, prediction_of, stage_of, texts_of
 from blip2x.tasks.common.inputs import build_source
+from blip2x.tasks.common.weights import Weights
 from blip2x.tasks.pipeline import plan_stages
 
 
@@ -98,6 +102,24 @@ class Examined:
         """Which model it has; None: none."""
         return stage_of(self.cfg)
 
+    @property
+    def weight_keys(self) -> list[str]:
+        """The keys of the weights that it starts from."""
+        return self.task_class.weight_keys(self.cfg) if hasattr(self.task_class, "weight_keys") else []
+
+    @cached_property
+    def absent_weights(self) -> dict[str, str]:
+        """Key -> what is said of weights that the config names, and that are not here."""
+        found = {}
+        for key in set(self.weight_keys) - self.promised:
+            value = value_of(self.cfg.model, key)
+            try:
+                if value is not None:
+                    Weights(self.cfg.model, self.cfg.paths, None).locate(value, key)
+            except UserError as error:
+                found[key] = sentence(error)
+        return found
+
     @cached_property
     def source(self) -> Source:
         """The data set."""
@@ -119,6 +141,12 @@ class Examined:
         if self.trains:
             return self.predicted[1]
         return model_of(self.cfg, self.layout, self.texts.vocab_sizes, label_classes(self.cfg))
+
+
+def value_of(model: ModelConfig, key: str) -> str | None:
+    """That of the key of some weights, e.g. "model.vision.weights"."""
+    *part, name = key.split(".")[1:]
+    return getattr(getattr(model, part[0]) if part else model, name)
 
 
 def layout_of(cfg: RunConfig, task: DoctorConfig) -> Layout:

@@ -34,6 +34,7 @@ from blip2x.models.precision import storage_types, store_in
 from blip2x.models.tensor_parallel import check_split
 from blip2x.models.weights.known import locate_tokenizer
 from blip2x.parallel.context import TensorGroup
+from blip2x.parallel.devices import started_processes
 from blip2x.parallel.strategies.hybrid import check_sharding
 from blip2x.registry import LANGUAGE_MODELS, VISION_ENCODERS
 from blip2x.tasks.checkup.findings import INDENT, Findings
@@ -93,7 +94,8 @@ def check_memory(examined: Examined) -> Findings:
     title = f"{examined.name}, {ranks(layout)}: memory of one rank"
     console = examined.run.console
     out.shown = [title, *lines(found, console.width - INDENT if console.is_terminal else None), *said]
-    add = out.look if lacking else out.fine if need <= free else out.broken
+    elsewhere = _count(layout) != started_processes()  # only asked about: perhaps for another machine
+    add = out.look if lacking or (elsewhere and need > free) else out.fine if need <= free else out.broken
     add("memory", judged)
     compared = None if lacking else free
     out.record = {"memory": {**asdict(found), "peak": found.peak, "resident": found.resident, "free": compared}}

@@ -35,7 +35,7 @@ def plot(rates: list[float], steps: int) -> list[str]:
         cells = "".join(_BLOCKS[min(8, max(0, height - 8 * row))] for height in eighths)
         text.append(f"{label if row == _ROWS - 1 else '0' if row == 0 else '':>8} │{cells}")
     last = f"step {steps:,}"
-    return [*text, f"{'':8} └{'─' * len(rates)}", f"{'':10}{'1':<{len(rates) - len(last)}}{last}"]
+    return [*text, f"{'':8} └{'─' * len(rates)}", f"{'':10}{'1':<{max(len(rates) - len(last), 2)}}{last}"]
 
 
 def check_schedule(examined: Examined) -> Findings:
@@ -56,7 +56,9 @@ def check_schedule(examined: Examined) -> Findings:
         batches = samples // (task.batch_size * layout.data_ranks)
         total = count_steps(task, batches)
         said = f", {total * per_step / samples:.3g} epochs of {samples:,} samples"
-    rule = f"{task.batch_size} x {task.accumulate} micro-batches x {layout.data_ranks} ranks"
+    rule = (
+        f"task.batch_size={task.batch_size} x task.accumulate={task.accumulate} x {layout.data_ranks} with samples of their own"
+    )
     out.fine("steps", f"{total:,}{said}; {per_step:,} samples per step ({rule})")
     shape = {field.name: getattr(optim, field.name) for field in fields(OptimConfig) if field.name in _SHAPE}
     columns = min(_COLUMNS, total)

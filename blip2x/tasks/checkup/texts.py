@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,16 +35,17 @@ _PUBLISHED_SIZE = {"bert": 30_522, "opt": 50_265, "t5": 32_000}  # at least
 def tokenizers_of(examined: Examined) -> dict[str, TextTokenizer | None]:
     """Part -> tokenizer, None: not here; those that the task uses."""
     wanted = {"language": ["language"], "stage1": ["qformer"], "stage2": ["language"], "answering": ["qformer", "language"]}
+    cfg = copy.deepcopy(examined.cfg)
+    for key in examined.absent_weights:
+        (cfg.model if key == "model.weights" else getattr(cfg.model, key.split(".")[1])).weights = None
+    weights = examined.task_class.weights(cfg, examined.promised)
+    loader = ModelLoader(weights, texts=lambda: examined.source.texts(), say=lambda text: None)
     found: dict[str, TextTokenizer | None] = {}
     for part in wanted.get(examined.stage, []):
-        cls = examined.task_class
-        loader = ModelLoader(
-            cls.weights(examined.cfg, examined.promised), texts=lambda: examined.source.texts(), say=lambda text: None
-        )
-        if part == "qformer" and examined.stage == "answering":
+        if part == "qformer" and examined.stage == "answering" and weights.texts_folder():
             found[part] = loader.question_tokenizer()
         else:
-            found[part] = loader.own_tokenizer(part, fetch=getattr(examined.cfg.model, part).tokenizer == "dataset")
+            found[part] = loader.own_tokenizer(part, fetch=getattr(cfg.model, part).tokenizer == "dataset")
     return found
 
 

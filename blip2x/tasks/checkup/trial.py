@@ -30,7 +30,7 @@ from blip2x.parallel.context import Context
 from blip2x.parallel.degrees import Degrees
 from blip2x.parallel.seeding import seed_everything
 from blip2x.tasks.checkup.data import is_absent, reads, samples_of
-from blip2x.tasks.checkup.examined import Examined
+from blip2x.tasks.checkup.examined import Examined, value_of
 from blip2x.tasks.checkup.findings import Findings, sentence
 from blip2x.tasks.checkup.memory import SIZES, prediction_of
 from blip2x.tasks.common.weights import Weights
@@ -45,21 +45,20 @@ def check_start(examined: Examined) -> Findings:
     """Where the weights are, and whether the task would start."""
     out, cfg, cls = Findings(examined.name), examined.cfg, examined.task_class
     lacking = []
-    for key in cls.weight_keys(cfg) if hasattr(cls, "weight_keys") else []:
-        value = cfg.model.weights if key == "model.weights" else getattr(cfg.model, key.split(".")[1]).weights
+    for key in examined.weight_keys:
+        value = value_of(cfg.model, key)
         if key in examined.promised:
             out.fine(key, "made by a stage before this one")
         elif value is None:
-            lacking.append(f"{key}=null")
+            lacking += [f"{key}=null"] if _is_needed(examined, key) else []
+        elif key not in examined.absent_weights:
+            out.fine(key, f"{value}: {Weights(cfg.model, cfg.paths, None).locate(value, key)}")
         else:
-            try:
-                out.fine(key, f"{value}: {Weights(cfg.model, cfg.paths, None).locate(value, key)}")
-            except UserError as error:
-                lacking.append(f"{key}={value}")
-                if is_known(value):
-                    out.look(key, f"{value} is not here", "it is fetched when the task starts")
-                else:
-                    out.look(key, sentence(error), "put it there, or choose another one")
+            lacking.append(f"{key}={value}")
+            if is_known(value):
+                out.look(key, f"{value} is not here", "it is fetched when the task starts")
+            else:
+                out.look(key, examined.absent_weights[key], "put it there, or choose another one")
     absent = []
     for what, split in reads(examined):
         try:
@@ -67,13 +66,21 @@ def check_start(examined: Examined) -> Findings:
         except UserError:
             absent += [f"{split or 'train'} {what}"] if is_absent(examined, what, split) else []
     try:
-        cls.check(cfg, examined.promised)
+        cls.check(cfg, *([examined.promised] if hasattr(cls, "promises") else []))
     except UserError as error:
         (out.look if lacking or absent else out.broken)("start", f"the task would stop with: {sentence(error)}")
         out.record = {"lacks": [*lacking, *absent] or ["what the line above says"]}
     else:
         out.fine("start", "the task would start")
     return out
+
+
+def _is_needed(examined: Examined, key: str) -> bool:
+    """Whether the task cannot do without some weights, where nothing else brings them."""
+    if key == "model.weights":
+        return examined.task_class.starts_from(examined.cfg) is not None
+    part = key.split(".")[1]
+    return key not in examined.task_class.makes and getattr(getattr(examined.cfg.model, part), "frozen", False)
 
 
 def check_trial(examined: Examined, wanted: Any, lacks: list[str]) -> Findings:
@@ -97,10 +104,10 @@ def check_trial(examined: Examined, wanted: Any, lacks: list[str]) -> Findings:
         run.let_go()
     seconds = time.perf_counter() - started
     if examined.trains:
-        _judge_step(out, run, examined.cfg.task.batch_size)
+        _judge_step(out, run, examined)
     _judge_texts(out, run, examined)
     out.fine("trial", f"{seconds:.1f} s with loading; its files are in {run.folder.relative_to(examined.run.folder)}")
-    out.record = {"trial": {"seconds": round(seconds, 1), "metrics": result.metrics}}
+    out.record["trial"] = {"seconds": round(seconds, 1), "metrics": result.metrics}
     return out
 
 
@@ -111,8 +118,8 @@ def _against(examined: Examined, wanted: Any, lacks: list[str]) -> str | None:
         return f"task={cfg.task.kind} neither trains nor writes texts"
     if wanted is False:
         return "task.steps=false"
-    if examined.promised:
-        return f"{', '.join(sorted(examined.promised))} come from the stages before, which are not run here"
+    if made := examined.promised & set(examined.weight_keys):
+        return f"{', '.join(sorted(made))}: made by the stages before, which are not run here"
     if lacks:
         return f"it lacks {', '.join(lacks)}"
     try:
@@ -205,24 +212,29 @@ def _small(cfg: RunConfig) -> RunConfig:
     return cfg
 
 
-def _judge_step(out: Findings, run: TrialRun, batch_size: int) -> None:
+def _judge_step(out: Findings, run: TrialRun, examined: Examined) -> None:
     line = next((row for row in run.rows(METRICS_FILE) if "lr" in row), {})
     losses = {name: value for name, value in line.items() if "loss" in name}
     rest = {name: value for name, value in line.items() if name in ("itc", "itm", "lm", "grad_norm")}
     said = ", ".join(f"{name} {value:.4g}" for name, value in {**losses, **rest}.items() if name not in TIMES)
     waited = line.get("data_wait", 0) * line["seconds"] if "seconds" in line else 0
-    time_said = f"{line['seconds']:.2f} s for {batch_size} samples, {waited:.2f} s of it for the batch; later steps are quicker"
+    took = f"{line['seconds']:.2f} s for {examined.cfg.task.batch_size} samples"
+    time_said = f"{took}, {waited:.2f} s of it for the batch; later steps are quicker"
     finite = all(math.isfinite(value) for value in losses.values())
     (out.fine if finite else out.broken)("one step", f"{said}; {time_said}")
     trained = [name for name, parameter in run.objective.named_parameters() if not parameter.stop_gradient]
     without = [name for name in trained if name not in run.reached]
     bad = [name for name, (finite, _) in run.reached.items() if not finite]
+    last = f".layers.{examined.cfg.model.qformer.depth - 1}.text_ffn."
     still = [name for name, (finite, moves) in run.reached.items() if finite and not moves]
     if without or bad:
         named = _named(without or bad)
         out.broken(
             "gradients", f"{len(without)} of {len(trained)} trained tensors have none, {len(bad)} not a finite one: {named}"
         )
+    elif still and examined.stage == "answering" and all(last in name for name in still):
+        said = f"all of {len(trained)} trained tensors have one, of zeros in {len(still)} of the last layer's feed-forward of"
+        out.fine("gradients", f"{said} texts, which no query reads any more")
     elif still:
         out.look("gradients", f"{len(still)} of {len(trained)} trained tensors have one of zeros: {_named(still)}")
     else:
@@ -242,7 +254,11 @@ def _named(names: list[str]) -> str:
 def _judge_texts(out: Findings, run: TrialRun, examined: Examined) -> None:
     texts = _texts(run)
     if not texts:
-        if examined.stage not in ("vision", "language") and not _is_search(run):
+        searched = [row for row in run.rows("predictions.jsonl") if "retrieved_texts" in row]
+        if searched:
+            out.shown += [f"{row['image']}: {row['retrieved_texts'][0]['text']!r} comes first" for row in searched]
+            out.fine("one search", f"{len(searched)} images and their texts, above")
+        elif examined.stage not in ("vision", "language"):
             out.look("one generation", "nothing was written", "task.validation and the decoding settings say what is")
         return
     out.shown += texts
@@ -253,10 +269,6 @@ def _judge_texts(out: Findings, run: TrialRun, examined: Examined) -> None:
         out.look("one generation", f"{said}; {empty} of them empty", "normal for a model that was not trained yet")
     else:
         out.fine("one generation", said)
-
-
-def _is_search(run: TrialRun) -> bool:
-    return any("retrieved_texts" in row or "retrieved_images" in row for row in run.rows("predictions.jsonl"))
 
 
 def _texts(run: TrialRun) -> list[str]:
