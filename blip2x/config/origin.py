@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import yaml
@@ -44,7 +45,7 @@ class Origin:
 
 def options(words: Sequence[str]) -> dict[str, str]:
     """Group -> the option that is chosen, where there is one."""
-    known = _plan(list(words)).overrides.known_choices
+    known = _plan(tuple(words)).overrides.known_choices
     return {group: option for group, option in known.items() if option and not group.startswith("hydra/")}
 
 
@@ -77,16 +78,17 @@ def origins(cfg: RunConfig, words: Sequence[str], givers: Mapping[int, str]) -> 
     return found
 
 
-def _plan(words: list[str]) -> Any:
+@lru_cache(maxsize=1)
+def _plan(words: tuple[str, ...]) -> Any:
     """Hydra's list of what it merges, in its order."""
     running = GlobalHydra.instance().is_initialized()
     with nullcontext() if running else initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
-        return GlobalHydra.instance().config_loader().compute_defaults_list("config", words, RunMode.RUN)
+        return GlobalHydra.instance().config_loader().compute_defaults_list("config", list(words), RunMode.RUN)
 
 
 def _walk(words: list[str], givers: Mapping[int, str]) -> dict[str, tuple[int, Origin]]:
     """Key -> (the time at which it was set, its origin)."""
-    plan = _plan(words)
+    plan = _plan(tuple(words))
     set_by: dict[str, tuple[int, Origin]] = {}
     values: dict[str, Any] = {}
     clock = itertools.count()

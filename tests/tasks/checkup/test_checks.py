@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +13,13 @@ from paddle import nn
 from rich.console import Console
 
 from blip2x.config.compose import compose_config
-from blip2x.config.task import DoctorConfig, KeysShown
+from blip2x.config.run import RunConfig
 from blip2x.data.audit.verdicts import Verdict
 from blip2x.data.tokenize import train_tokenizer
+from blip2x.models.memory.predict import Layout
 from blip2x.tasks.checkup import machine, texts
 from blip2x.tasks.checkup.data import check_data
-from blip2x.tasks.checkup.examined import Examined, examined_of
+from blip2x.tasks.checkup.examined import Examined, Wanted
 from blip2x.tasks.checkup.findings import Findings
 from blip2x.tasks.checkup.memory import check_memory
 from blip2x.tasks.checkup.parameters import check_parameters, published
@@ -29,14 +32,19 @@ FEW = ["dataset.train_scenes=64", "dataset.test_scenes=12"]
 FINE, LOOK, BROKEN = Verdict.fine, Verdict.look, Verdict.broken
 
 
+@functools.cache
+def composed(*words: str) -> RunConfig:
+    """Composing takes longer than most checks."""
+    return compose_config(list(words))
+
+
 @pytest.fixture
 def examine(run):
-    """`examine(*words, ranks, keys)` -> the one task that these words, typed behind task=doctor, look at."""
+    """`examine(*words)` -> the task of these words."""
 
-    def make(*words: str, ranks: int = 1, keys: KeysShown = KeysShown.changed) -> Examined:
-        task = DoctorConfig(of=None, overrides=list(words), words=[], world_size=ranks, steps="auto", keys=keys)
-        (examined,) = examined_of(task, run)
-        return examined
+    def make(*words: str, ranks: int = 1, all_keys: bool = False) -> Examined:
+        cfg = composed(*words)
+        return Examined(cfg.task.kind, Wanted(cfg, list(words)), run, Layout.of(cfg, ranks), all_keys)
 
     return make
 
@@ -50,8 +58,6 @@ def line(found: Findings, check: str):
 
 
 def test_an_experiment_that_is_overruled_is_worth_a_look(examine, run):
-    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", "task.num_beams=1"))
-    assert verdicts(found) == {"config": FINE}  # the experiment says nothing of beams
     found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", "task.answer_rules=vqa"))
     assert verdicts(found) == {"config": FINE, "experiment": LOOK}
     assert "task.answer_rules is not as the experiment says" in line(found, "experiment").found
@@ -63,7 +69,8 @@ def test_an_experiment_that_is_overruled_is_worth_a_look(examine, run):
 
 
 def test_all_keys_are_shown_on_demand(examine):
-    found = check_settings(examine("task=caption", keys=KeysShown.all))
+    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", "task.num_beams=1", all_keys=True))
+    assert verdicts(found) == {"config": FINE}  # the experiment says nothing of beams
     assert any(text.startswith("optim.beta1 = ") for text in found.shown)
 
 
@@ -76,7 +83,7 @@ def test_all_keys_are_shown_on_demand(examine):
     ],
 )
 def test_full_size_models_are_compared_with_the_published_counts(examine, words, wanted):
-    found = check_parameters(examine("dataset=coco", *words))
+    found = check_parameters(examine(*words, "dataset=coco"))
     assert verdicts(found) == {"parameters": FINE, "published counts": wanted}
     if wanted is LOOK:
         assert "image encoder 960,645,760 instead of 985,894,528" in line(found, "published counts").found
@@ -84,9 +91,10 @@ def test_full_size_models_are_compared_with_the_published_counts(examine, words,
 
 def test_published_parts_make_the_published_sums():
     sums = {"opt2.7b": 3_744_679_936, "opt6.7b": 7_752_738_304, "flant5xl": 3_942_446_592, "flant5xxl": 12_229_596_672}
+    model = composed("task=pretrain_stage1", "model=opt2.7b", "dataset=coco").model
     for name, count in sums.items():  # Hugging Face's, which stores a bias of EVA's keys
-        assert sum(published(compose_config([f"model={name}"]).model, "stage2").values()) == count - 39 * 1408
-    assert published(compose_config(["model=tiny_opt"]).model, "stage2") is None
+        assert sum(published(replace(model, name=name), "stage2").values()) == count - 39 * 1408
+    assert published(replace(model, name="tiny_opt"), "stage2") is None
 
 
 def test_parts_of_a_small_model(examine):
