@@ -55,6 +55,8 @@ def prepare_process(threads: int | None = None) -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for module in ("pkg_resources", "jieba", "google"):
         warnings.filterwarnings("ignore", module=module)  # third-party deprecation noise; our own warnings stay
+    # shown, or errors, under Python's option -W only; other warnings of these may be about how we use them
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module="paddle|optuna")  # paddlenlp, too
     for message in ("Setuptools is replacing distutils", "No ccache found"):  # told by the import of paddle and paddlenlp
         warnings.filterwarnings("ignore", message=message)
 

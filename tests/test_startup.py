@@ -72,6 +72,21 @@ def test_only_the_warnings_of_the_imports_are_silenced():
     assert [line for line in run(code).stderr.splitlines() if "Warning" in line] == ["<string>:1: UserWarning: of our own"]
 
 
+def test_deprecations_inside_third_parties_stay_silent_whatever_python_is_told():
+    code = (
+        "import warnings; from blip2x.startup import prepare_process; prepare_process(); "
+        "[warnings.warn_explicit('old', kind, name, 1, module=name) for kind in (DeprecationWarning, UserWarning) "
+        "for name in ('paddlenlp.utils.pdc_sdk', 'optuna.storages', 'blip2x.api.load')]"
+    )
+    shown = [line for line in run(code, PYTHONWARNINGS="default").stderr.splitlines() if "Warning" in line]
+    assert shown == [
+        "blip2x.api.load:1: DeprecationWarning: old",
+        "paddlenlp.utils.pdc_sdk:1: UserWarning: old",
+        "optuna.storages:1: UserWarning: old",
+        "blip2x.api.load:1: UserWarning: old",
+    ]
+
+
 def test_mkl_is_told_the_instruction_set_on_amd():
     code = (
         "import os, blip2x.startup as s; s._is_amd_with_avx2 = lambda: {}; s.prepare_process(); "

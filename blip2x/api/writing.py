@@ -18,9 +18,11 @@ from PIL import Image
 from blip2x.api.inputs import PictureReader, as_texts, ids_and_mask
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.errors import UserError
-from blip2x.generation.decode import generate
+from blip2x.generation.decode import GenerationOutput, generate
 from blip2x.generation.settings import GenerationSettings
-from blip2x.models.assemblies.stage2 import Stage2Model, join_prefix
+from blip2x.models.assemblies.stage2 import Prefix, Stage2Model, join_prefix
+from blip2x.tasks.common.captioning import Text
+from blip2x.tasks.common.conversation import Asker
 
 Images = Sequence[Image.Image] | Image.Image
 
@@ -160,20 +162,72 @@ class WritingModel:
         image_BCHW = self._reader(images, pixel_values)
         language = self.network.language
         ids_NL, mask_NL = self._prompt(prompt, input_ids, attention_mask)
-        query_NQM, ids_NL, mask_NL = _pair(self.network.encode(image_BCHW), ids_NL, mask_NL)
-        out = generate(
-            language,
-            join_prefix(language, query_NQM, ids_NL, mask_NL),
-            settings,
-            eos_id=self._eos if eos_token_id is None else eos_token_id,
-            pad_id=self._pad if pad_token_id is None else pad_token_id,
-            start_id=language.start_id,
-        )
+        prefix = join_prefix(language, *_pair(self.network.encode(image_BCHW), ids_NL, mask_NL))
+        out = self._write(prefix, settings, eos_token_id, pad_token_id)
         speaks_ids = input_ids is not None or self._tokenizer is None
         if speaks_ids and not return_output:
             return self._with_start(out.ids)
         texts = [self._tokenizer.decode(row) for row in out.ids] if self._tokenizer else None
         return Generated(texts, self._with_start(out.ids), out.scores) if return_output else texts
+
+    @paddle.no_grad()
+    def answer(
+        self,
+        images: Images,
+        questions: Sequence[str],
+        *,
+        prompt: str = "Question: {} Answer:",
+        chat: bool = False,
+        batch_size: int = 16,
+        **options: Any,
+    ) -> list[list[str]]:
+        """Answer all questions about each image, which is encoded once.
+
+        Args:
+            images: PIL pictures.
+            questions: in the order in which they are asked of each image.
+            prompt: "{}" in it is replaced by a question.
+            chat: the questions before, and their answers, stand before each; where OPT has no room, without the oldest.
+            batch_size: questions at a time.
+            options: of decoding, as `generate` has them from `max_new_tokens` to `temperature`, with its defaults.
+
+        Returns:
+            Per image an answer, the best one, per question.
+
+        Raises:
+            UserError: the model has no tokenizer, no question, a prompt without "{}", or options that exclude each other.
+        """
+        if self._tokenizer is None:
+            raise UserError("this model has no tokenizer, as none came with its weights; use generate with input_ids=")
+        if isinstance(questions, str) or not questions or "{}" not in prompt:
+            raise UserError(f"give a list of questions and a prompt with {{}} for each, got {questions!r} and {prompt!r}")
+        settings, language = GenerationSettings(**{"max_new_tokens": 30, **options}), self.network.language
+        room = getattr(language, "max_positions", np.inf) - self.network.qformer.num_queries - settings.max_new_tokens
+
+        def write(query_NQM: Tensor, prompts: list[str]) -> list[list[Text]]:
+            prefix = join_prefix(language, query_NQM, *self._prompt(prompts, None, None))
+            out = self._write(prefix, settings, None, None)
+            texts = [Text(self._tokenizer.decode(ids), float(score)) for ids, score in zip(out.ids, out.scores, strict=True)]
+            each = settings.num_return_sequences
+            return [texts[start : start + each] for start in range(0, len(texts), each)]
+
+        def fits(text: str) -> bool:
+            return len(self._tokenizer.tokens(text)) < room  # a decoder's prompt begins with a token of its own
+
+        asker = Asker(write, template=prompt, chat=chat, fits=fits, batch_size=batch_size)
+        query_BQM = self.network.encode(self._reader(images, None))
+        replies = asker.ask(query_BQM, [list(questions)] * query_BQM.shape[0])
+        return [[reply.texts[0].text for reply in own] for own in replies]
+
+    def _write(self, prefix: Prefix, settings: GenerationSettings, eos: int | None, pad: int | None) -> GenerationOutput:
+        return generate(
+            self.network.language,
+            prefix,
+            settings,
+            eos_id=self._eos if eos is None else eos,
+            pad_id=self._pad if pad is None else pad,
+            start_id=self.network.language.start_id,
+        )
 
     def _prompt(self, prompt: Any, input_ids: Any, attention_mask: Any) -> tuple[Tensor, Tensor]:
         if prompt is not None and input_ids is not None:

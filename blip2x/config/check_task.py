@@ -23,6 +23,7 @@ from blip2x.config.task import (
     PretrainStage1Config,
     PretrainStage2Config,
     RetrievalConfig,
+    ServeConfig,
     TaskConfig,
     TrainingConfig,
     ValidationConfig,
@@ -85,6 +86,8 @@ def check_task(task: TaskConfig) -> None:
             raise UserError("task.of=doctor would look at itself; choose another task, e.g. task.of=pretrain_stage2")
         if task.steps not in (True, False) and task.steps != "auto":
             raise UserError(f"task.steps must be true, false or auto, got {task.steps}")
+    if isinstance(task, ServeConfig):
+        _check_serve(task)
 
 
 def _check_validation(cfg: ValidationConfig) -> None:
@@ -99,13 +102,54 @@ def _check_validation(cfg: ValidationConfig) -> None:
 
 def _check_predict(task: PredictConfig) -> None:
     choices("task.stage", [task.stage], (1, 2))
-    task.inputs = _inputs(task.inputs)
+    numbers("task", task, AT_LEAST_1, "chat_tokens")
+    if task.inputs is not None or task.prompts is None:
+        task.inputs = _inputs(task.inputs)
+    if not task.formats:
+        raise UserError("task.formats=[] would write nothing; choose of jsonl, csv and html")
+    if task.stage == 1 and (task.prompt.strip() or task.prompts is not None):
+        key, value = ("prompt", repr(task.prompt)) if task.prompt.strip() else ("prompts", task.prompts)
+        raise UserError(f"task.{key}={value} with task.stage=1: the Q-Former takes no prompt; leave it out")
+    if task.prompts is None and "{}" in task.prompt:
+        raise UserError(
+            f"task.prompt={task.prompt!r} has {{}}, but there is no question to put there; write it into the prompt, or put "
+            "questions into a file, task.prompts=FILE"
+        )
+    if task.prompts is not None and task.prompt.strip() and "{}" not in task.prompt:
+        raise UserError(
+            f"task.prompt={task.prompt!r} has no {{}} for the prompts of task.prompts={task.prompts}; put {{}} where they "
+            "belong, or leave it empty"
+        )
+    if task.chat and task.prompts is None:
+        raise UserError(
+            "task.chat=true needs the questions to ask one after the other; put them into a file, task.prompts=FILE"
+        )
+    if task.chat and "{}" not in task.prompt:
+        raise UserError(
+            "task.chat=true needs a form to write questions and answers in, with {} for the question; set "
+            "task.prompt='Question: {} Answer:'"
+        )
+
+
+def _check_serve(task: ServeConfig) -> None:
+    choices("task.stage", [task.stage], (1, 2))
+    numbers("task", task, AT_LEAST_1, "answer_max_new_tokens", "max_queue", "max_images", "limit_new_tokens", "limit_beams")
+    numbers("task", task, POSITIVE, "max_seconds", "max_upload_mb", "max_images_mb")
+    numbers("task", task, ("finite", math.isfinite), "answer_length_penalty")
+    numbers("task", task, ("from 0 to 65535", lambda value: 0 <= value <= 65535), "port")
+    if not task.host.strip():
+        raise UserError("task.host is empty; give an address of this machine, e.g. task.host=127.0.0.1")
     if task.stage == 1 and task.prompt.strip():
         raise UserError(f"task.prompt={task.prompt!r} with task.stage=1: the Q-Former takes no prompt; leave it empty")
-    if "{}" in task.prompt:
+    if "{}" not in task.question_prompt:
         raise UserError(
-            f"task.prompt={task.prompt!r} has {{}}, but there is no question to put there; write it into the prompt"
+            f"task.question_prompt={task.question_prompt!r} has no {{}}, so the question would not be asked; "
+            "put {} in its place"
         )
+    limits = {"max_new_tokens": "limit_new_tokens", "answer_max_new_tokens": "limit_new_tokens", "num_beams": "limit_beams"}
+    for name, limit in {**limits, "num_return_sequences": "limit_beams"}.items():
+        if getattr(task, name) > getattr(task, limit):
+            raise UserError(f"task.{name}={getattr(task, name)} is more than task.{limit}={getattr(task, limit)}")
 
 
 def _check_features(task: ExtractFeaturesConfig) -> None:
@@ -167,7 +211,7 @@ def check_lengths(task: TaskConfig, model: ModelConfig) -> None:
         of_qformer["eval_max_txt_len"] = task.eval_max_txt_len
     if isinstance(task, ExtractFeaturesConfig) and task.mode is not FeatureMode.image:
         of_qformer["max_txt_len"] = task.max_txt_len
-    if isinstance(task, PredictConfig) and task.stage == 1:
+    if isinstance(task, (PredictConfig, ServeConfig)) and task.stage == 1:
         of_qformer = {"max_new_tokens": task.max_new_tokens}
     if isinstance(task, VqaFinetuneConfig):
         of_qformer["max_txt_len"] = task.max_txt_len
@@ -180,7 +224,7 @@ def check_lengths(task: TaskConfig, model: ModelConfig) -> None:
     reads = (PretrainLanguageConfig, PretrainStage2Config, CaptionConfig, VqaFinetuneConfig)
     if isinstance(task, reads) and trains(task):
         lengths["max_txt_len"] = task.max_txt_len
-    if isinstance(task, DecodingConfig) and not (isinstance(task, PredictConfig) and task.stage == 1):
+    if isinstance(task, DecodingConfig) and not (isinstance(task, (PredictConfig, ServeConfig)) and task.stage == 1):
         lengths["max_new_tokens"] = task.max_new_tokens
     if isinstance(task, PretrainStage2Config) and task.validation.captions:
         lengths["validation.max_new_tokens"] = task.validation.max_new_tokens

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,22 +17,38 @@ from omegaconf.errors import OmegaConfBaseException
 
 from blip2x.config.auto import CONF_FOLDER
 from blip2x.config.load import load_config
+from blip2x.config.repeat import literal, primary_config, stored_config
 from blip2x.config.run import RunConfig
 from blip2x.errors import UserError
 
-OWN_KEYS = ("task", "run_name", "overwrite", "resume")  # what belongs to a run itself and not to the tasks inside it
+# what belongs to a run itself and not to the tasks inside it
+OWN_KEYS = ("task", "run", "run_name", "runs", "sweep", "quiet", "overwrite", "resume")
+_PLAIN = re.compile(r"[\w./+-]+=[\w./+-]*")  # words that Hydra reads as they are
 
 
 def compose_dict(overrides: list[str]) -> DictConfig:
     """What Hydra makes of `overrides`, unchecked.
 
     Raises:
-        UserError: an override names a key or an option that does not exist, or has the wrong type.
+        UserError: an override names a key or an option that does not exist, or has the wrong type; or `run` no run.
     """
+    return _compose(primary_config(overrides), spelled(overrides))
+
+
+def compose_stored(values: dict[str, Any], overrides: list[str], source: Path) -> RunConfig:
+    """The checked config that `values`, a whole config that was composed before, become with `overrides` on top.
+
+    Raises:
+        UserError: as `compose_dict`, or `values` of the file `source` are not of this version.
+    """
+    return load_config(_compose(stored_config("stored", values, overrides, source), overrides), overrides)
+
+
+def _compose(name: str, overrides: list[str]) -> DictConfig:
     running = GlobalHydra.instance().is_initialized()  # inside @hydra.main
     with nullcontext() if running else initialize_config_dir(str(CONF_FOLDER), version_base="1.3"):
         try:
-            return compose("config", overrides=overrides)
+            return compose(name, overrides=overrides)
         except (HydraException, OmegaConfBaseException) as error:
             raise UserError(f"{' '.join(overrides)}: {' '.join(str(error).split())}") from error
 
@@ -45,6 +63,11 @@ def command_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
+def is_hydras_job() -> bool:
+    """Whether Hydra started what runs here, so that it knows the overrides."""
+    return HydraConfig.initialized()
+
+
 def override_key(override: str) -> str:
     """The key or group that an override sets: "task" of ``task=caption``, "x.y" of ``+x.y=3``."""
     return override.lstrip("+~").split("=", 1)[0].split("@")[0]
@@ -57,7 +80,15 @@ def inner_overrides(overrides: Sequence[str]) -> list[str]:
 
 def quoted(value: str) -> str:
     """`value` as the right-hand side of an override, whatever characters it has."""
-    # both grammars read a backslash as itself, except in a row of them before what is escaped
-    value = re.sub(r"(\\*)\$\{", lambda row: row[1] * 2 + r"\${", value)  # omegaconf's: no reference to another key
-    value = re.sub(r"(\\*)('|$)", lambda row: row[1] * 2 + row[2].replace("'", r"\'"), value)  # hydra's
+    # hydra's grammar, too, reads a backslash as itself, except in a row of them before what is escaped
+    value = re.sub(r"(\\*)('|$)", lambda row: row[1] * 2 + row[2].replace("'", r"\'"), literal(value))
     return f"'{value}'"
+
+
+def spelled(overrides: Sequence[str]) -> list[str]:
+    """`overrides` with the folder after ``run=`` in quotes where Hydra would not read it as it is, for a comma or an "="."""
+
+    def is_read_otherwise(word: str) -> bool:
+        return word.startswith("run=") and not _PLAIN.fullmatch(word) and Path(word[len("run=") :]).is_dir()
+
+    return [f"run={quoted(word[len('run=') :])}" if is_read_otherwise(word) else word for word in overrides]

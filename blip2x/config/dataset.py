@@ -24,7 +24,7 @@ class TransformConfig:
     """From a picture to numbers; the evaluation transform is the plain resize to the square."""
 
     mean: List[float] = MISSING  # per channel, of pixels in 0..1
-    std: List[float] = MISSING
+    std: List[float] = MISSING  # per channel, of pixels in 0..1
     crop_scale: Optional[List[float]] = MISSING  # training: random crop's share of the area [low, high]; null: no crop
     flip: bool = MISSING  # training: mirror half of the images; wrong where left and right are told apart
 
@@ -36,7 +36,7 @@ class DatasetConfig:
     kind: str = MISSING
     name: str = MISSING  # the option's name: goes into run names and reports
     transform: TransformConfig = field(default_factory=TransformConfig)
-    on_bad_image: OnBadImage = MISSING
+    on_bad_image: OnBadImage = MISSING  # what to do with one that is missing or cannot be decoded
     num_workers: int = MISSING  # loader processes; 0: in the training process
     max_pixels: int = MISSING  # larger pictures are refused before they are decoded
     eval_limit: Optional[int] = MISSING  # evaluate on the first N images only; null: all
@@ -48,13 +48,13 @@ class DigitsConfig(DatasetConfig):
     """Scenes of one to three handwritten digits, coloured and placed on a grid."""
 
     kind: str = "digits"
-    seed: int = MISSING
-    train_scenes: int = MISSING
-    test_scenes: int = MISSING
+    seed: int = MISSING  # of the scenes
+    train_scenes: int = MISSING  # how many
+    test_scenes: int = MISSING  # how many, with handwriting that no training scene shows
     max_digits: int = MISSING  # digits per scene: 1 .. max_digits (at most 3)
     grid: int = MISSING  # the canvas is grid x grid cells, a digit fills one cell
     cell: int = MISSING  # pixels per cell side
-    colours: List[str] = MISSING
+    colours: List[str] = MISSING  # names that the painter knows
     held_out_combinations: int = MISSING  # colour-digit pairs that never occur in training
     held_out_digits: float = MISSING  # share of the 1,797 source images kept for the test scenes
     captions_per_image: int = MISSING  # at most; all of them name every digit
@@ -67,8 +67,8 @@ class DigitsConfig(DatasetConfig):
 class AnnotationFiles:
     """What one split has, as paths of annotation files; null: it has nothing of that sort."""
 
-    captions: Optional[str] = None
-    questions: Optional[str] = None
+    captions: Optional[str] = None  # a file
+    questions: Optional[str] = None  # a file
     answers: Optional[str] = None  # where they are apart from the questions; without them the split has no true answers
     image: Optional[str] = None  # where a file gives numbers only: an image's path, e.g. val2014/COCO_val2014_{:012d}.jpg
 
@@ -84,12 +84,12 @@ class Content(Enum):
 class RemoteFile:
     """A file that its owner serves, and what becomes of it."""
 
-    url: str = MISSING
+    url: str = MISSING  # address
     path: str = MISSING  # where it goes
-    content: Content = Content.annotations
+    content: Content = Content.annotations  # what is in it
     size: Optional[int] = None  # bytes; null: not published
-    sha256: Optional[str] = None
-    md5: Optional[str] = None
+    sha256: Optional[str] = None  # checksum; null: not published
+    md5: Optional[str] = None  # checksum; null: not published
     unpack: Optional[str] = None  # the folder that an archive's members go into; null: the file stays as it is
     gives: List[str] = field(default_factory=list)  # files and folders that come out of an archive, below `unpack`
     members: Optional[int] = None  # how many files these are; null: not published
@@ -101,7 +101,7 @@ class ByHand:
 
     path: str = MISSING  # where it has to be put: a file, or a folder
     how: str = MISSING  # to get it
-    content: Content = Content.images
+    content: Content = Content.images  # what is in it
 
 
 @dataclass
@@ -116,7 +116,7 @@ class LinkedImages:
 class ImageTextPart:
     """One image folder with its annotation files, and where both can be had."""
 
-    images: str = MISSING
+    images: str = MISSING  # folder of the images
     format: str = "entries"  # of the annotation files: a module of blip2x/data/formats
     weight: float = 1.0  # how often each sample is taken in a training epoch; 0.5: half of them, other ones each time
     splits: Dict[str, AnnotationFiles] = field(default_factory=dict)
@@ -133,7 +133,7 @@ class ImageTextConfig(DatasetConfig):
 
     kind: str = "image_text"
     parts: Dict[str, ImageTextPart] = MISSING
-    train_split: str = MISSING
+    train_split: str = MISSING  # what trainings learn from: a name in parts.<name>.splits
     val_split: Optional[str] = MISSING  # what trainings choose their best checkpoint by; null: eval_split
     eval_split: str = MISSING  # what evaluations report
     annotation_cache: str = MISSING  # folder of tables made from annotation files, which open at once
@@ -145,14 +145,14 @@ class CustomConfig(DatasetConfig):
     """Your own pictures: captions and questions in JSON, JSONL, CSV or TSV, or text files beside the images."""
 
     kind: str = "custom"
-    images: str = MISSING
+    images: str = MISSING  # folder of the pictures
     train_captions: Optional[str] = MISSING  # a file, or a folder below `images` whose pictures have text files beside them
     val_captions: Optional[str] = MISSING  # null: eval_captions
-    eval_captions: Optional[str] = MISSING
-    train_questions: Optional[str] = MISSING
+    eval_captions: Optional[str] = MISSING  # what evaluations report
+    train_questions: Optional[str] = MISSING  # a file
     val_questions: Optional[str] = MISSING  # null: eval_questions
-    eval_questions: Optional[str] = MISSING
-    annotation_cache: str = MISSING
+    eval_questions: Optional[str] = MISSING  # what evaluations report
+    annotation_cache: str = MISSING  # folder of tables made from annotation files, which open at once
 
 
 def check_transform(cfg: TransformConfig) -> None:

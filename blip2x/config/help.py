@@ -20,7 +20,7 @@ Usage: python runners/run.py [group=option] [key=value] ...
   python runners/run.py                                          the demo: five minutes on two CPU cores
   python runners/run.py task=caption model=opt2.7b dataset=coco  one task
   python runners/run.py experiment=vqav2_zeroshot_opt2.7b        a named setting, such as a result of the paper
-  python runners/run.py -m task=vqa_zeroshot task.num_beams=1,5  a sweep: one run after the other
+  python runners/run.py -m task=vqa_zeroshot task.num_beams=1,5  a sweep: a run for each value (docs/sweeps.md)
 
 Groups and their options; * is what is taken when nothing is typed.
 """

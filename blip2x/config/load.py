@@ -13,8 +13,10 @@ from blip2x.config.auto import AUTO, auto_model, typed
 from blip2x.config.check_model import check_model
 from blip2x.config.check_task import check_lengths, check_task
 from blip2x.config.dataset import DatasetConfig, ImageTextConfig, check_transform
+from blip2x.config.logger import check_loggers
+from blip2x.config.model import VisionConfig
 from blip2x.config.rules import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, Rule, choices, numbers
-from blip2x.config.run import HybridConfig, OptimConfig, RunConfig, WandbConfig
+from blip2x.config.run import HybridConfig, OptimConfig, RunConfig
 from blip2x.config.task import (
     CompareConfig,
     DoctorConfig,
@@ -50,7 +52,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     Raises:
         UserError: a value is missing, of the wrong type, of an unknown kind, or impossible, alone or beside another one.
     """
-    if cfg.model.get("name") == AUTO:
+    if cfg.model.get("name") == AUTO and OmegaConf.get_type(cfg.model.vision) is VisionConfig:  # not of a run that is repeated
         cfg = _auto(cfg)
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
@@ -71,6 +73,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     _check_optim(config.optim)
     numbers("precision", config.precision, POSITIVE, "loss_scale")
     numbers("precision", config.precision, AT_LEAST_1, "loss_scale_steps")
+    _check_sweep(config)
     check_task(config.task)
     check_lengths(config.task, config.model)
     _check_layer_decay(config)
@@ -79,8 +82,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     if isinstance(config.parallelism, HybridConfig):
         _check_parallelism(config.parallelism)
         _check_shared(config.parallelism, config.task)
-    if isinstance(config.logger, WandbConfig):
-        choices("logger.mode", [config.logger.mode], ("online", "offline"))
+    check_loggers(config.logger)
     return config
 
 
@@ -126,6 +128,14 @@ def _check_runs(config: RunConfig) -> None:
     config.runs = [str(entry) for entry in given]  # a folder may be called 7
 
 
+def _check_sweep(config: RunConfig) -> None:
+    numbers("prune", config.prune, AT_LEAST_1, "min_runs")
+    numbers("prune", config.prune, NOT_NEGATIVE, "min_step")
+    for key, value in (("objective", config.objective), ("prune.metric", config.prune.metric)):
+        if value is not None and not all(value.partition(".")):
+            raise UserError(f"{key}={value} must be STAGE.METRIC, e.g. {key}=pretrain_stage1.loss")
+
+
 def _check_kinds(config: RunConfig) -> None:
     for registry, kind in (
         (TASKS, config.task.kind),
@@ -133,7 +143,7 @@ def _check_kinds(config: RunConfig) -> None:
         (VISION_ENCODERS, config.model.vision.kind),
         (LANGUAGE_MODELS, config.model.language.kind),
         (STRATEGIES, config.parallelism.kind),
-        (LOGGERS, config.logger.kind),
+        *((LOGGERS, logger.kind) for logger in config.logger.values()),
     ):
         registry.check(kind)
 

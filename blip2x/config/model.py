@@ -19,13 +19,13 @@ class VisionConfig:
 
     kind: str = MISSING  # eva_vit | clip_vit
     image_size: int = MISSING  # pixels, square; positions are interpolated to it when the weights have another size
-    patch_size: int = MISSING
-    width: int = MISSING
+    patch_size: int = MISSING  # pixels, square; image_size is a multiple of it
+    width: int = MISSING  # of the features
     depth: int = MISSING  # blocks that are kept; BLIP-2 drops the last one of the published encoder
-    num_heads: int = MISSING
-    mlp_width: int = MISSING
+    num_heads: int = MISSING  # of attention; width is a multiple of it
+    mlp_width: int = MISSING  # of the hidden layer of each feed-forward
     drop_path_rate: float = MISSING  # stochastic depth of the last block, rising linearly from 0; acts only when trained
-    frozen: bool = MISSING
+    frozen: bool = MISSING  # not trained: no gradient, no dropout, not in checkpoints
     recompute: bool = MISSING  # trade a second forward pass for activation memory when the encoder is trained
     weights: Optional[str] = MISSING  # a name or path, as model.weights; null: random, so that it has to be trained
 
@@ -52,15 +52,15 @@ class ClipVitConfig(VisionConfig):
 class QFormerConfig:
     """The querying transformer: BERT with learned queries and cross-attention to the image every few layers."""
 
-    num_queries: int = MISSING
-    width: int = MISSING
-    depth: int = MISSING
-    num_heads: int = MISSING
-    mlp_width: int = MISSING
+    num_queries: int = MISSING  # learned vectors, which are what the language model reads of an image
+    width: int = MISSING  # of queries and texts
+    depth: int = MISSING  # layers
+    num_heads: int = MISSING  # of attention; width is a multiple of it
+    mlp_width: int = MISSING  # of the hidden layer of each feed-forward
     cross_attention_every: int = MISSING  # layers 0, n, 2n, ... look at the image
     vocab_size: Optional[int] = MISSING  # [DEC] included; null: the tokenizer's size
-    max_positions: int = MISSING
-    dropout: float = MISSING
+    max_positions: int = MISSING  # tokens of a text, at most
+    dropout: float = MISSING  # while it is trained
     embed_dim: int = MISSING  # width of the space in which images and texts are contrasted
     recompute: bool = MISSING  # as in vision
     tokenizer: str = MISSING  # "dataset" (trained from the data set's text), a folder, or a name below paths.weights
@@ -74,12 +74,12 @@ class LanguageConfig:
     """A language model that reads the queries' projections as soft prompt."""
 
     kind: str = MISSING  # opt | t5
-    width: int = MISSING
-    num_heads: int = MISSING
-    mlp_width: int = MISSING
+    width: int = MISSING  # of the hidden states
+    num_heads: int = MISSING  # of attention
+    mlp_width: int = MISSING  # of the hidden layer of each feed-forward
     vocab_size: Optional[int] = MISSING  # null: the tokenizer's size
     dropout: float = MISSING  # acts only where the model itself is fitted (pretrain_language)
-    frozen: bool = MISSING
+    frozen: bool = MISSING  # not trained: no gradient, no dropout, not in checkpoints
     recompute: bool = MISSING  # as in vision; also of a frozen one, since gradients go through it
     question_prompt: str = MISSING  # how this model is asked; "{}" is replaced by the question
     tokenizer: str = MISSING  # as in qformer
@@ -92,8 +92,8 @@ class OptConfig(LanguageConfig):
     """OPT: decoder only, pre-norm, learned positions."""
 
     kind: str = "opt"
-    depth: int = MISSING
-    max_positions: int = MISSING
+    depth: int = MISSING  # layers
+    max_positions: int = MISSING  # queries, prompt and new tokens together, at most
 
 
 class Activation(Enum):
@@ -109,11 +109,11 @@ class T5Config(LanguageConfig):
     """T5 1.1 / FlanT5: encoder-decoder, gated feed-forward, relative positions, untied head."""
 
     kind: str = "t5"
-    encoder_depth: int = MISSING
-    decoder_depth: int = MISSING
+    encoder_depth: int = MISSING  # layers
+    decoder_depth: int = MISSING  # layers
     head_width: int = MISSING  # width of one attention head; heads x head_width may differ from width
-    relative_buckets: int = MISSING
-    relative_max_distance: int = MISSING
+    relative_buckets: int = MISSING  # of distances between positions
+    relative_max_distance: int = MISSING  # tokens; all beyond share a bucket
     activation: Optional[Activation] = MISSING  # null: as the weights' origin computes it, the exact one where nothing says
 
 

@@ -39,16 +39,16 @@ class TrainingConfig(TaskConfig):
     batch_size: int = MISSING  # samples per rank and optimizer step's micro-batch
     accumulate: int = MISSING  # micro-batches per optimizer step
     max_steps: Optional[int] = MISSING  # optimizer steps
-    max_epochs: Optional[int] = MISSING
+    max_epochs: Optional[int] = MISSING  # passes over the training samples
     log_every: int = MISSING  # optimizer steps between lines in metrics.jsonl; a checkpoint has a line, too
     eval_every: Optional[int] = MISSING  # optimizer steps between validations; null: only at the end
-    eval_batch_size: int = MISSING
-    on_nan: OnNan = MISSING
+    eval_batch_size: int = MISSING  # samples per rank at a time where nothing is trained
+    on_nan: OnNan = MISSING  # what becomes of a step whose loss or gradient is no finite number
     save_every: Optional[int] = MISSING  # optimizer steps between checkpoints; null: only at the end
     keep_last: int = MISSING  # the newest checkpoints, the one at the end among them
     keep_best: int = MISSING  # the best ones by best_metric, also when they are old
     best_metric: Optional[str] = MISSING  # of the validation; null: none is better than another
-    best_is: Best = MISSING
+    best_is: Best = MISSING  # whether the best value of best_metric is the largest or the smallest
     save_in_background: bool = MISSING  # write checkpoints while the training goes on, from a copy in memory
 
 
@@ -58,9 +58,9 @@ class ValidationConfig:
 
     captions: bool = MISSING  # write and score them
     max_images: Optional[int] = MISSING  # to caption, and in stage 1 to match: the first to be evaluated on; null: all
-    num_beams: int = MISSING
-    max_new_tokens: int = MISSING
-    min_new_tokens: int = MISSING
+    num_beams: int = MISSING  # 1: greedy
+    max_new_tokens: int = MISSING  # of a caption, at most
+    min_new_tokens: int = MISSING  # of a caption, at least
 
 
 @dataclass
@@ -68,16 +68,16 @@ class DecodingConfig(TaskConfig):
     """A task that generates text; lengths count new tokens only."""
 
     num_beams: int = MISSING  # 1: greedy, or sampling where do_sample is true
-    do_sample: bool = MISSING
+    do_sample: bool = MISSING  # draw each token, instead of taking the likeliest
     top_p: float = MISSING  # sampling: smallest set of tokens with this probability; 1: all
     top_k: int = MISSING  # sampling: the k likeliest tokens; 0: all
-    temperature: float = MISSING
-    max_new_tokens: int = MISSING
-    min_new_tokens: int = MISSING
+    temperature: float = MISSING  # sampling: scores are divided by it; below 1: closer to the likeliest
+    max_new_tokens: int = MISSING  # at most
+    min_new_tokens: int = MISSING  # at least
     length_penalty: float = MISSING  # a beam scores sum of log-probabilities / length ** length_penalty
-    repetition_penalty: float = MISSING
-    num_return_sequences: int = MISSING
-    early_stopping: bool = MISSING
+    repetition_penalty: float = MISSING  # what the scores of tokens that are there already are divided by; 1: none
+    num_return_sequences: int = MISSING  # texts per image; of a beam search at most num_beams
+    early_stopping: bool = MISSING  # stop a beam search when num_beams texts are finished, whatever the others could become
 
 
 @schema("task", "pretrain_language")
@@ -86,7 +86,7 @@ class PretrainLanguageConfig(TrainingConfig):
     """Fit the language model on the data set's text, without any image."""
 
     kind: str = "pretrain_language"
-    max_txt_len: int = MISSING
+    max_txt_len: int = MISSING  # tokens of a text; longer ones are cut
 
 
 @schema("task", "pretrain_vision")
@@ -103,12 +103,12 @@ class PretrainStage1Config(TrainingConfig):
     """Stage 1: align images and texts by contrast, matching and captioning."""
 
     kind: str = "pretrain_stage1"
-    max_txt_len: int = MISSING
-    itc_weight: float = MISSING
-    itm_weight: float = MISSING
-    lm_weight: float = MISSING
+    max_txt_len: int = MISSING  # tokens of a text; longer ones are cut
+    itc_weight: float = MISSING  # of the contrastive loss in the sum
+    itm_weight: float = MISSING  # of the matching loss in the sum
+    lm_weight: float = MISSING  # of the captioning loss in the sum
     contrast_steps: int = MISSING  # optimizer steps with contrast alone, before matching and captioning join in
-    label_smoothing: float = MISSING
+    label_smoothing: float = MISSING  # of the contrastive loss
     gather_gradient: bool = MISSING  # contrast teaches both sides of a comparison, over all ranks; false: one, as in LAVIS
     cached_contrast: bool = MISSING  # with task.accumulate: contrast and match among all of a step's micro-batches
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -127,7 +127,7 @@ class RetrievalConfig(PretrainStage1Config):
     """Find texts of images and images of texts: by contrast, then the best by matching; fine-tune first where train is true."""
 
     kind: str = "retrieval"
-    train: bool = MISSING
+    train: bool = MISSING  # fine-tune first
     k_test: int = MISSING  # of each image's texts and each text's images, the best ones by contrast that are matched
     eval_max_txt_len: int = MISSING  # of the texts that are searched; max_txt_len is of the training and its validations
     clean_texts: bool = MISSING  # lower case and without most punctuation, as BLIP's training captions
@@ -145,7 +145,7 @@ class PretrainStage2Config(TrainingConfig):
 
     kind: str = "pretrain_stage2"
     prompt: str = MISSING  # put before each caption and masked in the loss
-    max_txt_len: int = MISSING
+    max_txt_len: int = MISSING  # tokens of prompt and caption; longer ones are cut
     prefix_split: bool = MISSING  # encoder-decoder models: a random first part of the caption goes to the encoder
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
@@ -156,9 +156,9 @@ class CaptionConfig(TrainingConfig, DecodingConfig):
     """Caption the evaluation images and score the captions; fine-tune first where train is true."""
 
     kind: str = "caption"
-    train: bool = MISSING
-    prompt: str = MISSING
-    max_txt_len: int = MISSING
+    train: bool = MISSING  # fine-tune first
+    prompt: str = MISSING  # how each caption begins, for the model to go on
+    max_txt_len: int = MISSING  # training: tokens of prompt and caption; longer ones are cut
     metrics: List[str] = MISSING  # of BLEU, METEOR, ROUGE_L, CIDEr, SPICE
     blind_baseline: bool = MISSING  # also score captions of the language model that sees no image
 
@@ -182,10 +182,10 @@ class AnswerRules(Enum):
 class AnsweringConfig(DecodingConfig):
     """A task that answers the evaluation questions."""
 
-    eval_batch_size: int = MISSING
+    eval_batch_size: int = MISSING  # images per rank at a time
     prompt: str = MISSING  # "{}" is replaced by the question
     clean_questions: bool = MISSING  # lower case, none of .!"()*#:;~ and at most 50 words, as in LAVIS's evaluations
-    answer_rules: AnswerRules = MISSING
+    answer_rules: AnswerRules = MISSING  # which published evaluation answers are scored by
     lemmatise: bool = MISSING  # nouns and verbs of answers in their basic form, as LAVIS does for OK-VQA; needs spaCy
 
 
@@ -203,7 +203,7 @@ class AnswerValidationConfig:
     """Answers to held-out questions while a model is trained."""
 
     max_images: Optional[int] = MISSING  # to ask about: the first to be evaluated on; null: all
-    num_beams: int = MISSING
+    num_beams: int = MISSING  # 1: greedy
 
 
 @schema("task", "vqa_finetune")
@@ -212,9 +212,17 @@ class VqaFinetuneConfig(TrainingConfig, AnsweringConfig):
     """Answer the evaluation questions, which the Q-Former reads, too; fine-tune on questions first where train is true."""
 
     kind: str = "vqa_finetune"
-    train: bool = MISSING
+    train: bool = MISSING  # fine-tune first
     max_txt_len: int = MISSING  # of the question in the Q-Former; of prompt and answer in the language model
     validation: AnswerValidationConfig = field(default_factory=AnswerValidationConfig)
+
+
+class PredictionFormat(Enum):
+    """Files that predictions are written to."""
+
+    jsonl = "jsonl"  # predictions.jsonl, which the report and loggers read, too
+    csv = "csv"  # predictions.csv, a line per text
+    html = "html"  # predictions.html, a page with the pictures
 
 
 @schema("task", "predict")
@@ -223,9 +231,19 @@ class PredictConfig(DecodingConfig):
     """Run a trained model on any pictures."""
 
     kind: str = "predict"
-    eval_batch_size: int = MISSING
-    inputs: Any = MISSING  # files, folders, patterns (*, ?, [a-z], **) and http(s) addresses: a list of them, or a single one
-    prompt: str = MISSING
+    eval_batch_size: int = MISSING  # images, and prompts, at a time
+    inputs: Any = (
+        MISSING  # files, folders, patterns (*, ?, [a-z], **), http(s) addresses: a list, or one; null: prompts names them
+    )
+    prompt: str = MISSING  # with a file of prompts "{}" stands for each of them; "" is each as it is
+    prompts: Optional[str] = (
+        MISSING  # file: .txt with one per line; .jsonl or .csv with "prompt" and perhaps "image"; null: none
+    )
+    chat: bool = (
+        MISSING  # prompts are the turns of one conversation about each image: each follows those before and the answers
+    )
+    chat_tokens: int = MISSING  # of a conversation, the last question included; the oldest turns are left out
+    formats: List[PredictionFormat] = MISSING  # files that are written
     stage: int = MISSING  # 1: captions from the Q-Former alone; 2: from the language model
 
 
@@ -258,14 +276,14 @@ class ExtractFeaturesConfig(TaskConfig):
     """Write what a stage-1 model makes of images, texts, or both together."""
 
     kind: str = "extract_features"
-    mode: FeatureMode = MISSING
+    mode: FeatureMode = MISSING  # what features are of
     split: Split = MISSING  # of the data set
     inputs: Any = MISSING  # pictures as for task=predict, instead of the data set's; null: the data set's
-    format: FeatureFormat = MISSING
+    format: FeatureFormat = MISSING  # of the files
     dtype: FloatType = MISSING  # of the features in the files
     shard_size: int = MISSING  # images per file; where mode is text, texts
-    eval_batch_size: int = MISSING
-    max_txt_len: int = MISSING
+    eval_batch_size: int = MISSING  # images or texts per rank at a time
+    max_txt_len: int = MISSING  # tokens of a text; longer ones are cut
     clean_texts: bool = MISSING  # lower case and without most punctuation, as BLIP's training captions
 
 
@@ -290,7 +308,7 @@ class ConvertConfig(TaskConfig):
     """Write a model's weights in another format."""
 
     kind: str = "convert"
-    to: Format = MISSING
+    to: Format = MISSING  # whose files are written
     dtype: Optional[StoredType] = MISSING  # null: each tensor keeps its own
     max_shard_gb: float = MISSING  # of Hugging Face's files; the last one is smaller
 
@@ -325,7 +343,7 @@ class PrepareConfig(TaskConfig):
 class StageConfig:
     """One stage of a pipeline: a task as it would be typed alone."""
 
-    task: str = MISSING
+    task: str = MISSING  # an option of the group task
     name: Optional[str] = None  # key in results.json and folder; null: the task's name
     overrides: List[str] = field(default_factory=list)  # as on the command line, e.g. "optim.lr=1e-4"
     unless: Optional[str] = None  # a key of the config: the stage is left out where that key is set
@@ -380,3 +398,25 @@ class CompareConfig(TaskConfig):
     """Set runs beside one another: what differed, what came out, which is best. `runs` says which."""
 
     kind: str = "compare"
+
+
+@schema("task", "serve")
+@dataclass
+class ServeConfig(DecodingConfig):
+    """Try a trained model in a browser or over HTTP; decoding is as set here where a request does not say otherwise."""
+
+    kind: str = "serve"
+    stage: int = MISSING  # 1: captions from the Q-Former alone; 2: captions and answers from the language model
+    prompt: str = MISSING  # of captions
+    question_prompt: str = MISSING  # "{}" is replaced by the question
+    answer_max_new_tokens: int = MISSING  # as max_new_tokens, of answers
+    answer_length_penalty: float = MISSING  # as length_penalty, of answers
+    host: str = MISSING  # address to listen on; 127.0.0.1: this machine only, 0.0.0.0: everybody who can reach it
+    port: int = MISSING  # 0: any that is free
+    max_queue: int = MISSING  # requests at a time, the one that is worked on included
+    max_seconds: float = MISSING  # for a request, from its arrival to its answer
+    max_upload_mb: float = MISSING  # of a picture
+    max_images: int = MISSING  # encoded ones that are kept to be asked about
+    max_images_mb: float = MISSING  # their memory
+    limit_new_tokens: int = MISSING  # the most that a request may ask for as max_new_tokens
+    limit_beams: int = MISSING  # the same of num_beams and num_return_sequences

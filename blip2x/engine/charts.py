@@ -12,7 +12,8 @@ Points = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 340, 200  # about the pixels it is shown at
 _LEFT, _TOP, _BOTTOM = 48, 10, 36
-_RIGHT_VALUE, _RIGHT_NAMES = 54, 92  # room for one line's last value, for several lines' names and values
+_RIGHT, _CHARACTER = 54, 6.4  # least room for what stands at a line's end, and the width of a character of it
+_MOST_CHARACTERS = 20
 MAX_POINTS = 150  # per line: more than a small panel can show
 _MAX_DOTS = 30  # so that a line under them can be seen
 _LABEL_HEIGHT = 14
@@ -27,7 +28,8 @@ def line_chart(title: str, series: Mapping[str, Points], *, dots: Collection[str
     lines = {name: (_some if name in dots else _thin)(points) for name, points in finite.items() if points}
     if not lines:
         return Markup("")
-    right = _WIDTH - (_RIGHT_NAMES if len(lines) > 1 else _RIGHT_VALUE)
+    labels = [_label(name if len(lines) > 1 else "", finite[name][-1][1]) for name in lines]
+    right = _WIDTH - max(_RIGHT, round(14 + _CHARACTER * max(map(len, labels))))
     x_low, x_high = _span([0.0, *(x for points in lines.values() for x, _ in points)])
     y_low, y_high = _span([y for points in lines.values() for _, y in points], keep_zero=True)
     y_ticks = _ticks(y_low, y_high)
@@ -50,12 +52,11 @@ def line_chart(title: str, series: Mapping[str, Points], *, dots: Collection[str
             parts.append(f'<text class="tick" x="{x:.1f}" y="{_HEIGHT - 19}" text-anchor="middle">{tick:,.0f}</text>')
     parts.append(f'<text class="tick" x="{(_LEFT + right) / 2:.0f}" y="{_HEIGHT - 4}" text-anchor="middle">step</text>')
     heights = _spread([place(*points[-1])[1] for points in lines.values()])
-    for index, ((name, points), label_y) in enumerate(zip(lines.items(), heights, strict=True)):
+    for index, ((name, points), label, label_y) in enumerate(zip(lines.items(), labels, heights, strict=True)):
         corners = [place(x, y) for x, y in points]
         last_x, last_y = corners[-1]
         first, last = finite[name][0], finite[name][-1]
         told = f"{name}: {first[1]:.4g} at step {first[0]:.0f}, {last[1]:.4g} at step {last[0]:.0f}"
-        label = f"{name} {_short(last[1])}" if len(lines) > 1 else _short(last[1])
         parts.append(f'<g class="s{index % 6}"><title>{escape(told)}</title>')
         if name in dots:
             parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in corners]
@@ -67,13 +68,23 @@ def line_chart(title: str, series: Mapping[str, Points], *, dots: Collection[str
     return Markup("".join(parts))
 
 
+def _label(name: str, value: float) -> str:
+    """What stands at a line's end; the whole name is in the line's title."""
+    short = _short(value)
+    room = _MOST_CHARACTERS - len(short) - 1
+    name = name if len(name) <= room else f"{name[: room - 1]}\u2026"
+    return f"{name} {short}" if name else short
+
+
 def _short(value: float) -> str:
-    """Three digits; small numbers, such as learning rates, two and a power of ten: 2.5e-5."""
+    """Three digits, or all of a count; small numbers, such as learning rates, two and a power of ten: 2.5e-5."""
+    if 1e3 <= abs(value) < 1e6:
+        return f"{value:,.0f}"
     return f"{value:.3g}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def _tick_texts(ticks: list[float]) -> list[str]:
-    texts = [f"{tick:.4g}" for tick in ticks]
+    texts = [f"{tick / 1000:.4g}k" if 1e4 <= abs(tick) < 1e6 else f"{tick:.4g}" for tick in ticks]
     return texts if max(map(len, texts)) <= 6 else [_short(tick) for tick in ticks]  # what the margin has room for
 
 

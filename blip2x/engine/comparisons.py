@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Set
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ BASELINES = {
 }
 PARTS = {"question_type": "question type", "answer_type": "answer type"}  # what an accuracy is split by
 COST_KEYS = ("seconds", "peak_memory_gb")
+_NO_METRICS = (*COST_KEYS, "pruned")  # the step at which a sweep stopped the run
 Place = tuple[str, str, str]  # scope, name, part: see `Measure`
 MINUS, TIMES = "\u2212", "\u00d7"
 
@@ -120,6 +121,19 @@ def read_measures(results: dict[str, Any]) -> list[Measure]:
     return [measure for stage, metrics in _stages(results) for measure in _stage_measures(stage, metrics)]
 
 
+def parse_key(key: str, whole: Collection[str]) -> tuple[str, Place]:
+    """A key's kind ("" for a metric itself) and place: ``held_out/blind_CIDEr`` -> ("blind", ("held_out", "CIDEr", "")).
+
+    What comes first is a group of images unless it is one of `whole`, the metrics that the stage has of everything.
+    """
+    scope, _, rest = key.partition("/")
+    if not rest or _kind(scope)[1] in whole:
+        scope, rest = "", key
+    name, _, part = rest.partition("/")
+    kind, name = _kind(name)
+    return kind, (scope, name, part)
+
+
 def stage_title(stage: str) -> str:
     """A stage's name for readers."""
     return _STAGE_TITLES.get(stage, stage.replace("_", " ").capitalize())
@@ -146,7 +160,7 @@ def compact(value: float) -> str:
 
 
 def _stages(results: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    loose = {key: value for key, value in results.items() if not isinstance(value, dict) and key not in COST_KEYS}
+    loose = {key: value for key, value in results.items() if not isinstance(value, dict) and key not in _NO_METRICS}
     if loose:
         yield "run", loose
     for stage, metrics in results.items():
@@ -160,7 +174,7 @@ def _stage_measures(stage: str, metrics: dict[str, Any]) -> list[Measure]:
     ends: dict[Place, dict[str, float]] = {}
     whole = {_kind(key)[1] for key in metrics if "/" not in key}
     for key, value in metrics.items():
-        kind, place = _parse(key, whole)
+        kind, place = parse_key(key, whole)
         number = _number(value)
         if number is None or key in COST_KEYS:
             continue
@@ -178,19 +192,6 @@ def _stage_measures(stage: str, metrics: dict[str, Any]) -> list[Measure]:
         Measure(stage, *place, value, tuple(baselines.get(place, ())), _interval(ends.get(place, {})))
         for place, value in values.items()
     ]
-
-
-def _parse(key: str, whole: Set[str]) -> tuple[str, Place]:
-    """``held_out/blind_accuracy/how many`` -> ("blind", ("held_out", "accuracy", "how many")).
-
-    What comes first is a group of images unless it is one of `whole`, the metrics that the stage has of everything.
-    """
-    scope, _, rest = key.partition("/")
-    if not rest or _kind(scope)[1] in whole:
-        scope, rest = "", key
-    name, _, part = rest.partition("/")
-    kind, name = _kind(name)
-    return kind, (scope, name, part)
 
 
 def _kind(name: str) -> tuple[str, str]:

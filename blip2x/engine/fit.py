@@ -16,10 +16,11 @@ from blip2x.engine.amp import LossScale, full_precision
 from blip2x.engine.batches import batch_size, to_tensors
 from blip2x.engine.checkpoints import Checkpoints, validations
 from blip2x.engine.losses import LossRecord, NotFiniteError
+from blip2x.engine.memory import peak_memory_gb
 from blip2x.engine.progress import ProgressBar
 from blip2x.engine.random_state import random_state, set_random_state, unchanged_random_state
 from blip2x.engine.run import Run
-from blip2x.engine.run_files import SCHEDULE_FILE, TIMES
+from blip2x.engine.run_files import SCHEDULE_FILE
 from blip2x.engine.steps import agreed_steps
 from blip2x.engine.stop import StopSignals
 from blip2x.engine.stream import Loader, Stream
@@ -27,6 +28,7 @@ from blip2x.engine.training_state import Position, TrainingState
 from blip2x.errors import Interrupted, UserError
 from blip2x.models.freeze import set_eval_mode, set_train_mode
 from blip2x.optim.build import build_optimizer
+from blip2x.optim.groups import rate_groups
 from blip2x.parallel.context import Context
 
 _MOST_SKIPPED_IN_A_ROW = 100
@@ -38,9 +40,10 @@ class Training:
 
     Args:
         objective: batch of tensors -> {"loss": scalar to minimise, other parts to report}; `set_step(step)`, where it has
-            one, is called before each optimizer step, then `prepare(batches)` with the step's micro-batches. `gradients_vary`,
-            where it has one: whether at some steps it leaves parameters without a gradient that get one at others;
-            `mixes_samples`: whether it matters which samples share a micro-batch.
+            one, is called before each optimizer step, then `prepare(batches)` with the step's micro-batches; where the first of
+            them has "tokens" then, their rate is reported (see `with_token_shares`). `gradients_vary`, where it has one:
+            whether at some steps it leaves parameters without a gradient that get one at others; `mixes_samples`: whether it
+            matters which samples share a micro-batch.
         loader: micro-batches of this rank; all ranks have equally many.
         cfg: how long, how big, how often.
         optim: optimizer and schedule.
@@ -51,6 +54,7 @@ class Training:
         evaluate: called on every rank every `cfg.eval_every` steps and after the last one; its values are logged.
         checkpoints: written every `cfg.save_every` steps and after the last one, and when the process is asked to stop.
         state: where to go on; the objective has that checkpoint's weights already.
+        prune: called with each line of metrics but the last; it raises where the training is not worth going on with.
 
     Raises:
         UserError: there are too little data for one step, nothing is left to do, or the run that is gone on with had other
@@ -71,9 +75,11 @@ class Training:
         evaluate: Callable[[], dict[str, float]] | None = None,
         checkpoints: Checkpoints | None = None,
         state: TrainingState | None = None,
+        prune: Callable[[int, dict[str, float]], None] | None = None,
     ):
         self.objective, self._cfg, self._context, self._run, self._stage = objective, cfg, context, run, stage
         self._loss_scale, self._evaluate, self._checkpoints = LossScale(precision), evaluate, checkpoints
+        self._prune = prune
         self._state, self._samples_per_batch = state, cfg.batch_size * context.data_size
         self.total = agreed_steps(cfg, len(loader), context, run, mixes_samples=getattr(objective, "mixes_samples", False))
         if state and (state.step > self.total or (state.step == self.total and not run.goes_on)):
@@ -85,10 +91,12 @@ class Training:
             note = f"note: {stage} ends after {self.total} steps, within the warm-up of {optim.warmup_steps}"
             run.console.print(note, markup=False)
         optimizer, self._schedule = build_optimizer(optim, objective, self.total)
+        self._rates = rate_groups(objective, optim.layer_decay)
         run.write_json({"stage": stage, **self._schedule.shape}, SCHEDULE_FILE)
         self._parameters = {name: p for name, p in objective.named_parameters() if not p.stop_gradient}
         self._wrapped, self._optimizer = context.wrap(objective, optimizer)
         self._record = LossRecord(stage, context)
+        self._bar = ProgressBar(run.console, stage, self.total, start=state.step if state else 0)
         self._stream = Stream(loader)
         self._places: dict[int, list[list[int]]] = {}  # steps not checked yet -> the samples of each micro-batch
         self._skipped = self._skipped_in_a_row = 0
@@ -97,6 +105,7 @@ class Training:
         self._stopping = False
         self._started = self._last_line = time.monotonic()
         self._samples, self._waited = 0, 0.0  # since the last line: seconds of waiting for batches
+        self._tokens: list[Tensor] = []  # since then, by step: what all ranks had to predict; on the device until a line is due
         self._loaded = self._stream.loaded  # at the last line
 
     def fit(self) -> dict[str, float]:
@@ -109,12 +118,11 @@ class Training:
             UserError: a loss or gradient is not finite; it names step and part.
             Interrupted: the process was asked to stop; the state is saved.
         """
-        first = self._state.step if self._state else 0
-        with StopSignals() as stop, ProgressBar(self._run.console, self._stage, self.total, start=first) as bar:
+        with StopSignals() as stop, self._bar:
             try:
                 self._start()
                 while self.step < self.total:
-                    self._advance(bar, stop)
+                    self._advance(stop)
                     self._after_step(stop)
                 if self._context.any(stop.received is not None):  # since the last step
                     raise self._interrupted(stop)
@@ -153,7 +161,7 @@ class Training:
             known = self._context.broadcast_object(validations(self._run.folder).get(str(self.step)))
             self.metrics |= known if known is not None else self._validate()
 
-    def _advance(self, bar: ProgressBar, stop: StopSignals) -> None:
+    def _advance(self, stop: StopSignals) -> None:
         step = self.step + 1
         if hasattr(self.objective, "set_step"):
             self.objective.set_step(self.step)
@@ -188,8 +196,9 @@ class Training:
             self._optimizer.clear_grad()
         self._schedule.step()
         if due:
-            self._write_line({"lr": lr, **means, **({} if bad or norm is None else {"grad_norm": norm})})
-        bar.advance(seen * self._context.data_size, _text(self.metrics) if due else None)
+            rates = {"lr": lr, **{f"lr/{group}": lr * factor for group, factor in self._rates.items()}}
+            self._write_line({**rates, **means, **({} if bad or norm is None else {"grad_norm": norm})})
+        self._bar.advance(seen * self._context.data_size, self.metrics if due else None)
 
     def _after_step(self, stop: StopSignals) -> None:
         paused = time.monotonic()
@@ -199,6 +208,8 @@ class Training:
             raise self._interrupted(stop)
         if self._validates():
             self.metrics = {**self.metrics, **self._validate()}
+        if self._prune and self.step < self.total and (self._due(self._cfg.log_every) or self._validates()):
+            self._prune(self.step, self.metrics)
         self._last_line += time.monotonic() - paused  # saving is not training: leave it out of the rate
 
     def _interrupted(self, stop: StopSignals) -> Interrupted:
@@ -239,6 +250,7 @@ class Training:
         self._places[step] = places
         if hasattr(self.objective, "prepare"):
             batches = self.objective.prepare(batches)
+            self._tokens += [batches[0]["tokens"]] if "tokens" in batches[0] else []
         collected, seen = [], 0
         while batches:
             batch = batches.pop(0)  # no longer held here while the next one is computed
@@ -296,13 +308,19 @@ class Training:
         self._run.console.print(f"the samples of step {step} are in {path}", style="yellow", markup=False)
 
     def _write_line(self, line: dict[str, float]) -> None:
+        tokens = float(paddle.add_n(self._tokens)) if self._tokens else None  # waits for the device: before the clock is read
         now = time.monotonic()
-        line["samples_per_second"] = round(self._samples * self._context.data_size / (now - self._last_line), 3)
-        line["data_wait"] = round(self._waited / (now - self._last_line), 3)  # this rank's share of the time
+        passed = now - self._last_line
+        line["samples_per_second"] = round(self._samples * self._context.data_size / passed, 3)
+        if tokens is not None:
+            line["tokens_per_second"] = round(tokens / passed, 1)
+        line["data_wait"] = round(self._waited / passed, 3)  # this rank's share of the time
+        line["data_wait_seconds"] = round(self._waited, 3)
         loaded = self._stream.loaded
         images, seconds = (after - before for before, after in zip(self._loaded, loaded, strict=True))
         if images:
             line["images_per_second_per_worker"] = round(images / seconds, 1)
+        line["memory_gb"] = round(peak_memory_gb(self._context.device), 3)  # of this rank
         line["seconds"] = round(now - self._started, 3)
         if self._loss_scale.is_on:
             line["loss_scale"] = self._loss_scale.value
@@ -310,7 +328,7 @@ class Training:
             line["skipped_steps"] = self._skipped
         self._run.log_metrics(self._stage, self.step, line)
         self.metrics = line
-        self._last_line, self._samples, self._waited, self._loaded = now, 0, 0.0, loaded
+        self._last_line, self._samples, self._waited, self._loaded, self._tokens = now, 0, 0.0, loaded, []
 
     def _save(self, *, final: bool) -> None:
         self._context.on_main(self._checkpoints.wait)  # what a former one copied is let go before more is copied
@@ -330,11 +348,7 @@ class Training:
             results = self._evaluate()
         set_train_mode(self.objective)
         self._run.log_metrics(self._stage, self.step, results)
+        self._bar.validated(results)
         if self._checkpoints:
             self._context.on_main(lambda: self._checkpoints.validated(self.step, results))
         return results
-
-
-def _text(metrics: dict[str, float]) -> str:
-    shown = {name: value for name, value in metrics.items() if name not in ("grad_norm", *TIMES)}
-    return "  ".join(f"{name} {value:.4g}" for name, value in shown.items())

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import shutil
+import socket
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from blip2x.errors import UserError
 
 MIN_FREE_BYTES = 200 * 2**20  # a demo run's checkpoints and report, several times over
 RUN_FILES = ("config.yaml", "command.txt", "versions.json")  # a folder with all of these is a run of ours
+
+_held: dict[Path, tuple[int, TextIO]] = {}  # by run folder: the process that works in it, and its open lock file
+
+
+class _Taken(UserError):
+    """Another run has the folder."""
 
 
 def require_space(folder: Path, needed: int = MIN_FREE_BYTES) -> None:
@@ -45,40 +55,138 @@ def append_whole(path: Path, text: str) -> None:
             raise
 
 
-def claim_folder(parent: Path, name: str | None, *, auto_name: str, overwrite: bool) -> Path:
-    """Make the folder `name` in `parent`, or, where it is None, `auto_name` with a number if that is taken.
+def hold(folder: Path) -> bool:
+    """Keep other processes from working in the run `folder`, which need not exist, until `release` or this process's end.
+
+    False: this process did so already. The lock is on a file beside the folder; a file system without locks keeps nobody away.
 
     Raises:
-        UserError: it exists and `overwrite` is false, or is not a run's; `name` is no plain name; it cannot be made.
+        UserError: another process holds it, or there cannot be a run folder of that name here.
     """
-    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
-        raise UserError(f"run_name={name!r} must be a plain folder name, without slashes; choose the place with paths.outputs")
+    folder = folder.absolute()
+    if folder in _held and _held[folder][0] == os.getpid():
+        return False
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        if name is not None:
-            return _make(parent / name, overwrite)
-        for number in itertools.count(1):
-            folder = parent / (auto_name if number == 1 else f"{auto_name}-{number}")
-            try:
-                folder.mkdir()
-                return folder
-            except FileExistsError:  # another run of a sweep, started in the same second
-                continue
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        file = _lock(folder)
     except OSError as error:
-        raise UserError(
-            f"cannot make a run folder in {parent}: {error.strerror or error}; "
-            "set paths.outputs to a folder that can be written"
-        ) from error
+        raise _cannot(folder, error) from error
+    if file is None:
+        holder = ""
+        with suppress(OSError):
+            holder = _lock_file(folder).read_text(encoding="utf-8").strip()
+        raise _Taken(
+            f"{folder}: {holder or 'another process'} is working on this run; wait for its end, or choose another run_name"
+        )
+    _held[folder] = (os.getpid(), file)
+    return True
+
+
+def release(folder: Path) -> None:
+    """Let others work in `folder`, which this process may hold."""
+    holder, file = _held.pop(folder.absolute(), (0, None))
+    if file is not None and holder == os.getpid():  # a fork has the entry and not the lock
+        with suppress(OSError):
+            _lock_file(folder).unlink()
+        file.close()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in the run `folder` now."""
+    folder = folder.absolute()
+    if folder in _held and _held[folder][0] == os.getpid():
+        return True  # to open and close the file once more would give the lock up
+    if not _lock_file(folder).is_file():
+        return False
+    try:
+        with _lock_file(folder).open("r+", encoding="utf-8") as file:
+            return not _try(file)
+    except OSError:
+        return False
+
+
+def _lock_file(folder: Path) -> Path:
+    return folder.absolute().with_name(f".{folder.name}.lock")
+
+
+def _lock(folder: Path) -> TextIO | None:
+    """The open lock file; None: somebody else has it."""
+    path = _lock_file(folder)
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        if not _try(file):
+            file.close()
+            return None
+        with suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+                file.flush()
+                return file
+        file.close()  # its last holder removed it after it had been opened here
+
+
+def _try(file: TextIO) -> bool:
+    try:
+        # not flock: worker processes would inherit that one, and hold it when this process has been killed
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
+
+
+def claim_folder(parent: Path, name: str | None, *, auto_name: str, overwrite: bool) -> Path:
+    """Make the folder `name` in `parent` and `hold` it; where it is None, `auto_name` with a number if that is taken.
+
+    Raises:
+        UserError: it exists and `overwrite` is false, is not a run's, or another process works in it; `name` is no plain name;
+            it cannot be made.
+    """
+    if name is not None:
+        check_name(name)
+        return _claim(parent / name, overwrite)
+    for number in itertools.count(1):
+        folder = parent / (auto_name if number == 1 else f"{auto_name}-{number}")
+        try:
+            return _claim(folder, overwrite=False)
+        except _Taken:  # by another run, started in the same second
+            continue
     raise AssertionError("unreachable: itertools.count never ends")
 
 
-def _make(folder: Path, overwrite: bool) -> Path:
+def check_name(name: str) -> None:
+    """Raise `UserError` where a run cannot be called that."""
+    if name in ("", ".", "..") or Path(name).name != name:
+        raise UserError(f"run_name={name!r} must be a plain folder name, without slashes; choose the place with paths.outputs")
+
+
+def _claim(folder: Path, overwrite: bool) -> Path:
+    is_new = hold(folder)
+    try:
+        _make(folder, overwrite)
+        return folder
+    except BaseException as error:
+        if is_new:
+            release(folder)
+        if isinstance(error, OSError):
+            raise _cannot(folder, error) from error
+        raise
+
+
+def _cannot(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"cannot make a run folder in {folder.parent}: {error.strerror or error}; "
+        "set paths.outputs to a folder that can be written"
+    )
+
+
+def _make(folder: Path, overwrite: bool) -> None:
     try:
         folder.mkdir()
-        return folder
+        return
     except FileExistsError:
         if not overwrite:
-            raise UserError(
+            raise _Taken(
                 f"{folder} exists already; choose another run_name, go on with resume=auto, or replace it with overwrite=true"
             ) from None
     absent = [name for name in RUN_FILES if not (folder / name).is_file()]
@@ -88,4 +196,3 @@ def _make(folder: Path, overwrite: bool) -> Path:
         )
     shutil.rmtree(folder)
     folder.mkdir()
-    return folder

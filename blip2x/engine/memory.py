@@ -16,6 +16,13 @@ def peak_memory_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
 
 
+def peak_memory_gb(device: str) -> float:
+    """What this process has used at most so far, in GB of 2**30 bytes: of a GPU's memory what tensors took, else resident."""
+    if device.startswith("gpu") and paddle.is_compiled_with_cuda():
+        return paddle.device.cuda.max_memory_allocated() / 2**30
+    return peak_memory_mib() / 2**10
+
+
 def free_memory(device: str) -> tuple[int, str]:
     """Bytes that are free on `device` now, for whoever asks first, and what to call it."""
     if device.startswith("gpu"):

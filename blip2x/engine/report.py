@@ -12,10 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip2x.engine.charts import MAX_POINTS, line_chart
 from blip2x.engine.comparisons import BASELINES, PARTS, Measure, metric_title, read_measures, stage_title
-from blip2x.engine.run_files import TIMES, RunFiles, read_run
-from blip2x.optim.schedule import planned_rates
+from blip2x.engine.report_sections.confusion import confusion
+from blip2x.engine.report_sections.costs import stage_costs, whole_cost
+from blip2x.engine.report_sections.curves import stage_curves
+from blip2x.engine.report_sections.rows import Row, by, group, is_number, look_up
+from blip2x.engine.report_sections.settings import changed_settings
+from blip2x.engine.report_sections.state import machine, unfinished
+from blip2x.engine.run_files import Picture, RunFiles, read_run
 from blip2x.pages import render_page
 
 RANDOM, EXTREMES = 8, 4  # captioned pictures shown: drawn at random; best and worst
@@ -23,17 +27,14 @@ QUESTION_PICTURES, QUESTION_EXTREMES = 6, 3
 SEARCH_RANDOM, SEARCH_EXTREMES = 6, 3  # of searches by pictures, and of as many by texts
 FOUND = 5  # candidates shown of each search
 PREDICTIONS = 60
+ATTENTION_BYTES = 1_000_000  # of all pictures of attention on a page, as they are embedded
+DIFF_LINES = 400
 
 _HEADLINES = ("i2t_recall@1", "t2i_recall@1", "CIDEr", "accuracy")  # a stage without any shows its first metric
 _SEARCHES = {  # key of what was found -> title, what is counted, what is found
     "retrieved_texts": ("Texts found for a picture", "searches by a picture", "text"),
     "retrieved_images": ("Pictures found for a text", "searches by a text", "picture"),
 }
-_LOSS_PARTS = ("loss", "itc", "itm", "lm")
-_NOT_CURVES = ("stage", "step", *TIMES)
-_CURVE_TITLES = {"lr": "learning rate", "grad_norm": "gradient norm"}
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,28 @@ class Shown:
     items: list[Any]
 
 
+class _Attention:
+    """Pictures of where the queries look, until the page has `ATTENTION_BYTES` of them."""
+
+    def __init__(self, run: RunFiles):
+        self._run = run
+        self._bytes = 0
+        self.left_out = 0
+
+    def picture(self, row: Row) -> Picture | None:
+        """None where the row has none, or the page enough."""
+        found = self._run.picture(row, "attention")
+        if found is None:
+            return None
+        if self._bytes + len(found.uri) > ATTENTION_BYTES:
+            self.left_out += 1
+            return None
+        self._bytes += len(found.uri)
+        return found
+
+
 def write_report(folder: Path) -> Path:
-    """Write ``report.html`` into the finished run `folder` and return its path.
+    """Write ``report.html`` into the run `folder` and return its path; of a run that failed, with what there is.
 
     The same files give the same page. Whoever reads it meanwhile sees the old page or the new, never half of one.
 
@@ -72,7 +93,7 @@ def shown_searches(rows: list[Row]) -> dict[str, list[Shown]]:
     """
 
     def score(row: Row) -> float:
-        return -float(row["rank"]) if _is_number(row.get("rank")) else math.nan
+        return -float(row["rank"]) if is_number(row.get("rank")) else math.nan
 
     found = {}
     for way, (_, queries, right) in _SEARCHES.items():
@@ -88,7 +109,8 @@ def _render(run: RunFiles) -> str:
     measures = read_measures(run.results)
     captions = [row for row in run.predictions if "caption" in row]
     questions = [row for row in run.predictions if "question" in row]
-    predicted = [row for row in run.predictions if "texts" in row]
+    # of each picture there is a line per prompt
+    predicted = list(group([row for row in run.predictions if "texts" in row], lambda row: row.get("source")).values())
     searches = [row for row in run.predictions if any(row.get(way) for way in _SEARCHES)]
     functions = {
         "stage_title": stage_title,
@@ -104,39 +126,40 @@ def _render(run: RunFiles) -> str:
         name=run.config.get("run_name") or run.folder.resolve().name,
         facts=_facts(run),
         tiles=_tiles(measures),
-        measures=_group([measure for measure in measures if not measure.part], lambda measure: measure.stage),
-        curves=_curves(run.metrics, run.schedules),
+        measures=group([measure for measure in measures if not measure.part], lambda measure: measure.stage),
+        unfinished=unfinished(run),
+        attention=_Attention(run),
+        curves=stage_curves(run.metrics, run.schedules, run.results),
         # the last stage first: it speaks for the run
-        captions={stage: _caption_groups(rows) for stage, rows in reversed(_by(captions, "stage").items())},
-        questions={stage: _question_groups(rows) for stage, rows in _by(questions, "stage").items()},
-        searches={stage: _searches(rows) for stage, rows in _by(searches, "stage").items()},
+        captions={stage: _caption_groups(rows) for stage, rows in reversed(by(captions, "stage").items())},
+        questions={stage: _question_groups(rows) for stage, rows in by(questions, "stage").items()},
+        searches={stage: _searches(rows) for stage, rows in by(searches, "stage").items()},
         predicted=predicted[:PREDICTIONS],
         predicted_total=len(predicted),
         parts=_parts(measures),
         part_counts=Counter((row.get("stage"), f"{kind}/{row.get(kind)}") for row in questions for kind in PARTS),
         scopes=_scopes(measures),
-        cost=_cost(run),
-        stage_costs=_stage_costs(run.metrics),
+        confusions={stage: confusion(rows) for stage, rows in by(questions, "stage").items()},
+        cost=whole_cost(run),
+        stage_costs=stage_costs(run),
+        machine=machine(run.hardware),
+        settings=changed_settings(run) if run.config else None,
+        diff=_first_lines(run.diff, DIFF_LINES),
     )
 
 
 def _facts(run: RunFiles) -> dict[str, str]:
     """What was run, from the config."""
-
-    def at(*keys: str) -> Any:
-        value: Any = run.config
-        for key in keys:
-            value = value.get(key) if isinstance(value, dict) else None
-        return value
-
-    stages = [stage.get("name") or stage.get("task") for stage in at("task", "stages") or [] if isinstance(stage, dict)]
+    planned = look_up(run.config, "task", "stages") or []
+    stages = [stage.get("name") or stage.get("task") for stage in planned if isinstance(stage, dict)]
     done = [stage for stage in stages if stage in run.results] or stages
     facts = {
-        "Task": at("task", "kind"),
-        "Model": at("model", "name"),
-        "Data set": at("dataset", "name"),
-        "Seed": at("seed"),
+        "Task": look_up(run.config, "task", "kind"),
+        "Model": look_up(run.config, "model", "name"),
+        "Data set": look_up(run.config, "dataset", "name"),
+        "Seed": look_up(run.config, "seed"),
         "Finished": run.finished,
+        "Ended": "" if run.finished else run.ended,
         "Stages": " \u2192 ".join(str(stage) for stage in done),
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}
@@ -146,7 +169,7 @@ def _tiles(measures: list[Measure]) -> list[Measure]:
     """The figures that sum a run up: each stage's headline metrics, those with a baseline to stand beside first."""
     whole = [measure for measure in measures if not measure.scope and not measure.part]
     chosen = []
-    for rows in _group(whole, lambda measure: measure.stage).values():
+    for rows in group(whole, lambda measure: measure.stage).values():
         chosen += [measure for measure in rows if measure.name in _HEADLINES] or rows[:1]
     return sorted(chosen, key=lambda measure: not measure.baselines)
 
@@ -167,62 +190,33 @@ def _mark(correct: Any) -> tuple[str, str, str]:
     return ("wrong", "\u2717", "wrong") if correct <= 0 else ("partly", "\u25d0", f"partly right, {correct:.2f}")
 
 
-def _curves(metrics: list[Row], schedules: dict[str, Row]) -> dict[str, list[tuple[str, Any, int]]]:
-    """Each stage's panels (title, chart, count of values that are no number): loss parts together, all else one by one.
-
-    The learning rate is drawn as it was planned, with dots for what was logged.
-    """
-    stages = {}
-    for stage, rows in _by(metrics, "stage").items():
-        series: dict[str, dict[float, float]] = {}
-        for row in rows:
-            for name, value in row.items():
-                if name not in _NOT_CURVES and isinstance(row.get("step"), int) and (value is None or _is_number(value)):
-                    # a repeated step is a resumed run's: the later line holds
-                    series.setdefault(name, {})[row["step"]] = math.nan if value is None else float(value)
-        parts = [name for name in _LOSS_PARTS if name in series]
-        groups = [("loss" if len(parts) < 2 else "loss and its parts", parts)] if parts else []
-        groups += [(_CURVE_TITLES.get(name, metric_title(name)), [name]) for name in sorted(series) if name not in parts]
-        panels = []
-        for title, names in groups:
-            lines = {name: sorted(series[name].items()) for name in names}
-            gaps = sum(not math.isfinite(value) for points in lines.values() for _, value in points)
-            planned = _planned(schedules.get(stage)) if names == ["lr"] else []
-            if planned:
-                lines = {"plan": planned, "logged": lines["lr"]}
-            panels.append((title, line_chart(f"{stage_title(stage)}: {title}", lines, dots=["logged"]), gaps))
-        stages[stage] = panels
-    return {stage: panels for stage, panels in stages.items() if panels}
-
-
-def _planned(shape: Row | None) -> list[tuple[int, float]]:
-    try:
-        return planned_rates(MAX_POINTS - 1, **shape) if shape else []
-    except (TypeError, KeyError, ValueError, ZeroDivisionError):  # not what a training writes: the logged rates remain
-        return []
-
-
 def _caption_groups(rows: list[Row]) -> list[Shown]:
     scored = [name for row in rows for name in row.get("scores") or {}]
     name = "CIDEr" if "CIDEr" in scored else min(scored, default="")
 
     def score(row: Row) -> float:
         value = (row.get("scores") or {}).get(name)
-        return float(value) if _is_number(value) else math.nan
+        return float(value) if is_number(value) else math.nan
 
-    kept = [row for row in rows if row.get("image")]
+    kept = _best_kept(rows, lambda row, key: row.get(key), RANDOM)
     return _choose(rows, kept, score, f"captions by {name}", "captioned pictures", RANDOM, EXTREMES)
 
 
+def _best_kept(items: list[Any], has: Callable[[Any, str], Any], count: int) -> list[Any]:
+    """Those of which the run keeps where the queries look, drawn by lot, too; of too few, those with a picture."""
+    looked_at = [item for item in items if has(item, "attention")]
+    return looked_at if len(looked_at) >= count else [item for item in items if has(item, "image")]
+
+
 def _question_groups(rows: list[Row]) -> list[Shown]:
-    pictures = list(_group(rows, lambda row: (str(row.get("_folder")), str(row.get("image_id", row.get("image"))))).values())
+    pictures = list(group(rows, lambda row: (str(row.get("_folder")), str(row.get("image_id", row.get("image"))))).values())
 
     def score(picture: list[Row]) -> float:
-        values = [row["correct"] for row in picture if _is_number(row.get("correct"))]
+        values = [row["correct"] for row in picture if is_number(row.get("correct"))]
         return statistics.fmean(values) if values else math.nan
 
     criterion = "pictures by mean score of their answers"
-    kept = [picture for picture in pictures if picture[0].get("image")]
+    kept = _best_kept(pictures, lambda picture, key: any(row.get(key) for row in picture), QUESTION_PICTURES)
     return _choose(pictures, kept, score, criterion, "pictures with questions", QUESTION_PICTURES, QUESTION_EXTREMES)
 
 
@@ -231,7 +225,7 @@ def _searches(rows: list[Row]) -> dict[str, list[Shown]]:
 
     "found" are the first candidates; "own" is, where none of these is right, what would have been, as far as the run tells.
     """
-    texts = _group([row for row in rows if "text" in row], lambda row: row.get("image_id"))
+    texts = group([row for row in rows if "text" in row], lambda row: row.get("image_id"))
     images = {row.get("image_id"): row for row in rows if "retrieved_texts" in row}
 
     def card(row: Row, way: str) -> Row:
@@ -289,56 +283,11 @@ def _parts(measures: list[Measure]) -> dict[str, list[tuple[str, Measure]]]:
 
 def _scopes(measures: list[Measure]) -> tuple[list[str], list[dict[str, Measure]]]:
     """The scopes that occur, and per metric its measure in each; empty where nothing was reported apart."""
-    rows = _group([m for m in measures if not m.part], lambda measure: (measure.stage, measure.name)).values()
+    rows = group([m for m in measures if not m.part], lambda measure: (measure.stage, measure.name)).values()
     apart = [{measure.scope: measure for measure in row} for row in rows if any(measure.scope for measure in row)]
     return sorted(dict.fromkeys(scope for row in apart for scope in row), key=bool), apart  # "", all, comes first
 
 
-def _cost(run: RunFiles) -> dict[str, str]:
-    seconds, memory = run.results.get("seconds"), run.results.get("peak_memory_gb")
-    cost = {}
-    if _is_number(seconds) and math.isfinite(seconds):
-        cost["Time"] = _duration(seconds)
-    if _is_number(memory) and math.isfinite(memory):
-        cost["Peak memory"] = f"{memory:.2f} GB"
-    return cost
-
-
-def _stage_costs(metrics: list[Row]) -> list[tuple[str, str, str, str]]:
-    """(stage, optimizer steps, time of training, median samples per second) of each stage that trained."""
-    costs = []
-    for stage, rows in _by(metrics, "stage").items():
-
-        def column(key: str, rows: list[Row] = rows) -> list[float]:
-            return [row[key] for row in rows if _is_number(row.get(key)) and math.isfinite(row[key])]
-
-        steps, seconds, rates = column("step"), column("seconds"), column("samples_per_second")
-        if steps and (seconds or rates):
-            rate = f"{statistics.median(rates):,.0f}" if rates else ""
-            costs.append((stage, f"{max(steps):,.0f}", _duration(max(seconds)) if seconds else "", rate))
-    return costs
-
-
-def _duration(seconds: float) -> str:
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _by(rows: list[Row], key: str) -> dict[str, list[Row]]:
-    return _group(rows, lambda row: str(row.get(key, "run")))
-
-
-def _group(rows: list[Any], key: Callable[[Any], Any]) -> dict[Any, list[Any]]:
-    """Rows by key, both in order of appearance."""
-    groups: dict[Any, list[Any]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
+def _first_lines(text: str, most: int) -> str:
+    lines = text.splitlines()
+    return text if len(lines) <= most else "\n".join([*lines[:most], f"[{len(lines) - most:,} more lines in diff.patch]"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -16,8 +17,21 @@ AUTO, NEVER = "auto", "never"
 
 # What may be another than in the run that is gone on with: it changes where, how fast, and what is kept. Samples per step and
 # micro-batch, and so ranks, are looked at where a training goes on (engine/fit.py).
-_FREE_GROUPS = ("parallelism", "logger", "paths")
-_FREE_KEYS = ("resume", "overwrite", "run_name", "device", "threads", "dataset.num_workers", "dataset.annotation_cache")
+_FREE_GROUPS = ("parallelism", "logger", "paths", "prune")
+_FREE_KEYS = (
+    "run",
+    "run_name",
+    "sweep",
+    "objective",
+    "objective_of_failed",
+    "resume",
+    "overwrite",
+    "quiet",
+    "device",
+    "threads",
+    "dataset.num_workers",
+    "dataset.annotation_cache",
+)
 _FREE_KEYS += tuple(f"model.{part}.recompute" for part in ("vision", "qformer", "language"))
 _FREE_TASK_KEYS = (
     "log_every",
@@ -35,6 +49,8 @@ _FREE_TASK_KEYS = (
     "on_nan",
 )
 _SHOWN = 5
+_FIRST_FILE = "command.txt"  # that a run writes; config.yaml is the last one before its work starts
+_BIRTH_FILES = (_FIRST_FILE, "overrides.yaml", "versions.json", "hardware.json", "diff.patch", ".config.yaml.partial")
 
 
 def may_go_on(folder: Path, config: DictConfig) -> bool:
@@ -46,7 +62,7 @@ def may_go_on(folder: Path, config: DictConfig) -> bool:
     path = folder / "config.yaml"
     if not path.is_file():
         left = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
-        if set(left) <= {"command.txt", "versions.json", ".config.yaml.partial"}:
+        if not left or (_FIRST_FILE in left and set(left) <= {*_BIRTH_FILES}):
             for name in left:
                 (folder / name).unlink()
             if folder.is_dir():
@@ -74,14 +90,19 @@ def began_from(folder: Path) -> str:
     return str(OmegaConf.load(folder / "config.yaml").resume)
 
 
-def differences(before: DictConfig, now: DictConfig) -> list[str]:
-    """What changes results, as "key was x, is y"; files below a folder of `paths` are known by their names below it."""
-    old, new = (_flat(_portable(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))) for cfg in (before, now))
+def differences(before: DictConfig, now: DictConfig, *, is_free: Callable[[str], bool] | None = None) -> list[str]:
+    """What changes results, as "key was x, is y"; files below a folder of `paths` are known by their names below it.
+
+    `is_free`, where it is given, says instead which keys may differ.
+    """
+    is_free = is_free or _is_free
+    old, new = (_flat(_portable(OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)), is_free) for cfg in (before, now))
     absent = "not there"
     return [
         f"{key} was {old.get(key, absent)}, is {new.get(key, absent)}"
         for key in sorted(old.keys() | new.keys())
-        if not _is_free(key) and old.get(key, absent) != new.get(key, absent)
+        # of a key that one version does not know, null says as much as its absence
+        if not is_free(key) and old.get(key) != new.get(key)
     ]
 
 
@@ -100,13 +121,12 @@ def _portable(config: dict[str, Any]) -> dict[str, Any]:
     return changed(config)
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def _flat(value: Any, is_free: Callable[[str], bool], prefix: str = "") -> dict[str, Any]:
     if isinstance(value, dict):
-        return {
-            name: found for key, inner in value.items() for name, found in _flat(inner, f"{prefix}.{key}".lstrip(".")).items()
-        }
+        inner = (_flat(inner, is_free, f"{prefix}.{key}".lstrip(".")) for key, inner in value.items())
+        return {name: found for flat in inner for name, found in flat.items()}
     if prefix == "task.overrides" and value is not None:  # a pipeline's, as typed
-        value = [word for word in value if not _is_free(override_key(word))]
+        value = [word for word in value if not is_free(override_key(word))]
     return {prefix: value}
 
 

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+import blip2x
+from blip2x.config.compose import command_overrides, is_hydras_job
 from blip2x.config.run import RunConfig
-from blip2x.engine.folders import append_whole, claim_folder, require_space, write_whole
+from blip2x.engine.folders import append_whole, check_name, claim_folder, hold, release, require_space, write_whole
+from blip2x.engine.hardware import hardware
+from blip2x.engine.loggers import METRICS_FILE, Loggers, Row
+from blip2x.engine.progress import display_of
 from blip2x.engine.resume import AUTO, may_go_on
-from blip2x.engine.versions import versions
+from blip2x.engine.run_log import RunLog
+from blip2x.engine.terminal import terminal
+from blip2x.engine.versions import git_diff, versions
 from blip2x.errors import UserError
 from blip2x.parallel.context import Context
-from blip2x.registry import LOGGERS
 
-METRICS_FILE = "metrics.jsonl"
-_FILE_WIDTH = 120  # columns
+LOG_FILE = "log.txt"
+PREDICTIONS_FILE = "predictions.jsonl"
+_SEARCHES = ("retrieved_texts", "retrieved_images")  # keys of what a search found for a picture, or for a text
 
 
 class Run:
@@ -31,7 +40,16 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, root: Path, stage: str, context: Context, console: Console, logger: Any, *, goes_on: bool = False
+        self,
+        folder: Path,
+        root: Path,
+        stage: str,
+        context: Context,
+        console: Console,
+        loggers: Loggers,
+        *,
+        goes_on: bool = False,
+        log: RunLog | None = None,
     ):
         self.folder = folder
         self.root = root  # the whole run's folder, where metrics.jsonl is
@@ -39,11 +57,15 @@ class Run:
         self.context = context
         self.console = console
         self.goes_on = goes_on  # the folder is of a run that was interrupted
-        self._logger = logger
+        self._loggers = loggers
+        self._log = log  # of rank 0
+        self._examples: Sequence[Row] = ()
 
     @classmethod
     def create(cls, cfg: RunConfig, context: Context, command: list[str], console: Console | None = None) -> Run:
-        """Make ``<paths.outputs>/<run_name>`` with config.yaml, command.txt and versions.json; with resume=auto, go on in it.
+        """Make ``<paths.outputs>/<run_name>`` with all that repeats the run; with resume=auto, go on in it.
+
+        This process holds the folder until `close`, or its own end. From now on all that the console prints is in log.txt.
 
         Args:
             cfg: the whole config; what it resolves to is written.
@@ -53,38 +75,39 @@ class Run:
 
         Raises:
             UserError: the folder exists and neither `cfg.overwrite` nor `cfg.resume` says what to do about it, is of a run with
-                another config, cannot be made, or the disk is full. On every rank.
+                another config or in the hands of another process, cannot be made, or the disk is full. On every rank.
         """
         config = cfg if OmegaConf.is_config(cfg) else OmegaConf.structured(cfg)
 
         def make() -> tuple[Path, bool]:
             outputs = Path(cfg.paths.outputs)
             require_space(outputs)
-            if cfg.resume == AUTO and may_go_on(outputs / cfg.run_name, config):
+            if cfg.resume == AUTO and _goes_on(outputs, cfg.run_name, config):
                 with (outputs / cfg.run_name / "command.txt").open("a", encoding="utf-8") as file:
                     file.write(shlex.join(command) + "\n")
                 return outputs / cfg.run_name, True
-            auto = f"{cfg.task.kind}-{cfg.model.name}-{cfg.dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-            folder = claim_folder(outputs, cfg.run_name, auto_name=auto, overwrite=cfg.overwrite)
-            (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
-            (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
-            write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))  # last: with it, it is a run's folder
+            folder = claim_folder(outputs, cfg.run_name, auto_name=_auto_name(cfg), overwrite=cfg.overwrite)
+            try:
+                _write_origin(folder, config, context, command)
+            except BaseException:
+                release(folder)
+                raise
             return folder, False
 
         folder, goes_on = context.on_main(make)
-        console = (console or _terminal()) if context.is_main else Console(quiet=True)
-        kind = cfg.logger.kind if context.is_main else "none"
-        logger = LOGGERS.get(kind)(
-            cfg.logger,
+        console = (console or terminal(quiet=cfg.quiet)) if context.is_main else Console(quiet=True)
+        log = RunLog(folder / LOG_FILE, console, shlex.join(command)) if context.is_main else None
+        loggers = Loggers.build(
+            cfg.logger if context.is_main else {},
             folder=folder,
-            name=folder.name,
             config=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
-            warn=lambda text: console.print(f"warning: {text}", style="yellow", markup=False),
+            goes_on=goes_on,
+            say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
         )
-        return cls(folder, folder, cfg.task.kind, context, console, logger, goes_on=goes_on)
+        return cls(folder, folder, cfg.task.kind, context, console, loggers, goes_on=goes_on, log=log)
 
     def child(self, stage: str) -> Run:
-        """The run of one stage: a folder of its own, the same metrics.jsonl, console and logger.
+        """The run of one stage: a folder of its own, the same metrics.jsonl, console and loggers.
 
         Raises:
             UserError: another stage of this run has that name already.
@@ -97,7 +120,7 @@ class Run:
                 raise UserError(f"two stages of this run are called {stage!r}; give one of them another name") from None
 
         self.context.on_main(make)
-        return Run(self.folder / stage, self.root, stage, self.context, self.console, self._logger, goes_on=self.goes_on)
+        return Run(self.folder / stage, self.root, stage, self.context, self.console, self._loggers, goes_on=self.goes_on)
 
     @property
     def starts(self) -> int:
@@ -116,7 +139,7 @@ class Run:
         return path
 
     def log_metrics(self, stage: str, step: int, metrics: dict[str, float]) -> None:
-        """Append one line {"stage", "step", ...metrics} to metrics.jsonl and tell the logger."""
+        """Append one line {"stage", "step", ...metrics} to metrics.jsonl and tell the loggers."""
         if not self.context.is_main:
             return
         line = json.dumps({"stage": stage, "step": step, **metrics}) + "\n"
@@ -124,7 +147,19 @@ class Run:
             append_whole(self.root / METRICS_FILE, line)
         except OSError as error:  # no reason to lose the run
             self.console.print(f"warning: {METRICS_FILE} lacks a line: {error}", style="yellow", markup=False)
-        self._logger.log(stage, step, metrics)
+        self._loggers.log(stage, step, metrics)
+        if self._examples:
+            self._loggers.table(stage, step, "examples", self._examples, self.folder)
+            self._examples = ()
+
+    def show_examples(self, rows: Callable[[], Sequence[Row]]) -> None:
+        """Give the loggers some of what a validation said, with the next line of metrics; see `Logger.table` for pictures.
+
+        Args:
+            rows: makes them; it is not called where nobody looks at them.
+        """
+        if self.context.is_main and len(self._loggers):
+            self._examples = rows()
 
     def forget_metrics(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Leave lines of this stage out of metrics.jsonl, but those that `keep` wants: what is made anew has its own."""
@@ -150,9 +185,26 @@ class Run:
         """Write `value` to a file in this run's folder; whoever reads it sees the old content or the new, never half."""
         return self._write(json.dumps(value, indent=2, ensure_ascii=False) + "\n", parts)
 
-    def write_lines(self, rows: list[dict[str, Any]], *parts: str) -> Path:
+    def write_lines(self, rows: Sequence[Row], *parts: str) -> Path:
         """Write `rows` to a .jsonl file in this run's folder, one per line; never half of it under the final name."""
         return self._write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), parts)
+
+    def write_predictions(self, rows: Sequence[Row]) -> Path:
+        """Write `rows` to predictions.jsonl as `write_lines` does, and give them to the loggers, those of each kind apart."""
+        path = self.write_lines(rows, PREDICTIONS_FILE)
+        if self.context.is_main and len(self._loggers):
+            kinds: dict[str, list[Row]] = {}
+            for row in rows:
+                kinds.setdefault(next((way for way in _SEARCHES if way in row), "predictions"), []).append(row)
+            for name, own in kinds.items():
+                self._loggers.table(self.stage, self._last_step(), name, own, self.folder)
+        return path
+
+    def _last_step(self) -> int:
+        """Of this stage, where it has trained; in this process or in an earlier one that it goes on with."""
+        path = self.root / METRICS_FILE
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        return max((row["step"] for row in map(json.loads, lines) if row["stage"] == self.stage), default=0)
 
     def _write(self, text: str, parts: tuple[str, ...]) -> Path:
         path = self.path(*parts)
@@ -160,12 +212,70 @@ class Run:
             write_whole(path, text)
         return path
 
-    def close(self) -> None:
-        """Close the logger; call it on the run that `create` made."""
-        self._logger.close()
+    def log_results(self, results: Mapping[str, Any]) -> None:
+        """Tell the loggers what is in results.json."""
+        self._loggers.finish(results)
+
+    def log_line(self, text: str) -> None:
+        """Write to log.txt what is printed elsewhere."""
+        if self._log:
+            self._log.write(f"{text}\n")
+
+    def log_traceback(self, error: BaseException) -> None:
+        """Write to log.txt where `error`, which ends the run, came from."""
+        if self._log:
+            self._log.traceback(error)
+
+    def close(self, failed: bool = False) -> None:
+        """End a live display that an error has left, close the loggers and log.txt, and let other processes have the folder.
+
+        Call it on the run that `create` made, or enter that one by `with`.
+        """
+        display_of(self.console).end()  # of a loop in a generator, which ends only when nobody holds the error any more
+        try:
+            self._loggers.close(failed)
+        finally:
+            if self._log:
+                self._log.close()
+                release(self.root)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close(failed=error is not None)
 
 
-def _terminal() -> Console:
-    """The terminal, or, where output goes to a file or a pipe, lines wide enough for the results table."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_FILE_WIDTH)
+def _goes_on(outputs: Path, name: str, config: DictConfig) -> bool:
+    """Whether there is a run of that name to go on with, which this process holds then."""
+    check_name(name)
+    folder = outputs / name
+    if not folder.exists():
+        return False
+    hold(folder)
+    goes_on = False
+    try:
+        goes_on = may_go_on(folder, config)
+    finally:
+        if not goes_on:
+            release(folder)
+    return goes_on
+
+
+def _auto_name(cfg: RunConfig) -> str:
+    if cfg.run:
+        return re.sub(r"-repeat(-\d+)?$", "", Path(cfg.run).resolve().name) + "-repeat"
+    return f"{cfg.task.kind}-{cfg.model.name}-{cfg.dataset.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _write_origin(folder: Path, config: DictConfig, context: Context, command: list[str]) -> None:
+    """Write what the run comes from; config.yaml last, for with it the folder is a run's."""
+    overrides = command_overrides() if is_hydras_job() else command[1:]
+    (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
+    (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(overrides), encoding="utf-8")
+    (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+    (folder / "hardware.json").write_text(json.dumps(hardware(context), indent=2) + "\n", encoding="utf-8")
+    diff = git_diff(Path(blip2x.__file__).parent)
+    if diff:
+        (folder / "diff.patch").write_bytes(diff)
+    write_whole(folder / "config.yaml", OmegaConf.to_yaml(config, resolve=True))

@@ -1,4 +1,4 @@
-"""A finished run folder, read for its report; whatever is absent is empty here."""
+"""A run folder, read for its report; whatever is absent is empty here."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,8 +20,16 @@ from yaml import YAMLError
 from blip2x.errors import UserError
 
 SCHEDULE_FILE = "schedule.json"  # in a training stage's folder: its name, and the shape of its learning rate
-# what a training's lines in metrics.jsonl say of time, and no two runs have alike
-TIMES = ("seconds", "samples_per_second", "images_per_second_per_worker", "data_wait")
+# what a training's lines in metrics.jsonl say of time and memory, and no two runs have alike
+TIMES = (
+    "seconds",
+    "samples_per_second",
+    "tokens_per_second",
+    "images_per_second_per_worker",
+    "data_wait",
+    "data_wait_seconds",
+    "memory_gb",
+)
 SMALL = 128  # pixels: below, a picture is a drawing whose pixels should stay sharp when it is enlarged
 _EMBED_PIXELS = 480  # longer side of what is embedded: about 240 px shown, on a screen of double density
 _EMBED_BYTES = 40_000  # larger files are embedded as JPEG
@@ -43,18 +52,22 @@ class RunFiles:
     config_text: str = ""
     command: str = ""
     versions: dict[str, Any] = field(default_factory=dict)
+    hardware: dict[str, Any] = field(default_factory=dict)
+    status: dict[str, Any] = field(default_factory=dict)  # "state", "error", "started", "ended"
+    diff: str = ""  # of the code to its commit
     results: dict[str, Any] = field(default_factory=dict)
     finished: str = ""  # when results.json was written, UTC
+    ended: str = ""  # when a run that failed or was interrupted ended, UTC
     metrics: list[dict[str, Any]] = field(default_factory=list)
     predictions: list[dict[str, Any]] = field(default_factory=list)
     schedules: dict[str, dict[str, Any]] = field(default_factory=dict)  # by stage that trained: arguments of `learning_rate`
     notes: list[str] = field(default_factory=list)  # what could not be read: the report says so
 
-    def picture(self, row: dict[str, Any]) -> Picture | None:
-        """The thumbnail of a prediction; None where there is none, where it is no image or lies outside of the run."""
-        if not row.get("image"):
+    def picture(self, row: dict[str, Any], key: str = "image") -> Picture | None:
+        """What `key` of a prediction names, small; None where there is none, or no image, or one outside of the run."""
+        if not row.get(key):
             return None
-        path = (Path(row["_folder"]) / str(row["image"])).resolve()
+        path = (Path(row["_folder"]) / str(row[key])).resolve()
         if not path.is_relative_to(self.folder.resolve()) or not path.is_file():
             return None
         try:
@@ -64,7 +77,9 @@ class RunFiles:
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Read config, command, versions, results, metrics, and predictions and schedules (the run's own and its stages').
+    """Read what a run writes about itself, and its predictions and schedules (the run's own and its stages').
+
+    A run that failed or goes on still has some of it.
 
     Raises:
         UserError: `folder` is no run folder.
@@ -79,10 +94,14 @@ def read_run(folder: Path) -> RunFiles:
         run.notes.append("config.yaml could not be parsed; it is shown as it is.")
     run.command = _text(folder / "command.txt").strip()
     run.versions = _json(run, "versions.json")
+    run.hardware = _mapping(run.versions.pop("hardware", None)) or _json(run, "hardware.json")
+    run.status = _json(run, "status.json")
+    with suppress(ValueError):  # none yet, or no time
+        run.ended = _moment(datetime.fromisoformat(str(run.status.get("ended")).replace("Z", "+00:00")))
+    run.diff = _text(folder / "diff.patch").strip()
     run.results = _json(run, "results.json")
     if run.results:
-        moment = datetime.fromtimestamp((folder / "results.json").stat().st_mtime, timezone.utc)
-        run.finished = moment.strftime("%Y-%m-%d %H:%M UTC")
+        run.finished = _moment(datetime.fromtimestamp((folder / "results.json").stat().st_mtime, timezone.utc))
     run.metrics = list(_lines(run, folder / "metrics.jsonl"))
     for path in (folder / "predictions.jsonl", *sorted(folder.glob("*/predictions.jsonl"))):
         run.predictions += [{**row, "_folder": path.parent} for row in _lines(run, path)]
@@ -93,6 +112,10 @@ def read_run(folder: Path) -> RunFiles:
     stages = list(run.results)
     run.predictions.sort(key=lambda row: stages.index(row.get("stage")) if row.get("stage") in stages else len(stages))
     return run
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _embed(path: Path) -> Picture:

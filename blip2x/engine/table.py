@@ -40,6 +40,8 @@ def _cost(results: dict[str, Any]) -> str | None:
     words = []
     if results.get("seconds") is not None:
         words.append(f"{results['seconds']:.0f} seconds" + (f" of start {results['starts']}" if "starts" in results else ""))
+    if results.get("pruned") is not None:
+        words.append(f"stopped at step {results['pruned']}")
     if results.get("peak_memory_gb") is not None:
         words.append(f"{results['peak_memory_gb']:.1f} GB peak memory")
     return ", ".join(words) or None

@@ -15,11 +15,11 @@ from blip2x.parallel.context import Context
 
 
 def with_token_shares(batches: Sequence[dict[str, Any]], counts: Sequence[Tensor], context: Context) -> list[dict[str, Any]]:
-    """`batches` with ``token_share``: what the mean over a micro-batch's tokens is multiplied by.
+    """`batches` with ``token_share``, what the mean over a micro-batch's tokens is multiplied by, and ``tokens``.
 
     The loop takes the mean over micro-batches and ranks, in which a token would weigh more where captions are short. Weighed by
     its count / the mean count of all micro-batches of all ranks, that mean, and its gradient, is the one per token of a batch
-    of them all.
+    of them all. ``tokens``, a scalar of type float32, is how many tokens all micro-batches of all ranks have to predict.
 
     Args:
         batches: this rank's micro-batches; all ranks have equally many.
@@ -29,7 +29,7 @@ def with_token_shares(batches: Sequence[dict[str, Any]], counts: Sequence[Tensor
     count_M = paddle.stack([count.reshape([]) for count in counts]).astype("float32")
     total = context.total(count_M.sum())
     share_M = count_M * (len(batches) * context.data_size) / total.clip(min=1)
-    return [{**batch, "token_share": share} for batch, share in zip(batches, share_M.unbind(), strict=True)]
+    return [{**batch, "token_share": share, "tokens": total} for batch, share in zip(batches, share_M.unbind(), strict=True)]
 
 
 def weighed(loss: Tensor, batch: dict[str, Any]) -> Tensor:

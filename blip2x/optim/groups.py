@@ -53,3 +53,14 @@ def rate_factors(layer: nn.Layer, layer_decay: float) -> dict[str, float]:
             "set model.vision.frozen=false or optim.layer_decay=1"
         )
     return factors
+
+
+def rate_groups(layer: nn.Layer, layer_decay: float) -> dict[str, float]:
+    """Of what `layer` trains at a rate of its own, by name, what the learning rate is multiplied by; empty without a decay.
+
+    "vision_first" and "vision_last" are the first and last trained layer of the image encoder; each one between them has
+    `layer_decay` times the rate of the next.
+    """
+    own = rate_factors(layer, layer_decay)
+    factors = sorted({own[p.name] for name, p in layer.named_parameters() if p.name in own and _ENCODER.search(name)})
+    return {"vision_first": factors[0], "vision_last": factors[-1]} if factors and layer_decay != 1 else {}

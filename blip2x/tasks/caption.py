@@ -70,7 +70,7 @@ class Caption(Task):
 
         def held_out_captions(samples: Sequence[CaptionSample]) -> HeldOutCaptions:
             return HeldOutCaptions(
-                self.cfg, self.run_folder, model, tokenizer, samples, settings=settings, limit=None, names=names
+                self.cfg, self.run_folder, model, tokenizer, samples, settings=settings, limit=None, names=names, looks=True
             )
 
         held_out, weights = held_out_captions(samples), {}

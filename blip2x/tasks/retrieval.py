@@ -87,7 +87,7 @@ class Retrieval(Task):
             weights = dict.fromkeys(("model.weights", "model.qformer.weights"), self.checkpoint_folder())
         search = Search(self.cfg, self.run_folder, model, tokenizer, samples)
         metrics = search()
-        self.run_folder.write_lines(search.rows, "predictions.jsonl")
+        self.run_folder.write_predictions(search.rows)
         return TaskResult(metrics, weights)
 
 

@@ -32,6 +32,7 @@ from blip2x.registry import TASKS
 from blip2x.tasks.common.answering import Answering, AnsweringTask
 from blip2x.tasks.common.loading import train_transform
 from blip2x.tasks.common.models import ModelLoader
+from blip2x.tasks.common.pictures import EXAMPLES, opened
 from blip2x.tasks.common.train import train
 from blip2x.tasks.common.weights import Start
 
@@ -184,6 +185,18 @@ class HeldOutQuestions:
         predictions = dict(zip(ids, lemmatise(written) if task.lemmatise else written, strict=True))
         truth = {question.question_id: question.answers for question, _ in pairs}
         scores = answer_scores(predictions, truth, task.answer_rules.value)
+        self._run.show_examples(
+            lambda: [
+                {
+                    "image": opened(question.image),
+                    "question": question.question,
+                    "prediction": predictions[question.question_id],
+                    "answers": question.answers,
+                    "correct": scores[question.question_id],
+                }
+                for question, _ in pairs[:EXAMPLES]
+            ]
+        )
         return 100 * sum(scores.values()) / len(scores)
 
     def _answering(

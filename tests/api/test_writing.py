@@ -353,3 +353,27 @@ def test_pictures_are_normalised_as_the_folder_says(edited, load, pictures):
     assert raw.min() >= 0 and raw.max() <= 1
     mean, std = (np.array(CLIP_NORMALISATION[key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
     np.testing.assert_allclose(usual, (raw - mean) / std, rtol=0, atol=2e-6)
+
+
+# answer
+
+
+def test_all_questions_about_each_image_that_is_encoded_once(kind, load, pictures, seen):
+    model, _ = load(kind)
+    questions = ["word3 word8", "word7"]
+    answers = model.answer(pictures, questions, prompt="word1 {} word2", num_beams=2, batch_size=4, **SHORT)
+    assert sum(seen) == 3
+    prompts = [f"word1 {question} word2" for question in questions]
+    assert answers == [model.generate([picture], prompt=prompts, num_beams=2, **SHORT) for picture in pictures]
+    talk = model.answer(pictures[:1], questions, prompt="word1 {} word2", chat=True, num_beams=2, **SHORT)[0]
+    context = f"{prompts[0]} {answers[0][0]}. {prompts[1]}"
+    assert talk == [answers[0][0], *model.generate(pictures[:1], prompt=context, num_beams=2, **SHORT)]
+
+
+def test_questions_that_cannot_be_asked(load, pictures):
+    model, _ = load("opt")
+    for questions, prompt in (([], "{}"), ("word1", "{}"), (["word1"], "word2")):
+        with pytest.raises(UserError, match=r"give a list of questions and a prompt with \{\} for each"):
+            model.answer(pictures, questions, prompt=prompt)
+    with pytest.raises(UserError, match="has no tokenizer"):
+        load("opt", with_tokenizer=False)[0].answer(pictures, ["word1"])

@@ -17,7 +17,7 @@ from blip2x.models.weights.describe import follow_source
 from blip2x.registry import TASKS
 
 EXPERIMENTS = sorted((CONF_FOLDER / "experiment").glob("*.yaml"))
-FULL_SIZE = [path.stem for path in EXPERIMENTS if not path.stem.startswith("digits")]
+FULL_SIZE = [path.stem for path in EXPERIMENTS if not path.stem.startswith(("digits", "sweep", "search"))]
 RANKS = 16  # of the paper and of LAVIS
 PAIRS = {"coco": 566_747, "coco_vg": 566_747 + 821_774}
 IMAGES = {"coco": 113_287, "coco_vg": 113_287 + 100_000}  # of Visual Genome about 100,000 (BLIP, table of data sets)

@@ -22,7 +22,6 @@ from paddle import nn
 from blip2x.config.run import (
     Device,
     HybridConfig,
-    LoggerConfig,
     OptimConfig,
     PathsConfig,
     PrecisionConfig,
@@ -169,7 +168,7 @@ def by_fit(folder, *, layout, loss, accumulate):
         best_is=Best.max,
         save_in_background=False,
     )
-    cfg = RunConfig(task=task, optim=OptimConfig(**OPTIM), logger=LoggerConfig(kind="none"), run_name=None, overwrite=False)
+    cfg = RunConfig(task=task, optim=OptimConfig(**OPTIM), logger={}, run_name=None, overwrite=False)
     # each process is a run of its own where it trains alone
     outputs = folder / (f"alone{paddle.distributed.get_rank()}" if layout == "single" else "runs")
     cfg.paths, cfg.model.name, cfg.dataset.name, cfg.resume = PathsConfig(outputs=str(outputs)), "tiny", "tiny", "never"

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.parallel.context import Context
 
@@ -19,4 +19,4 @@ def console():
 
 @pytest.fixture
 def run(tmp_path, console):
-    return Run(tmp_path, tmp_path, "s", Context(), console, NoLogger())
+    return Run(tmp_path, tmp_path, "s", Context(), console, Loggers())

@@ -80,8 +80,34 @@ def test_a_single_dot():
 
 @pytest.mark.parametrize(
     ("value", "shown"),
-    [(3.14159, "3.14"), (0.0424, "0.0424"), (0.0, "0"), (1e-4, "1e-4"), (2.54e-5, "2.5e-5"), (-1e-12, "-1e-12")],
+    [
+        (3.14159, "3.14"),
+        (1234.5, "1,234"),
+        (21282.0, "21,282"),
+        (2.5e6, "2.5e+06"),
+        (0.0424, "0.0424"),
+        (0.0, "0"),
+        (1e-4, "1e-4"),
+        (2.54e-5, "2.5e-5"),
+        (-1e-12, "-1e-12"),
+    ],
 )
 def test_the_last_value_is_short_enough_for_its_margin(value, shown):
     assert f">{shown}</text></g>" in line_chart("rate", {"rate": [(1, value)]})
     assert f">plan {shown}</text></g>" in line_chart("rate", {"plan": [(1, value)], "logged": [(1, value)]})
+
+
+def test_names_of_any_length_stay_inside_the_picture():
+    """At about 6.4 units a character; the whole name is in the title."""
+    name = "vision.blocks.38.attention"
+    svg = line_chart("rate", {name: [(1, 1e-4), (2, 2.5e-5)], "logged": [(1, 1e-4)]})
+    width = float(ElementTree.fromstring(svg).get("viewBox").split()[2])
+    labels = re.findall(r'<text x="([\d.]+)" y="[\d.]+">([^<]+)</text></g>', svg)
+    assert all(float(x) + 6.4 * len(text) <= width for x, text in labels) and labels[0][1] == "vision.block\u2026 2.5e-5"
+    assert f"<title>{name}: " in svg and max(x for line in corners(svg) for x, _ in line) > width / 2
+
+
+def test_ticks_of_large_counts_fit_the_margin():
+    svg = line_chart("tokens", {"tokens": [(1, 0.0), (2, 21282.0)]})
+    ticks = re.findall(r'<text class="tick" x="42" [^>]*>([^<]+)<', svg)
+    assert ticks == ["0", "10k", "20k", "30k"] or ticks == ["0", "5000", "10k", "15k", "20k", "25k"]

@@ -15,12 +15,13 @@ from paddle import nn
 from blip2x.config.run import OptimConfig, PrecisionConfig, PrecisionName
 from blip2x.config.task import Best, OnNan, PretrainVisionConfig
 from blip2x.engine.fit import Training
-from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.engine.run_files import TIMES
 from blip2x.engine.steps import count_steps
 from blip2x.errors import Interrupted, UserError
 from blip2x.models.freeze import freeze
+from blip2x.objectives.tokens import with_token_shares
 from blip2x.optim.schedule import learning_rate
 from blip2x.parallel.context import Context
 from blip2x.parallel.seeding import seed_everything
@@ -219,10 +220,32 @@ def test_lines_of_metrics(run):
         assert line["loss"] == pytest.approx(np.mean([seen[step] for step in steps]), rel=1e-6)  # of all steps since the last
         shape = {"lr": 0.1, "warmup_start_lr": 0.0, "warmup_steps": 2, "eta_min": 0.01, "total_steps": 5}
         assert line["lr"] == pytest.approx(learning_rate(line["step"] - 1, **shape))  # the one that the step was made with
-        assert line.keys() == {"stage", "step", "lr", "loss", "error", "grad_norm", *TIMES}
+        assert line.keys() == {"stage", "step", "lr", "loss", "error", "grad_norm", *TIMES} - {"tokens_per_second"}  # no text
         assert line["grad_norm"] > 0 and line["samples_per_second"] > 0
         assert line["images_per_second_per_worker"] == 50 and 0 <= line["data_wait"] <= 1
+        assert line["data_wait_seconds"] >= 0 and 0.01 < line["memory_gb"] < 100
     assert {"stage": "s", "step": 5, **result} == found[-1]
+
+
+def test_tokens_to_predict_are_counted_by_time(run):
+    class Texts(Objective):
+        def prepare(self, batches):
+            counts = [paddle.to_tensor(number + 3) for number, _ in enumerate(batches)]
+            return with_token_shares(batches, counts, Context())
+
+    train(run, Texts(), cfg=task(accumulate=2))
+    for line in lines(run):  # 3 + 4 tokens in each step of 2 x 2 samples
+        assert line["tokens_per_second"] == pytest.approx(line["samples_per_second"] * 7 / 4, rel=1e-2)
+
+
+def test_rates_of_an_image_encoder_with_layer_decay(run):
+    objective = Objective()
+    objective.vision = nn.Layer()
+    objective.vision.blocks = nn.LayerList([nn.Linear(1, 1), nn.Linear(1, 1)])
+    objective.vision.patches = nn.Linear(1, 1)
+    train(run, objective, optimizer=optim(layer_decay=0.5))
+    for line in lines(run):
+        assert (line["lr/vision_first"], line["lr/vision_last"]) == pytest.approx((line["lr"] / 8, line["lr"] / 2))
 
 
 def test_checkpoints_come_first_and_evaluation_is_in_eval_mode(run):
@@ -363,7 +386,7 @@ def ranks(count):
 
 
 def going_on(run):
-    return Run(run.folder, run.root, run.stage, run.context, run.console, NoLogger(), goes_on=True)
+    return Run(run.folder, run.root, run.stage, run.context, run.console, Loggers(), goes_on=True)
 
 
 def test_a_run_goes_on_with_as_many_samples_in_a_step(run):

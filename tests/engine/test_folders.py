@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections import namedtuple
+from pathlib import Path
 
 import pytest
 
-from blip2x.engine.folders import RUN_FILES, claim_folder, require_space
+from blip2x.engine.folders import RUN_FILES, claim_folder, hold, is_held, release, require_space
 from blip2x.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+# waits until all are there, prints what it got, and keeps it until it is told to end
+RACER = """
+import sys, time
+from pathlib import Path
+from blip2x.engine.folders import claim_folder, hold
+from blip2x.errors import UserError
+parent, name = Path(sys.argv[1]), sys.argv[2] or None
+print("ready", flush=True)
+time.sleep(max(0, float(sys.stdin.readline()) - time.time()))
+try:
+    folder = claim_folder(parent, name, auto_name="auto", overwrite=sys.argv[3] == "overwrite")
+    (folder / "mine").open("x").close()
+    print(folder.name, flush=True)
+except UserError as error:
+    print(error, flush=True)
+sys.stdin.read()
+"""
 
 
 def claim(parent, name="a", **changes):
@@ -78,3 +102,63 @@ def test_space_is_that_of_the_disk_where_the_folder_will_be(tmp_path, monkeypatc
     with pytest.raises(UserError, match=r"3 MiB free on its disk, 4 MiB are needed; .*paths\.outputs"):
         require_space(tmp_path / "not" / "there", 4 * 2**20)
     assert asked == [tmp_path, tmp_path]
+
+
+@pytest.fixture
+def others():
+    """`others(*arguments, count)` -> processes that claim a folder at the same moment, and the line that each of them says."""
+    started = []
+
+    def call(*arguments, count):
+        words = [sys.executable, "-c", RACER, *arguments]
+        own = [
+            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(count)
+        ]
+        started.extend(own)
+        assert all(process.stdout.readline() == "ready\n" for process in own)
+        for process in own:
+            process.stdin.write(f"{time.time() + 0.2}\n")
+            process.stdin.flush()
+        return own, [process.stdout.readline().strip() for process in own]
+
+    yield call
+    for process in started:
+        process.communicate()
+
+
+def test_eight_processes_get_eight_folders(tmp_path, others):
+    _, names = others(str(tmp_path), "", "", count=8)
+    assert sorted(names) == ["auto", *(f"auto-{number}" for number in range(2, 9))]
+
+
+def test_one_of_several_processes_gets_a_name_and_nobody_replaces_it_meanwhile(tmp_path, others):
+    _, said = others(str(tmp_path), "a", "", count=4)
+    assert said.count("a") == 1
+    assert all("exists already" in line or "is working on this run" in line for line in said if line != "a")
+    for name in RUN_FILES:
+        (tmp_path / "a" / name).touch()
+    _, said = others(str(tmp_path), "a", "overwrite", count=4)  # while the first one works in it
+    assert all("is working on this run; wait for its end" in line for line in said) and (tmp_path / "a/mine").exists()
+
+
+def test_a_run_is_held_until_it_ends_or_is_killed(tmp_path, others):
+    folder = tmp_path / "a"
+    assert not is_held(folder)
+    (process,), said = others(str(tmp_path), "a", "", count=1)
+    assert said == ["a"] and is_held(folder)
+    with pytest.raises(UserError, match=rf"a: process {process.pid} on .* is working on this run; wait for its end"):
+        hold(folder)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not is_held(folder) and hold(folder) and not hold(folder) and is_held(folder)
+    release(folder)
+    release(folder)
+    assert not is_held(folder) and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_folder_that_could_not_be_made_is_not_held(tmp_path):
+    (tmp_path / "a").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(UserError):
+            claim(tmp_path, overwrite=overwrite)
+    assert not is_held(tmp_path / "a") and [path.name for path in tmp_path.iterdir()] == ["a"]

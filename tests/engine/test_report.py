@@ -6,8 +6,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 from PIL import Image
 
+from blip2x.config.compose import compose_dict
 from blip2x.engine.comparisons import TIMES
 from blip2x.engine.report import shown_searches, write_report
 from blip2x.errors import UserError
@@ -439,13 +441,141 @@ def test_the_pictures_of_searches_can_be_kept_before_any_is(run_folder):
     assert shown_searches([]) == {}
 
 
-def test_a_real_browser_shows_it_whole_on_a_phone(run_folder, browser):
-    write_report(run_folder)
-    page = browser.new_page(viewport={"width": 390, "height": 844})
-    said = []
+@pytest.fixture
+def attended(run_folder) -> Path:
+    """The run with pictures of where the queries look: of a caption's and of a question's picture."""
+    rows = [json.loads(line) for line in (run_folder / "predictions.jsonl").read_text().splitlines()]
+    Image.effect_noise((300, 300), 90).convert("RGB").save(run_folder / "images/looks.jpg", quality=60)
+    for row in rows:
+        if row.get("image") and ("caption" in row or "question" in row):
+            row["attention"] = "images/looks.jpg"
+    write_lines(run_folder / "predictions.jsonl", rows)
+    return run_folder
+
+
+def test_where_the_queries_look_folds_out_under_the_picture(attended):
+    page = Page(report(attended))
+    assert len([image for image in page.images() if image["alt"] == "Where the queries look"]) == 2
+    assert "where the queries look</summary>" in report(attended)
+
+
+def test_a_page_has_so_much_attention_and_no_more(attended, monkeypatch):
+    size = (attended / "images/looks.jpg").stat().st_size
+    monkeypatch.setattr("blip2x.engine.report.ATTENTION_BYTES", 2 * size)  # one, which is a third longer in base64
+    text = report(attended)
+    assert text.count("where the queries look</summary>") == 1
+    assert "1 picture of attention is left out" in text
+
+
+def test_a_run_that_failed_says_so_first_and_shows_what_it_left(run_folder):
+    for name in ("results.json", "predictions.jsonl"):
+        (run_folder / name).unlink()
+    error = "pretrain_stage1: the loss is <nan> at step 9"
+    (run_folder / "status.json").write_text(json.dumps({"state": "failed", "error": error, "ended": "2026-01-02T03:04:05Z"}))
+    text = report(run_folder)
+    assert Page(text).sections() == {"curves", "cost", "config"}
+    banner = text.split('<div class="unfinished">')[1].split("</div>")[0]
+    assert "failed</span> pretrain_stage1: the loss is &lt;nan&gt; at step 9" in banner and "step 9." in banner
+    assert "2026-01-02 03:04 UTC" in text
+
+
+def test_a_complete_run_says_nothing_of_the_kind(run_folder):
+    (run_folder / "status.json").write_text('{"state": "complete", "error": null}')
+    assert 'class="unfinished"' not in report(run_folder)
+
+
+def test_confusion_has_counts_shares_and_a_frame(run_folder):
+    rows = [{**question(n, 1.0), "answers": ["two" if n % 4 else "six"], "prediction": "two"} for n in range(40)]
+    write_lines(run_folder / "predictions.jsonl", rows)
+    section = report(run_folder).split('<section id="confusion">')[1].split("</section>")[0]
+    assert "which digit <small>40 questions</small>" in section
+    cells = re.findall(r"<td( class=\"same\")? style=\"--share:([\d.]+)\">(\d+)<small>(\d+)</small>", section)
+    assert cells == [(' class="same"', "1.000", "30", "100"), ("", "1.000", "10", "100")]
+
+
+def test_the_difference_from_the_defaults_or_why_it_is_not_known(run_folder):
+    assert "cannot be told: the run has other keys at the top" in report(run_folder)
+    composed = compose_dict(["seed=7", "run_name=my-run"])
+    (run_folder / "config.yaml").write_text(OmegaConf.to_yaml(composed, resolve=True))
+    section = report(run_folder).split('<section id="config">')[1]
+    assert '<th scope="row">seed</th><td>42</td><td>7</td>' in section and section.count('<th scope="row">') == 1
+    assert "python runners/run.py task=pipeline model=tiny_opt dataset=digits</code> and nothing else" in section
+
+
+def test_long_diffs_are_cut(run_folder):
+    (run_folder / "diff.patch").write_text("\n".join(f"+<line {n}>" for n in range(500)))
+    text = report(run_folder)
+    assert "+&lt;line 399&gt;\n[100 more lines in diff.patch]" in text
+
+
+@pytest.fixture
+def whole(attended) -> Path:
+    """A run with all that a page can show; its folder."""
+    (attended / "status.json").write_text('{"state": "failed", "error": "the disk is full"}')
+    (attended / "hardware.json").write_text('{"cpu": "Xeon", "cores": 2}')
+    (attended / "diff.patch").write_text("+" + "x" * 300)
+    with (attended / "predictions.jsonl").open("a") as file:
+        for n in range(60):
+            said = {"answers": [f"answer {n % 12}"], "prediction": f"answer {n * n % 12}"}
+            file.write(json.dumps({**question(100 + n, 0.0, image_id=n), **said}) + "\n")
+    write_report(attended)
+    return attended
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(390, "dark"), (1200, "light")])
+def test_a_real_browser_shows_it_whole(whole, browser, width, scheme):
+    """By day and night, on a phone and a desktop: nothing from outside, nothing that sticks out, texts that can be read."""
+    page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    said, asked = [], []
     page.on("console", lambda message: said.append(message.text))
-    page.goto((run_folder / "report.html").as_uri())
+
+    def only_files(route):
+        asked.append(route.request.url)
+        route.continue_() if route.request.url.startswith(("file:", "data:")) else route.abort()
+
+    page.route("**/*", only_files)
+    page.goto((whole / "report.html").as_uri())
     assert page.title() == "my-run \u00b7 blip2x"
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
-    assert said == []
+    assert page.evaluate("document.images.length") > 10
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == [] and said == []
+    for link in page.query_selector_all("nav a"):
+        target = link.get_attribute("href")
+        page.evaluate("document.documentElement.style.scrollBehavior = 'auto'")
+        link.click()
+        top = page.evaluate("id => document.querySelector(id).getBoundingClientRect().top", target)
+        at_end = page.evaluate("Math.ceil(scrollY + innerHeight) >= document.documentElement.scrollHeight")
+        assert abs(top) < 40 or (at_end and top > 0), target
+    assert [(words, ratio) for words, ratio in page.evaluate(CONTRASTS) if ratio < 4.5] == []
+    page.close()
+
+
+# every element with text of its own: its colour against the colours that lie under it, by WCAG's formula
+CONTRASTS = """() => {
+  const parse = text => { const n = text.match(/[\\d.]+/g).map(Number); return n.length > 3 ? n : [...n, 1] }
+  const over = (top, under) => top.slice(0, 3).map((c, i) => c * top[3] + under[i] * (1 - top[3]))
+  const light = colour => colour.map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0)
+  const under = element => {
+    if (!element) return [255, 255, 255]
+    const own = parse(getComputedStyle(element).backgroundColor)
+    return own[3] === 1 ? own.slice(0, 3) : over(own, under(element.parentElement))
+  }
+  return [...document.body.querySelectorAll('*')]
+    .filter(each => [...each.childNodes].some(node => node.nodeType === 3 && node.data.trim()) && each.tagName !== 'title')
+    .map(each => {
+      const svg = each.namespaceURI.includes('svg'), style = getComputedStyle(each)
+      const back = under(svg ? each.closest('svg').parentElement : each)
+      const [low, high] = [light(over(parse(svg ? style.fill : style.color), back)), light(back)].sort((a, b) => a - b)
+      return [each.tagName + '.' + each.getAttribute('class') + ' ' + each.textContent.slice(0, 40), (high + .05) / (low + .05)]
+    })
+}"""
+
+
+def test_the_contrast_test_can_fail(browser):
+    page = browser.new_page()
+    page.set_content("<body style='background:#fff'><p style='color:#777'>grey</p><p style='color:#767676'>just enough</p>")
+    assert [round(ratio, 2) for _, ratio in page.evaluate(CONTRASTS)] == [4.48, 4.54]
+    page.close()

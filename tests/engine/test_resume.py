@@ -35,22 +35,29 @@ def test_where_nothing_is_nothing_goes_on(tmp_path):
 
 def test_a_run_killed_at_birth_is_cleared_away(tmp_path):
     (tmp_path / "r").mkdir()
-    for name in ("command.txt", ".config.yaml.partial"):
+    for name in ("command.txt", "overrides.yaml", "hardware.json", "diff.patch", ".config.yaml.partial"):
         (tmp_path / "r" / name).touch()
     assert not may_go_on(tmp_path / "r", config()) and not (tmp_path / "r").exists()
 
 
-def test_a_folder_of_others_is_kept(tmp_path):
-    (tmp_path / "thesis.tex").touch()
+@pytest.mark.parametrize("name", ["thesis.tex", "diff.patch"])
+def test_a_folder_of_others_is_kept(tmp_path, name):
+    (tmp_path / name).touch()
     with pytest.raises(UserError, match=r"has no config\.yaml, so it is no run of blip2x"):
         may_go_on(tmp_path, config())
-    assert (tmp_path / "thesis.tex").exists()
+    assert (tmp_path / name).exists()
 
 
 def test_what_changes_no_result_may_be_another(folder):
     task = {"log_every": 9, "patch_dtype": "float16", "overrides": ["optim.lr=1", "parallelism=dp", "resume=auto"]}
     free = {"parallelism": {"dp": 4, "tp": 2}, "resume": "auto", "dataset": {"num_workers": 8}, "task": task}
     assert may_go_on(folder, config(**free))
+
+
+def test_keys_that_came_later_do_not_stop_an_older_run(folder):
+    assert may_go_on(folder, config(run=None, runs=None, sweep="lr", quiet=True))
+    with pytest.raises(UserError, match="runs was not there, is outputs"):
+        may_go_on(folder, config(runs="outputs"))
 
 
 def test_the_data_may_have_moved_and_not_within_their_folder(folder):

@@ -7,11 +7,13 @@ import re
 import shlex
 import shutil
 from collections import namedtuple
+from contextlib import suppress
 
 import pytest
 from omegaconf import OmegaConf
 
 from blip2x.config.compose import compose_config
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.parallel.context import Context
@@ -30,13 +32,19 @@ class Recorder:
     """A logger that keeps everything."""
 
     def __init__(self):
-        self.lines, self.closed = [], 0
+        self.lines, self.tables, self.results, self.closed = [], [], [], []
 
     def log(self, *line):
         self.lines.append(line)
 
-    def close(self):
-        self.closed += 1
+    def table(self, *table):
+        self.tables.append(table)
+
+    def finish(self, results):
+        self.results.append(results)
+
+    def close(self, failed):
+        self.closed.append(failed)
 
 
 def config(tmp_path, *overrides):
@@ -56,11 +64,23 @@ def test_folder_has_all_that_repeats_the_run(tmp_path, console):
     assert "${" not in (run.folder / "config.yaml").read_text()
     assert shlex.split((run.folder / "command.txt").read_text()) == command
     assert json.loads((run.folder / "versions.json").read_text())["paddlenlp"]
+    assert OmegaConf.load(run.folder / "overrides.yaml") == command[1:]
+    hardware = json.loads((run.folder / "hardware.json").read_text())
+    assert hardware["cpu"] and hardware["memory_gb"] > 0 and hardware["usable_cores"] > 0
+    assert (hardware["gpus"], hardware["device"], hardware["ranks"]) == ([], "cpu", 1)
 
 
 def test_automatic_name_says_task_model_data_and_time(tmp_path, console):
     name = create(tmp_path, console).folder.name
     assert re.fullmatch(r"pipeline-tiny_opt-digits-\d{8}-\d{6}", name)
+
+
+def test_a_repeat_is_called_by_what_it_repeats(tmp_path, console):
+    folder = create(tmp_path, console, "run_name=a").folder
+    names = [create(tmp_path, console, f"run={folder}").folder.name for _ in range(2)]
+    names.append(create(tmp_path, console, f"run={folder.parent}/a-repeat-2").folder.name)
+    assert names == ["a-repeat", "a-repeat-2", "a-repeat-3"]
+    assert create(tmp_path, console, f"run={folder}", "run_name=b").folder.name == "b"
 
 
 def test_existing_run_is_kept_unless_overwrite_is_set(tmp_path, console):
@@ -83,9 +103,11 @@ def test_full_disk_is_one_sentence_and_makes_no_folder(tmp_path, console, monkey
 def test_other_ranks_know_the_folder_and_write_nothing(tmp_path, console):
     context = SecondRank(rank=1, world_size=2)
     object.__setattr__(context, "folder", tmp_path / "made by rank 0")
-    run = create(tmp_path, console, context=context)
+    run = create(tmp_path, console, "logger=[wandb_offline,tensorboard]", context=context)
     run.log_metrics("s", 1, {"loss": 1.0})
     run.write_json({}, "deep", "results.json")
+    run.write_predictions([{"caption": "a"}])
+    run.show_examples(pytest.fail)
     run.child("stage").path("checkpoint")
     run.console.print("not shown")
     run.close()
@@ -95,7 +117,7 @@ def test_other_ranks_know_the_folder_and_write_nothing(tmp_path, console):
 
 def test_stages_have_folders_of_their_own_and_share_metrics_and_logger(tmp_path, console):
     logger = Recorder()
-    run = Run(tmp_path, tmp_path, "pipeline", Context(), console, logger)
+    run = Run(tmp_path, tmp_path, "pipeline", Context(), console, Loggers({"recorder": logger}))
     first, second = run.child("a"), run.child("b")
     assert (run.stage, first.stage, second.stage) == ("pipeline", "a", "b")
     first.log_metrics("a", 1, {"loss": 2.0})
@@ -106,7 +128,49 @@ def test_stages_have_folders_of_their_own_and_share_metrics_and_logger(tmp_path,
     assert second.path("images", "x.png") == tmp_path / "b" / "images" / "x.png"
     assert (tmp_path / "b" / "images").is_dir()
     run.close()
-    assert logger.closed == 1
+    assert logger.closed == [False]
+
+
+def recorded(tmp_path, console):
+    logger = Recorder()
+    return Run(tmp_path, tmp_path, "s", Context(), console, Loggers({"recorder": logger})), logger
+
+
+@pytest.mark.parametrize("error", [None, ValueError()])
+def test_loggers_hear_how_the_run_ended(tmp_path, console, error):
+    run, logger = recorded(tmp_path, console)
+    with suppress(ValueError), run:
+        run.log_results({"s": {"CIDEr": 1.0}})
+        if error:
+            raise error
+    assert logger.closed == [error is not None] and logger.results == [{"s": {"CIDEr": 1.0}}]
+
+
+def test_predictions_go_to_the_file_and_to_loggers_each_kind_apart_at_the_last_step(tmp_path, console):
+    run, logger = recorded(tmp_path, console)
+    rows = [{"retrieved_texts": [1]}, {"caption": "a"}, {"retrieved_images": [2]}, {"caption": "b"}]
+    run.child("other").log_metrics("other", 9, {"loss": 1.0})
+    run.log_metrics("s", 4, {"loss": 1.0})
+    lines = run.write_predictions(rows).read_text().splitlines()
+    assert run.folder / "predictions.jsonl" == tmp_path / "predictions.jsonl" and [json.loads(line) for line in lines] == rows
+    assert logger.tables == [
+        ("s", 4, "retrieved_texts", [rows[0]], tmp_path),
+        ("s", 4, "predictions", [rows[1], rows[3]], tmp_path),
+        ("s", 4, "retrieved_images", [rows[2]], tmp_path),
+    ]
+
+
+def test_examples_come_with_the_next_line_of_metrics_and_once(tmp_path, console):
+    run, logger = recorded(tmp_path, console)
+    run.show_examples(lambda: [{"caption": "a"}])
+    assert logger.tables == []
+    run.log_metrics("s", 7, {"CIDEr": 1.0})
+    run.log_metrics("s", 8, {"loss": 1.0})
+    assert logger.tables == [("s", 7, "examples", [{"caption": "a"}], tmp_path)]
+
+
+def test_examples_are_not_made_where_there_is_no_logger(run):
+    run.show_examples(pytest.fail)
 
 
 def test_two_stages_of_one_name_are_refused(run):
@@ -131,7 +195,7 @@ def test_rows_are_a_line_each(run):
     assert run.write_lines([], "empty.jsonl").read_text() == ""
 
 
-def test_logger_is_built_from_the_config(tmp_path, console):
-    run = create(tmp_path, console, "logger=wandb_offline")
+def test_loggers_are_built_from_the_config(tmp_path, console):
+    run = create(tmp_path, console, "logger=[wandb_offline,tensorboard]")
     run.close()
-    assert list(run.folder.glob("wandb/offline-run-*"))
+    assert list(run.folder.glob("wandb/offline-run-*")) and list(run.folder.glob("tensorboard/events.*"))

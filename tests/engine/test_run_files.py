@@ -88,3 +88,16 @@ def test_a_link_out_of_the_run_is_not_followed(folder):
     (folder.parent / "secret.png").write_bytes(png(4, 4))
     (folder / "link.png").symlink_to(folder.parent / "secret.png")
     assert read_run(folder).picture({"image": "link.png", "_folder": folder}) is None
+
+
+def test_machine_state_and_diff_are_read_where_they_are(folder):
+    (folder / "versions.json").write_text('{"blip2x": "1", "hardware": {"cores": 2}}')
+    (folder / "status.json").write_text('{"state": "failed", "error": "x", "ended": "2026-01-02T03:04:05+01:00"}')
+    (folder / "diff.patch").write_text("diff --git a b\n")
+    run = read_run(folder)
+    assert (run.versions, run.hardware) == ({"blip2x": "1"}, {"cores": 2})
+    assert (run.status["state"], run.ended, run.diff) == ("failed", "2026-01-02 02:04 UTC", "diff --git a b")
+    (folder / "versions.json").write_text("{}")
+    (folder / "hardware.json").write_text('{"cores": 4}')
+    (folder / "status.json").write_text('{"state": "running", "ended": null}')
+    assert (read_run(folder).hardware, read_run(folder).ended) == ({"cores": 4}, "")

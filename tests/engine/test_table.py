@@ -39,3 +39,8 @@ def test_nan_and_markup_are_printed_as_they_are():
 
 def test_nothing_to_show_is_an_empty_table():
     assert results_table({}).row_count == 0
+
+
+def test_a_training_that_was_stopped_says_so():
+    text = printed({"pruned": 20, "seconds": 9.2, "peak_memory_gb": 0.5})
+    assert "9 seconds, stopped at step 20, 0.5 GB peak memory" in text and "pruned" not in text  # it is no metric

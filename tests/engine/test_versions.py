@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 import blip2x
-from blip2x.engine.versions import git_state, versions
+from blip2x.engine.versions import git_diff, git_state, versions
 
 NO_GIT = {"git_commit": None, "git_dirty": None}
 
@@ -59,3 +59,40 @@ def test_no_repository_and_no_git(package, tmp_path, monkeypatch):
     assert git_state(tmp_path / "plain") == NO_GIT
     monkeypatch.setenv("PATH", "")
     assert git_state(package) == NO_GIT
+
+
+def test_uncommitted_changes_can_be_made_again(package, tmp_path):
+    """Whatever this user's git is set to; also of files that are no text."""
+    (package / "picture.png").write_bytes(bytes(range(256)))
+    git(package, "add", "picture.png")
+    git(package, "commit", "-qm", "y")
+    commit = git(package, "rev-parse", "HEAD").strip()
+    assert git_diff(package) is None
+    changed = {"__init__.py": "zwei = 'два'\n".encode(), "picture.png": bytes(range(255, -1, -1))}
+    for name, content in changed.items():
+        (package / name).write_bytes(content)
+    (package / "notes.txt").write_text("password")
+    for key, value in {"diff.noprefix": "true", "color.ui": "always", "diff.external": "false"}.items():
+        git(package, "config", key, value)
+    patch = git_diff(package)
+    assert commit in patch.decode() and "Not tracked, and not in here: package/notes.txt" in patch.decode()
+    assert b"password" not in patch and b"CUT" not in patch
+
+    git(package, "checkout", "-q", ".")
+    (tmp_path / "diff.patch").write_bytes(patch)
+    git(package.parent, "apply", str(tmp_path / "diff.patch"))
+    assert {name: (package / name).read_bytes() for name in changed} == changed
+
+
+def test_many_changes_are_cut_and_said_to_be(package):
+    (package / "__init__.py").write_text("x = 1\n" * 100_000)
+    for number in range(102):
+        (package / f"{number:03}.txt").touch()
+    patch = git_diff(package, limit=5_000)
+    assert len(patch) < 8_000 and b"CUT: these are the first 5000 bytes of more, so it cannot be applied" in patch
+    assert b"099.txt and 2 more" in patch and b"100.txt" not in patch
+
+
+def test_no_changes_without_a_repository(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
+    assert git_diff(tmp_path) is None

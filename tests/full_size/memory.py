@@ -33,7 +33,7 @@ from blip2x.config.task import trains
 from blip2x.engine.checkpoint import prepare_checkpoint
 from blip2x.engine.checkpoints import Checkpoints
 from blip2x.engine.fit import Training
-from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.memory import peak_memory_mib
 from blip2x.engine.run import Run
 from blip2x.engine.training_state import TrainingState
@@ -152,7 +152,7 @@ def step(cfg: RunConfig, *, saves: bool = False) -> tuple[Prediction, int]:
         return prepare_checkpoint(folder, model, **about, state=state, copy=copy)
 
     with tempfile.TemporaryDirectory() as folder:
-        run = Run(Path(folder), Path(folder), cfg.task.kind, Context(), Console(file=io.StringIO()), NoLogger())
+        run = Run(Path(folder), Path(folder), cfg.task.kind, Context(), Console(file=io.StringIO()), Loggers())
         loader = TwoSteps(cfg, texts, classes)
         options = {"precision": cfg.precision, "checkpoints": Checkpoints(run, cfg.task, prepare) if saves else None}
         Training(objective_of(cfg, model), loader, cfg.task, cfg.optim, Context(), run, stage="step", **options).fit()

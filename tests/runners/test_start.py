@@ -48,3 +48,14 @@ def test_help_and_config_import_no_paddle(words):
 def test_mistake_is_told_before_paddle_is_imported(word, sentence):
     done = start(word)
     assert done.returncode != 0 and sentence in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_repeat_is_composed_from_its_folder_without_paddle(tmp_path):
+    folder = tmp_path / "lr=1,2"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(start("task=caption", "seed=5", "--cfg", "job", "--resolve").stdout)
+    done = start(f"run={folder}", "task.num_beams=7", "--cfg", "job")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "kind: caption\n  num_beams: 7\n" in done.stdout and "seed: 5\n" in done.stdout
+    wrong = start(f"run={tmp_path}/nowhere")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: run=") and "there is no such folder" in wrong.stderr

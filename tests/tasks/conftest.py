@@ -23,7 +23,7 @@ from blip2x.config.auto import PARTS
 from blip2x.config.compose import compose_config
 from blip2x.data.tokenize import train_tokenizer
 from blip2x.engine.checkpoint import save_checkpoint
-from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.models.assemblies.patch_classifier import PatchClassifier
 from blip2x.models.assemblies.stage1 import build_stage1
@@ -85,7 +85,7 @@ def run(tmp_path) -> Run:
     """A run in a temporary folder, whose console writes into a string."""
     folder = tmp_path / "run"
     folder.mkdir()
-    return Run(folder, folder, "s", Context(), Console(file=io.StringIO(), width=200), NoLogger())
+    return Run(folder, folder, "s", Context(), Console(file=io.StringIO(), width=200), Loggers())
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def over_ranks(tmp_path):
                 try:
                     context = Rank(rank, count, tensor=TensorGroup(rank % tensor, tensor))
                     console = Console(file=io.StringIO(), width=200, quiet=rank > 0)
-                    found[rank] = work(Run(tmp_path, tmp_path, "s", context, console, NoLogger()))
+                    found[rank] = work(Run(tmp_path, tmp_path, "s", context, console, Loggers()))
                 except BaseException as error:
                     errors[rank] = error
                     meeting.abort()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from blip2x.config.compose import compose_config
-from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.parallel.context import Context
 from blip2x.tasks.common.inputs import build_source
@@ -50,7 +50,7 @@ def data(tmp_path_factory):
                 cfg = layouts.publish(compose_config([f"dataset={name}", "task=prepare", f"paths.data={folder / name}"]), web)
                 layouts.put_by_hand(cfg, web)
                 console = Console(file=io.StringIO(), width=200)
-                Prepare(cfg, Run(folder, folder, "s", Context(), console, NoLogger())).run()
+                Prepare(cfg, Run(folder, folder, "s", Context(), console, Loggers())).run()
             done.add(name)
         return str(folder / name)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from blip2x.models.weights.manifest import frozen_origins, read_manifest
+from tests.engine.loggers.wandb_files import read
 
 ROOT = Path(__file__).parents[2]
 PROMISED = {
@@ -22,6 +23,7 @@ PROMISED = {
     "vqa_zeroshot": {"accuracy", "blind_accuracy", "majority_accuracy"},
 }
 WHOLE = ["pretrain_stage1", "pretrain_stage2"]
+WITH_LOGGERS = ("model=tiny_opt", "seed=42", "logger=[wandb_offline,tensorboard]")
 
 
 def rows(path: Path) -> list[dict]:
@@ -63,8 +65,12 @@ def test_predictions_are_of_every_image_and_every_question(run):
     for row in captions:
         assert row["references"] and isinstance(row["caption"], str) and "CIDEr" in row["scores"]
         assert (run.folder / "caption" / row["image"]).is_file()
+        assert (run.folder / "caption" / row["attention"]).is_file()
     for row in answers:
         assert row["question"] and row["answers"] and row["correct"] in (0, 1) and isinstance(row["prediction"], str)
+    looks = {row["image_id"]: row["attention"] for row in answers if "attention" in row}
+    assert len(looks) == 12 and sum("attention" in row for row in answers) == 12  # with the first question about each image
+    assert all((run.folder / "vqa_zeroshot" / path).is_file() for path in looks.values())
     right = sum(row["correct"] for row in answers) / len(answers)
     assert run.results["vqa_zeroshot"]["accuracy"] == pytest.approx(100 * right)
 
@@ -95,7 +101,22 @@ def test_the_same_seed_gives_the_same_numbers_and_texts(demo):
         losses = [(line["stage"], line["step"], line.get("loss")) for line in rows(run.folder / "metrics.jsonl")]
         return {stage: run.results[stage] for stage in PROMISED}, texts, losses
 
-    assert measured(demo("model=tiny_opt")) == measured(demo("model=tiny_opt", "seed=42"))
+    assert measured(demo("model=tiny_opt")) == measured(demo(*WITH_LOGGERS))
+
+
+def test_loggers_have_all_stages_of_a_pipeline_in_one_run(demo):
+    run = demo(*WITH_LOGGERS)
+    (path,) = run.folder.glob("wandb/offline-run-*/*.wandb")
+    logged, lines = read(path), rows(run.folder / "metrics.jsonl")
+    drawn = [line for line in logged.history if not any("/predictions/" in key or "/examples/" in key for key in line)]
+    assert drawn == [{f"{line['stage']}/{key}": line[key] for key in line if key != "stage"} for line in lines]
+    tables = [key.removesuffix("/ncols") for line in logged.history for key in line if key.endswith("/ncols")]
+    validated = [f"{stage}/examples" for stage in WHOLE]
+    assert list(dict.fromkeys(tables)) == [*validated, "caption/predictions", "vqa_zeroshot/predictions"]
+    assert logged.summary["results/caption/CIDEr"] == run.results["caption"]["CIDEr"]
+    assert logged.metrics["pretrain_stage2/CIDEr"].summary.max and logged.exit_code == 0
+    stages = {path.parent.name for path in run.folder.glob("tensorboard/*/events.*")}
+    assert stages == {line["stage"] for line in lines} | {"caption", "vqa_zeroshot"}
 
 
 @pytest.mark.parametrize("task", ["pretrain_vision", "pretrain_stage1"])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import paddle
@@ -13,16 +15,18 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from blip2x.config.check_task import check_task
 from blip2x.config.compose import compose_config
 from blip2x.data.tokenize import train_tokenizer
 from blip2x.engine.checkpoint import save_checkpoint
-from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.tasks.common import pictures as kept
 from blip2x.tasks.common.launch import launch
-from blip2x.tasks.predict import Predict
+from blip2x.tasks.common.parts import Parts
+from blip2x.tasks.predict import Predict, pictures_and_prompts
 
 
 @pytest.fixture
@@ -72,6 +76,8 @@ def test_all_sorts_of_inputs_each_picture_once_in_order(predict, pictures, serve
     folder = tmp_path / "outputs/p"
     with Image.open(folder / rows[1]["image"]) as image:
         assert image.size == (320, 240)
+    assert [row["attention"] for row in rows] == [f"attention/{number}.png" for number in range(4)]
+    assert all((folder / row["attention"]).is_file() for row in rows)
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert report.count("data:image/") == 4 and all(row["source"] in report for row in rows)
     assert "All 4 pictures" in report
@@ -226,7 +232,9 @@ def test_the_data_sets_files_are_not_needed_and_its_transform_counts(predict, pi
 
 def test_many_pictures_leave_few_copies(predict, pictures, monkeypatch):
     monkeypatch.setattr(kept, "MOST_PICTURES", 2)
-    assert [row["image"] for row in predict(2, pictures)[1]] == ["images/0.png", None, "images/2.png"]
+    rows = predict(2, pictures)[1]
+    assert [row["image"] for row in rows] == ["images/0.png", None, "images/2.png"]
+    assert ["attention" in row for row in rows] == [True, False, True]
 
 
 def test_two_ranks_share_the_pictures_and_the_rows_come_in_order(predict, words, pictures, tmp_path, over_ranks):
@@ -238,7 +246,7 @@ def test_two_ranks_share_the_pictures_and_the_rows_come_in_order(predict, words,
     def work(run):
         folder = tmp_path / f"rank{run.context.rank}"
         folder.mkdir()
-        own = Run(folder, folder, "predict", run.context, Console(file=io.StringIO()), NoLogger())
+        own = Run(folder, folder, "predict", run.context, Console(file=io.StringIO()), Loggers())
         return Predict(cfg, own).run().metrics, folder
 
     (metrics, first), (same, second) = over_ranks(2, work)
@@ -254,3 +262,132 @@ def test_names_with_markup_and_brackets_are_shown_as_they_are(predict, pictures,
     (pictures / "a.png").rename(pictures / "[red]a[1].png")
     predict(2, pictures / "[red]a[1].png")
     assert re.search(r"\[red\]a\[1\]\.png: ", capsys.readouterr().out)
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A file with two questions."""
+    path = tmp_path / "questions.txt"
+    path.write_text("which digit is on the left?\nwhich digit?\n")
+    return path
+
+
+FORM = "task.prompt='Question: {} Short answer:'"
+
+
+def test_many_prompts_of_each_picture_which_is_encoded_once(predict, pictures, questions, encoded, tmp_path, browser):
+    (pictures / "b.jpg").rename(pictures / "<b>, &.jpg")
+    overrides = [f"task.prompts={questions}", FORM, "task.formats=[jsonl,csv,html]", "task.num_return_sequences=2"]
+    metrics, rows = predict(2, pictures, overrides=overrides)
+    assert metrics == {"images": 3, "skipped": 0, "prompts": 6} and sum(encoded) == 3
+    assert [(row["source"], row["asked"]) for row in rows] == [
+        (str(pictures / name), asked)
+        for name in ("<b>, &.jpg", "a.png", "more/c.png")
+        for asked in questions.read_text().splitlines()
+    ]
+    assert all(row["prompt"] == f"Question: {row['asked']} Short answer:" for row in rows)
+    assert rows[0]["scores"] != rows[1]["scores"] and rows[0]["image"] == rows[1]["image"] != rows[2]["image"]
+
+    folder = tmp_path / "outputs/p"
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [(line["source"], line["asked"], line["prompt"], line["place"], line["text"]) for line in table] == [
+        (row["source"], row["asked"], row["prompt"], str(place), text)
+        for row in rows
+        for place, text in enumerate(row["texts"], start=1)
+    ]
+    assert [float(line["score"]) for line in table] == [score for row in rows for score in row["scores"]]
+    assert not (folder / "partial").exists()
+
+    page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.goto((folder / "predictions.html").as_uri())
+    assert page.locator("figure").count() == 3 and page.locator("p.asked").count() == 6 and page.locator("p.said").count() == 6
+    assert page.locator("figure").first.inner_text().startswith(str(pictures / "<b>, &.jpg"))
+    assert page.evaluate("[...document.images].every(i => i.src.startsWith('data:'))") and page.locator("img").count() == 6
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390  # nothing sticks out on a phone
+    page.close()
+
+
+def test_a_conversation_about_each_picture(predict, pictures, questions, encoded, tmp_path, capsys):
+    overrides = [f"task.prompts={questions}", FORM, "task.chat=true", "task.formats=[jsonl,html]"]
+    _, rows = predict(2, pictures, overrides=overrides)
+    assert sum(encoded) == 3
+    for first, second in zip(rows[::2], rows[1::2], strict=True):
+        assert (first["earlier"], second["earlier"]) == (0, 1)
+        before = f"Question: which digit is on the left? Short answer: {first['texts'][0]}"
+        assert second["prompt"].startswith(before) and second["prompt"].endswith(". Question: which digit? Short answer:")
+        told = json.loads((tmp_path / "outputs/p" / second["conversation"]).read_text())
+        assert told["source"] == first["source"] == second["source"] and first["conversation"] == second["conversation"]
+        assert [(turn["question"], turn["answer"]) for turn in told["turns"]] == [
+            (row["asked"], row["texts"][0]) for row in (first, second)
+        ]
+    alone = predict(2, pictures, overrides=[*overrides, "task.chat_tokens=14"])[1]
+    assert [row["earlier"] for row in alone] == [0] * 6 and alone[1]["prompt"] == "Question: which digit? Short answer:"
+    assert "3 questions were asked without the oldest turns" in capsys.readouterr().out
+
+
+def test_a_question_that_leaves_no_room_is_told_before_any_picture_is_opened(predict, bad, tmp_path):
+    (tmp_path / "long.txt").write_text("a\n" + "which digit " * 70)
+    overrides = [f"task.prompts={tmp_path}/long.txt", FORM]
+    with pytest.raises(UserError, match=r"long.txt: the longest prompt of \d+ tokens, 8 queries and .* make more than"):
+        predict(2, bad / "empty.png", overrides=overrides)
+    with pytest.raises(UserError, match=r"the longest prompt of \d+ tokens is longer than task.chat_tokens=20"):
+        predict(2, bad / "empty.png", overrides=[*overrides, "task.chat=true", "task.chat_tokens=20"])
+
+
+def test_a_run_that_was_killed_goes_on_without_the_pictures_that_are_done(predict, pictures, encoded, tmp_path, monkeypatch):
+    words = ["task.eval_batch_size=1", "task.do_sample=true", "task.num_beams=1"]
+    _, whole = predict(2, pictures, overrides=words)
+    add, kept = Parts.add, []
+
+    def killed(parts, rows):
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        kept.append(add(parts, rows))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Parts, "add", killed)
+        predict(2, pictures, overrides=words)
+    path = tmp_path / "outputs/p/partial/0.jsonl"
+    path.write_text(path.read_text() + '{"source": "/half/of')
+    assert not (tmp_path / "outputs/p/predictions.jsonl").exists()
+    encoded.clear()
+    metrics, rows = predict(2, pictures, overrides=[*words, "overwrite=false", "resume=auto"])
+    assert metrics == {"images": 3, "skipped": 0} and rows == whole and not path.exists()
+    assert len(encoded) == 1
+    for row in rows:
+        assert (tmp_path / "outputs/p" / row["image"]).is_file() and (tmp_path / "outputs/p" / row["attention"]).is_file()
+
+
+def test_each_picture_is_asked_its_own_prompts(predict, pictures, server):
+    (pictures / "asked.csv").write_text(f"image,prompt\nmore/c.png,a\n{server[0]}/a.png,b\nmore/c.png,which\n")
+    _, rows = predict(2, overrides=[f"task.prompts={pictures}/asked.csv", "task.inputs=null"])
+    assert [(row["source"], row["prompt"]) for row in rows] == [
+        (f"{pictures}/more/c.png", "a"), (f"{pictures}/more/c.png", "which"), (f"{server[0]}/a.png", "b")
+    ]  # fmt: skip
+
+
+def test_settings_that_do_not_go_together_are_told_before_work(pictures, tmp_path):
+    task = compose_config(["task=predict", f"task.inputs={pictures}"]).task
+    (pictures / "asked.csv").write_text("image,prompt\nmore/c.png,a\n")
+    (tmp_path / "lines.txt").write_text("a\n")
+    own, lines = f"{pictures}/asked.csv", f"{tmp_path}/lines.txt"
+    for changes, sentence in (
+        ({"prompts": own}, r"names the picture of each prompt, so leave task.inputs out"),
+        ({"prompts": lines, "inputs": None}, r"names no pictures; say which by task.inputs"),
+        ({"prompts": lines, "prompt": "which digit"}, r"has no \{\} for the prompts"),
+        ({"prompts": lines, "chat": True}, r"task.chat=true needs a form to write questions"),
+        ({"prompts": lines, "stage": 1}, r"task.prompts=.* with task.stage=1: the Q-Former takes no prompt"),
+        ({"prompts": lines, "chat_tokens": 0}, r"chat_tokens must be at least 1"),
+        ({"chat": True}, r"task.chat=true needs the questions"),
+        ({"prompt": "{}"}, r"no question to put there.*task.prompts=FILE"),
+        ({"prompts": "/no/where.txt"}, r"/no/where.txt does not exist"),
+        ({"formats": []}, r"would write nothing"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            changed = replace(task, **changes)
+            check_task(changed)
+            pictures_and_prompts(changed)
+    fine = replace(task, prompts=lines, prompt="{}", chat=True)
+    check_task(fine)
+    assert list(pictures_and_prompts(fine).values()) == [["a"]] * 3

@@ -165,7 +165,7 @@ def test_damaged_checkpoints_are_passed_over_and_named(vision, tmp_path, capfd):
 
 def test_a_finished_run_is_left_as_it_is(vision, tmp_path):
     folder, command = vision
-    written = ("command.txt", "report.html")  # anew
+    written = ("command.txt", "log.txt", "report.html")  # a line more, and anew
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.name not in written}
     results = launch(compose_config([*command, "resume=auto", "run_name=r", f"paths.outputs={tmp_path}"]), ["x"])
     assert results == json.loads((folder / "results.json").read_text())

@@ -142,7 +142,7 @@ def test_fine_tuning_trains_the_image_encoder_and_then_searches(run_task, traine
     models = watch_training(stage1_training)
     command = [*small, f"model.weights={weights}", "task.train=true", "model.vision.frozen=false", "task.k_test=4"]
     steps = ["task.batch_size=8", "task.max_steps=2", "task.max_epochs=null", "task.log_every=1"]
-    metrics, folder = run_task("retrieval", *command, *steps, "task.validation.captions=false")
+    metrics, folder = run_task("retrieval", *command, *steps, "task.validation.captions=false", "logger=wandb_offline")
     before, after = models
     saved = load_file(weights / "model.safetensors")
     for name, array in before.items():
@@ -157,6 +157,11 @@ def test_fine_tuning_trains_the_image_encoder_and_then_searches(run_task, traine
         assert metrics[f"itc_{name}"] == pytest.approx(validated[name])
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) > 24 and (folder / rows[0]["image"]).is_file()
+    tables = {
+        path.name.rsplit("_", 2)[0]: path for path in folder.glob("wandb/offline-run-*/files/media/table/retrieval/*.json")
+    }
+    assert json.loads(tables["retrieved_texts"].read_text())["columns"][:3] == ["image", "name", "retrieved_texts"]
+    assert json.loads(tables["retrieved_images"].read_text())["columns"][:3] == ["text", "retrieved_images", "found/1"]
     assert (folder / "report.html").is_file()
 
 

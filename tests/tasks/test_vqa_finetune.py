@@ -58,7 +58,7 @@ def test_it_trains_and_its_checkpoint_answers_alike(run_task, demo, encoded, val
     states = watch_training(vqa_finetune)
     encoded.clear()
     words = [f"model={model}", *weights, *FEW, "model.vision.frozen=false", "task.max_steps=12", "task.eval_every=6"]
-    metrics, folder = run_task("vqa_finetune", *words)
+    metrics, folder = run_task("vqa_finetune", *words, "logger=wandb_offline")
     assert sum(encoded) == 12 * 8 + 2 * 5 + 12  # in evaluation each image once, however many questions are asked about it
     half, last = validations(folder)
     assert (half["step"], last["step"]) == (6, 12)
@@ -81,8 +81,13 @@ def test_it_trains_and_its_checkpoint_answers_alike(run_task, demo, encoded, val
     assert set(manifest["tensors"]) == {name for name in first if not name.startswith("language.")}
     assert not any("head_" in name for name in manifest["tensors"])  # of captions
 
+    tables = [json.loads(path.read_text()) for path in folder.glob("wandb/offline-run-*/files/media/table/*/examples_*.json")]
+    assert [table["columns"] for table in tables] == [["image", "question", "prediction", "answers", "correct"]] * 2
+    assert {len(table["data"]) for table in tables} == {8} and {row[0] for row in tables[0]["data"]} == {"Image"}
+
     written = rows(folder)
     assert len(written) > 24 and all(row["correct"] in (0, 1) for row in written)
+    assert sum((folder / row["attention"]).is_file() for row in written if "attention" in row) == 12
     checkpoint = folder.rename(folder.with_name("tuned")) / "checkpoint"
     encoded.clear()
     again, folder = run_task("vqa_finetune", "model=auto", f"model.weights={checkpoint}", "task.train=false")

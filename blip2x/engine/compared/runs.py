@@ -122,6 +122,8 @@ def _read(folder: Path, name: str) -> ComparedRun:
     # runs before there was a status.json: only one that came to its end has its seconds
     state = str(status.get("state") or (COMPLETE if "seconds" in results else "not finished"))
     run.state = _STATES.get(state, state)
+    if state == COMPLETE and "pruned" in results:  # its figures are those of the way
+        run.state = f"stopped at step {results['pruned']}"
     run.error = str(status.get("error") or "")
     run.seconds, run.peak_memory_gb = (_finite(results.get(key)) for key in COST_KEYS)
     starts = _finite(results.get("starts")) or 1

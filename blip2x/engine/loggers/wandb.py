@@ -1,80 +1,205 @@
-"""Weights & Biases, imported only where it is chosen; when it fails the run goes on without it."""
+"""Weights & Biases, imported only where it is chosen. Nothing asks, and whatever waits for the server waits a bounded time.
+
+All stages of a run are in one W&B run, each metric as ``<stage>/<name>`` over ``<stage>/step``; what a run ends with is in its
+summary as ``results/...``.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
-from blip2x.config.run import WandbConfig
-from blip2x.engine.loggers.none import NoLogger
+from PIL import Image
+
+from blip2x.config.logger import WandbConfig
+from blip2x.engine.folders import write_whole
+from blip2x.engine.loggers import Row, reason
+from blip2x.engine.loggers._names import best_value, flat
+from blip2x.engine.loggers._secrets import Secrets
+from blip2x.engine.loggers._table import make_table
+from blip2x.engine.versions import versions
 from blip2x.registry import LOGGERS
 
-SECONDS_TO_CONNECT = 30.0
+ID_FILE = "wandb_id.txt"  # in the run's folder: with it an interrupted run goes on as the same W&B run
+_SWEEPS = "sweeps"  # the folder of all sweeps, each of which is a folder of runs
+
+
+class Worker:
+    """Does one thing after the other in a thread of its own, so that a training never waits for what waits for a server."""
+
+    def __init__(self) -> None:
+        self._actions: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._error: Exception | None = None
+        self.is_over = False  # what fails now is not worth a word
+        self._thread = Thread(target=self._work, name="wandb-worker", daemon=True)
+        self._thread.start()
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Have it done later; raise what an earlier action has raised, after which none is done."""
+        if self._error:
+            raise self._error
+        self._actions.put(action)
+
+    def close(self, seconds: float) -> bool:
+        """Wait until all is done, but no longer than this, and give whether it is; raise what an action has raised."""
+        self._actions.put(None)
+        self._thread.join(seconds)
+        self.is_over = True
+        if self._error:
+            raise self._error
+        return not self._thread.is_alive()
+
+    def _work(self) -> None:
+        while (action := self._actions.get()) is not None and not self.is_over:
+            try:
+                action()
+            except Exception as error:  # told to whoever comes next
+                self._error = error
+                return
 
 
 class WandbLogger:
-    """One W&B run; every stage counts its own steps."""
+    """One W&B run.
 
-    def __init__(self, run: Any, warn: Callable[[str], None]):
-        self._run = run
-        self._warn = warn
-        self._stages: set[str] = set()
+    Args:
+        wandb: the module.
+        run: what `wandb.init` gave.
+        cfg: its config.
+        hide: takes secrets out of texts.
+        say: prints a line.
+    """
 
-    def log(self, stage: str, step: int, metrics: dict[str, Any]) -> None:
-        """Log `metrics` as ``<stage>/<name>`` over ``<stage>/step`` (W&B's own step may not start again at 0)."""
-        if self._run is None:
+    def __init__(self, wandb: Any, run: Any, cfg: WandbConfig, hide: Secrets, say: Callable[[str], None]):
+        self._wandb, self._run, self._cfg, self._secrets, self._say = wandb, run, cfg, hide, say
+        self._defined: set[str] = set()
+        self._lost_tables = False
+        self._worker = Worker()
+
+    def log(self, stage: str, step: int, metrics: Mapping[str, float]) -> None:
+        """Log `metrics` over the stage's own steps (W&B's own step may not start again at 0)."""
+        self._worker.do(lambda: self._log(stage, step, metrics))
+
+    def table(self, stage: str, step: int, name: str, rows: Sequence[Row], folder: Path) -> None:
+        """Log a table with pictures, for which W&B asks its server something and waits; without an answer it is left out."""
+        if not self._cfg.rows:
             return
-        try:
-            if stage not in self._stages:
-                self._run.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-                self._stages.add(stage)
-            self._run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in metrics.items()}})
-        except Exception as error:
-            self._give_up(error)
+        table = make_table(rows, folder, self._cfg.rows, self._secrets.text)
 
-    def close(self) -> None:
-        """Finish the W&B run."""
-        if self._run is None:
+        def send() -> None:
+            data = [[self._wandb.Image(cell) if isinstance(cell, Image.Image) else cell for cell in row] for row in table.rows]
+            made = self._wandb.Table(columns=table.columns, data=data, allow_mixed_types=True)
+            try:
+                self._log(stage, step, {name: made})
+            except Exception as error:  # wandb's errors have no common base; the next table may find the server well
+                if not self._lost_tables and not self._worker.is_over:
+                    self._say(f"warning: Weights & Biases lacks the table {stage}/{name} of step {step} ({reason(error)})")
+                self._lost_tables = True
+
+        self._worker.do(send)
+
+    def finish(self, results: Mapping[str, Any]) -> None:
+        """Put the results into the summary, by which W&B compares runs; they do not replace the best values of validations."""
+        self._worker.do(lambda: self._run.summary.update(flat(results, "results/")))
+
+    def close(self, failed: bool) -> None:
+        """Send what is left.
+
+        Raises:
+            RuntimeError: the server did not take all of it in time; what it lacks is in the run's folder.
+        """
+        seconds, sync_dir = self._cfg.finish_seconds, self._run.settings.sync_dir
+        is_written = self._worker.close(seconds)
+        try:
+            self._run.finish(exit_code=int(failed))
+        except TimeoutError:
+            is_written = False
+        self._wandb.teardown()  # else its process may hold this run's id for a while, and the run could not be gone on with
+        if not is_written:
+            raise RuntimeError(
+                f"the server did not take everything within {seconds:g} s; send it later: "
+                f"wandb sync --include-online {sync_dir}"
+            )
+
+    def _log(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+        for name in values:
+            self._define(stage, name)
+        self._run.log({f"{stage}/step": step, **{f"{stage}/{name}": value for name, value in values.items()}})
+
+    def _define(self, stage: str, name: str) -> None:
+        """Say how a metric is drawn and which of its values stands for the run, when it first comes."""
+        key, step = f"{stage}/{name}", f"{stage}/step"
+        if key in self._defined:
             return
-        try:
-            self._run.finish()
-        except Exception as error:
-            self._give_up(error)
-        self._run = None
-
-    def _give_up(self, error: Exception) -> None:
-        # any of wandb's errors: a chart is not worth a training; metrics.jsonl has every number
-        self._run = None
-        self._warn(f"Weights & Biases stopped ({error}); the run goes on, its numbers are in metrics.jsonl")
+        if step not in self._defined:
+            self._run.define_metric(step, hidden=True)
+        self._run.define_metric(key, step_metric=step, summary=best_value(name))
+        self._defined |= {key, step}
 
 
 @LOGGERS.register("wandb")
-def build(
-    cfg: WandbConfig, *, folder: Path, name: str, config: dict[str, Any], warn: Callable[[str], None]
-) -> WandbLogger | NoLogger:
-    """Start a W&B run that keeps its files in `folder`; it never asks anything.
+def build(cfg: WandbConfig, *, folder: Path, config: dict[str, Any], goes_on: bool, say: Callable[[str], None]) -> WandbLogger:
+    """Start a W&B run that keeps its files in `folder`, or go on with the one that was started there.
 
-    What keeps it from starting (no login, no network) is one warning, and the run goes on without it.
+    It is kept offline where `cfg.mode` says so, where there is no key, and where the server does not answer in time.
     """
-    try:
-        os.environ.setdefault("WANDB_SILENT", "true")
-        import wandb
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # it waits for the server where that hangs
+    os.environ["WANDB_DATA_DIR"] = str(folder / "wandb" / "data")  # pictures of tables, until they are sent; else in the home
+    import wandb
 
-        if cfg.mode == "online" and not wandb.login(prompt=False):
-            raise RuntimeError("not logged in: run `wandb login`, or choose logger.mode=offline")
-        run = wandb.init(
-            project=cfg.project,
-            entity=cfg.entity,
-            mode=cfg.mode,
-            tags=list(cfg.tags),
-            name=name,
-            dir=str(folder),
-            config=config,
-            settings=wandb.Settings(silent=True, console="off", init_timeout=SECONDS_TO_CONNECT),
+    hide, run_id = Secrets(), _run_id(folder, goes_on)
+    named = {
+        "project": cfg.project,
+        "entity": cfg.entity,
+        "id": run_id,
+        "resume": "allow",
+        "name": folder.name,
+        "group": cfg.group or (folder.parent.name if folder.parent.parent.name == _SWEEPS else None),
+        "job_type": cfg.job_type or config["task"]["kind"],
+        "tags": list(cfg.tags),
+        "notes": cfg.notes and hide.text(cfg.notes),
+        "dir": str(folder),
+        "config": hide.clean({**config, "versions": versions()}),
+    }
+
+    def start(mode: str) -> WandbLogger:
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=cfg.start_seconds,
+            finish_timeout=cfg.finish_seconds,
+            finish_timeout_raises=True,
+            x_transaction_log_flush_interval=1.0,  # seconds of metrics that a kill costs; W&B's own are 15
+            # the command's words and the remote's address may have credentials in them
+            x_disable_meta=True,
+            disable_git=True,
+            disable_code=True,
         )
-    except Exception as error:  # wandb's errors have no common base
-        warn(f"Weights & Biases did not start ({error}); the run goes on without it")
-        return NoLogger()
-    return WandbLogger(run, warn)
+        return WandbLogger(wandb, wandb.init(mode=mode, settings=settings, **named), cfg, hide, say)
+
+    later = f"later: wandb sync {folder}/wandb/offline-run-*"
+    if cfg.mode != "offline":
+        try:
+            if wandb.login(prompt=False, verify=False):
+                return start("online")
+            why = "no key was found; `wandb login` saves one"
+        except Exception as error:  # wandb's errors have no common base
+            why = reason(error)
+            wandb.teardown()  # else this run's id stays in use
+        warning = "note: " if cfg.mode == "auto" and why.startswith("no key") else "warning: "
+        say(f"{warning}Weights & Biases is kept offline ({why}); {later}")
+    return start("offline")
+
+
+def _run_id(folder: Path, goes_on: bool) -> str:
+    path = folder / ID_FILE
+    if goes_on and path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    run_id = secrets.token_hex(4)
+    write_whole(path, run_id + "\n")
+    return run_id

@@ -51,13 +51,15 @@ class Attention(nn.Layer):
     def forward(self, hidden_BTD: Tensor, keys_values: KeysValues, bias: Tensor | None) -> Tensor:
         """`hidden_BTD` plus what it gathers; `bias` is added to the scores [B, H, T, S], None: everything is seen."""
         key_BHSW, value_BHSW = keys_values
-        query_BHTW = self._split(self.query(hidden_BTD))
-        score_BHTS = paddle.matmul(query_BHTW * (1 / math.sqrt(query_BHTW.shape[-1])), key_BHSW, transpose_y=True)
-        if bias is not None:
-            score_BHTS = score_BHTS + bias
-        share_BHTS = F.dropout(F.softmax(score_BHTS, axis=-1), self.dropout, training=self.training)
+        share_BHTS = F.dropout(self.shares(hidden_BTD, key_BHSW, bias), self.dropout, training=self.training)
         mixed_BTD = paddle.matmul(share_BHTS, value_BHSW).transpose([0, 2, 1, 3]).flatten(start_axis=2)
         return self.norm(hidden_BTD + F.dropout(self.out(mixed_BTD), self.dropout, training=self.training))
+
+    def shares(self, hidden_BTD: Tensor, key_BHSW: Tensor, bias: Tensor | None = None) -> Tensor:
+        """How each position divides its look among what answers: [B, H, T, S], a sum of 1 over S; `bias` as in `forward`."""
+        query_BHTW = self._split(self.query(hidden_BTD))
+        score_BHTS = paddle.matmul(query_BHTW * (1 / math.sqrt(query_BHTW.shape[-1])), key_BHSW, transpose_y=True)
+        return F.softmax(score_BHTS if bias is None else score_BHTS + bias, axis=-1)
 
     def _split(self, hidden_BSD: Tensor) -> Tensor:
         rows, length, width = hidden_BSD.shape

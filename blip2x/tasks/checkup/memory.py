@@ -16,7 +16,6 @@ from blip2x.config.run import PrecisionName, RunConfig
 from blip2x.config.task import (
     DecodingConfig,
     ExtractFeaturesConfig,
-    PredictConfig,
     PretrainStage1Config,
     PretrainStage2Config,
 )
@@ -69,7 +68,7 @@ def stage_of(cfg: RunConfig) -> str | None:
     task, alone = cfg.task, {"pretrain_vision": "vision", "pretrain_language": "language", "vqa_finetune": "answering"}
     if task.kind in alone:
         return alone[task.kind]
-    if isinstance(task, (PretrainStage1Config, ExtractFeaturesConfig)) or (isinstance(task, PredictConfig) and task.stage == 1):
+    if isinstance(task, (PretrainStage1Config, ExtractFeaturesConfig)) or getattr(task, "stage", 2) == 1:
         return "stage1"
     return "stage2" if isinstance(task, (PretrainStage2Config, DecodingConfig)) else None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from blip2x.config.task import AnsweringConfig, CaptionConfig, DecodingConfig, PretrainStage2Config
+from blip2x.config.task import AnsweringConfig, CaptionConfig, DecodingConfig, PredictConfig, PretrainStage2Config
 from blip2x.data.collate import LanguageCollate, LanguageEncoderDecoderCollate, LoadedCaption, QuestionTexts, Stage1Collate
 from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.data.tokenize import FAMILIES, TextTokenizer
@@ -20,6 +20,7 @@ from blip2x.tasks.checkup.findings import Findings, sentence
 from blip2x.tasks.common.answering import asked
 from blip2x.tasks.common.captioning import encode_prompts, stage2_collate
 from blip2x.tasks.common.models import ModelLoader
+from blip2x.tasks.predict import pictures_and_prompts
 
 _DRAWN = 1000  # texts
 _CUT_SHARE = 0.01  # above which cutting texts off is worth a look, as in the audit
@@ -130,6 +131,8 @@ def _read_by_models(examined: Examined, tokenizers: Mapping[str, TextTokenizer])
     if isinstance(task, DecodingConfig) and language:
         asks = isinstance(task, AnsweringConfig)
         text = asked(task.prompt, sample, clean=task.clean_questions) if asks else task.prompt
+        if isinstance(task, PredictConfig):
+            text = next(iter(pictures_and_prompts(task).values()))[0]
         found["the language model, to write behind"] = (language, encode_prompts(language, [text.strip()])[0][0])
     return found
 

@@ -15,10 +15,9 @@ from paddle import nn
 from rich.console import Console
 
 from blip2x.config.run import RunConfig
-from blip2x.config.task import ExtractFeaturesConfig, PredictConfig
-from blip2x.data.picture_inputs import list_pictures
+from blip2x.config.task import PredictConfig
 from blip2x.engine.amp import autocast, check_precision
-from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.memory import free_memory
 from blip2x.engine.memory_table import amount
 from blip2x.engine.run import METRICS_FILE, Run
@@ -34,7 +33,9 @@ from blip2x.tasks.checkup.examined import Examined, value_of
 from blip2x.tasks.checkup.findings import Findings, sentence
 from blip2x.tasks.checkup.memory import SIZES, prediction_of
 from blip2x.tasks.common.weights import Weights
+from blip2x.tasks.predict import pictures_and_prompts
 
+_WRITING = ("caption", "vqa_zeroshot", "vqa_finetune", "retrieval", "predict")  # and ends
 _SAMPLES = 2  # that texts are written for
 _LARGE = 300_000_000  # parameters of which a step takes minutes on a CPU
 _BESIDE = 2**30  # bytes of a batch and of libraries, where nothing is predicted
@@ -114,8 +115,8 @@ def check_trial(examined: Examined, wanted: Any, lacks: list[str]) -> Findings:
 def _against(examined: Examined, wanted: Any, lacks: list[str]) -> str | None:
     """Why nothing is tried; None: nothing speaks against it."""
     cfg = examined.cfg
-    if examined.stage is None or isinstance(cfg.task, ExtractFeaturesConfig):
-        return f"task={cfg.task.kind} neither trains nor writes texts"
+    if not (examined.trains or cfg.task.kind in _WRITING):
+        return f"task={cfg.task.kind} neither trains nor ends with texts"
     if wanted is False:
         return "task.steps=false"
     if made := examined.promised & set(examined.weight_keys):
@@ -154,7 +155,7 @@ class TrialRun(Run):
         folder.mkdir(parents=True, exist_ok=True)
         console = Console(file=io.StringIO(), width=10_000, color_system=None)
         context = Context(device=examined.device)
-        super().__init__(folder, folder, examined.name, context, console, NoLogger())
+        super().__init__(folder, folder, examined.name, context, console, Loggers())
         self.objective: nn.Layer | None = None
         self.reached: dict[str, tuple[bool, bool]] = {}  # parameter -> its gradient is finite, and is not all 0
         self._hooks: list[Any] = []
@@ -208,7 +209,8 @@ def _small(cfg: RunConfig) -> RunConfig:
         task.validation.max_images = _SAMPLES
         task.validation.captions = True
     if isinstance(task, PredictConfig):
-        task.inputs = list_pictures(task.inputs)[:_SAMPLES]
+        first = dict(list(pictures_and_prompts(task).items())[:_SAMPLES])
+        task.inputs, task.prompts, task.prompt = list(first), None, next(iter(first.values()))[0]
     return cfg
 
 

@@ -5,7 +5,8 @@ B images, N questions about them, Q queries, D width of the language model; C ch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from blip2x.engine.run import Run
 from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.lemmatise import require_lemmatiser
 from blip2x.models.assemblies.stage2 import Stage2Model
+from blip2x.tasks.common.attention import draw_looks, keep_shares
 from blip2x.tasks.common.captioning import write_texts
 from blip2x.tasks.common.loading import Share
 from blip2x.tasks.common.merge import gather_rows
@@ -123,19 +125,24 @@ class Answering:
         for place, question in enumerate(questions):
             units.setdefault(question.image_id if group else place, []).append(place)
         self._units = list(units.values())  # places of the questions that share a pass through the encoder
+        self._looked_at = draw_looks(sorted({places[0] for places in units.values()}))  # each an image's first question
+        self._shares: dict[int, np.ndarray] = {}  # place -> where the queries looked
 
     @paddle.no_grad()
     def answer(self) -> list[tuple[QuestionSample, dict[str, Any]]]:
         """Each question whose image can be read, in their order, with its question_id, prediction and score (log-probability).
 
-        All ranks must call it; each gets all answers. The first question's prompt goes to the terminal.
+        The first questions about a few images come with shares [Q, 1 + P], see `watch_queries`. All ranks must call it; each
+        gets all answers. The first question's prompt goes to the terminal.
         """
         run = self._run
         run.console.print(f"prompt: {self._asked(self._questions[0])!r}", markup=False, highlight=False, soft_wrap=True)
         images = [self._questions[places[0]] for places in self._units]
         share, rows, encoded = Share.of_images(self._cfg, run, images, "answer"), [], 0
         for units, batch in share:
-            feature_B = self._encode(to_tensors(batch)["image_BCHW"])
+            first = {self._units[unit][0]: row for row, unit in enumerate(units)}
+            with self._looking(first):
+                feature_B = self._encode(to_tensors(batch)["image_BCHW"])
             encoded += len(batch["image_BCHW"])
             rows += self._write(feature_B, [(row, place) for row, unit in enumerate(units) for place in self._units[unit]])
         self.images_encoded = sum(run.context.gather_objects(encoded))
@@ -161,17 +168,31 @@ class Answering:
     def _asked(self, question: QuestionSample) -> str:
         return asked(self._prompt, question, clean=self._cfg.task.clean_questions)
 
+    def _looking(self, rows: Mapping[int, int]) -> AbstractContextManager[None]:
+        """Keep where the queries look, if they do so inside, for the places of `rows` (-> row) that were drawn."""
+        wanted = {place: row for place, row in rows.items() if place in self._looked_at}
+        return keep_shares(self._model.qformer, wanted, self._shares)
+
     def _write(self, feature_B: Tensor, asked: Sequence[tuple[int, int]]) -> list[tuple[int, dict[str, Any]]]:
         """Answer the questions given by (row of the batch, place among the questions), `task.eval_batch_size` at a time."""
         size, rows = self._cfg.task.eval_batch_size, []
         for start in range(0, len(asked), size):
             chunk = asked[start : start + size]
             questions = [self._questions[place] for _, place in chunk]
-            query_NQD = self._queries(feature_B.index_select(paddle.to_tensor([row for row, _ in chunk])), questions)
+            with self._looking({place: row for row, (_, place) in enumerate(chunk)}):
+                query_NQD = self._queries(feature_B.index_select(paddle.to_tensor([row for row, _ in chunk])), questions)
             prompts = [self._asked(question) for question in questions]
             written = write_texts(self._model, self._tokenizer, query_NQD, prompts, self._settings)
             rows += [
-                (place, {"question_id": question.question_id, "prediction": texts[0].text, "score": texts[0].score})
+                (
+                    place,
+                    {
+                        "question_id": question.question_id,
+                        "prediction": texts[0].text,
+                        "score": texts[0].score,
+                        **({"shares": self._shares.pop(place)} if place in self._shares else {}),
+                    },
+                )
                 for (_, place), question, texts in zip(chunk, questions, written, strict=True)
             ]
         return rows

@@ -16,6 +16,7 @@ from blip2x.data.collate import Collate, Stage2Collate, Stage2EncoderDecoderColl
 from blip2x.data.samples import CaptionSample
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.batches import to_tensors
+from blip2x.engine.progress import show_captions
 from blip2x.engine.run import Run
 from blip2x.generation.decode import generate
 from blip2x.generation.settings import GenerationSettings
@@ -25,8 +26,10 @@ from blip2x.models.assemblies.stage2 import Stage2Model, join_prefix
 from blip2x.models.qformer.captioner import QFormerCaptioner
 from blip2x.models.qformer.qformer import Cache
 from blip2x.objectives.stage2 import Stage2Objective
+from blip2x.tasks.common.attention import draw_looks, keep_shares
 from blip2x.tasks.common.loading import Share, eval_transform
 from blip2x.tasks.common.merge import gather_rows
+from blip2x.tasks.common.pictures import EXAMPLES, opened
 
 VALIDATION_METRICS = ("ROUGE_L", "CIDEr")  # while a model is trained: what takes no time, each a single number
 _SHOWN = 3  # captions in the terminal per validation
@@ -120,7 +123,7 @@ def score_captions(
 def validation_scores(
     run: Run, samples: Sequence[CaptionSample], captions: Sequence[str], names: Sequence[str]
 ) -> dict[str, float]:
-    """Scores of one caption per sample, the same on every rank; the first few captions go to the terminal.
+    """Scores of one caption per sample, the same on every rank; the first few captions go to the terminal's live display.
 
     All ranks must call it, with what `gather_rows` gave.
     """
@@ -129,9 +132,17 @@ def validation_scores(
         references = {place: sample.captions for place, sample in enumerate(samples)}
         scores = score_captions(run, dict(enumerate(captions)), references, names).scores
         said = "  ".join(f"{name} {value:.3f}" for name, value in scores.items())
-        run.console.print(f"{len(captions)} captions  {said}", markup=False, highlight=False)
-        for sample, caption in list(zip(samples, captions, strict=True))[:_SHOWN]:
-            run.console.print(f"  {sample.image.name}: {caption}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        shown = [f"{sample.image.name}: {caption}" for sample, caption in zip(samples[:_SHOWN], captions[:_SHOWN], strict=True)]
+        if not show_captions(run.console, shown):
+            run.console.print(f"{len(captions)} captions  {said}", markup=False, highlight=False)
+            for line in shown:
+                run.console.print(f"  {line}", style="dim", markup=False, highlight=False, soft_wrap=True)
+        run.show_examples(
+            lambda: [
+                {"image": opened(sample.image), "caption": caption, "references": sample.captions}
+                for sample, caption in list(zip(samples, captions, strict=True))[:EXAMPLES]
+            ]
+        )
         return scores
 
     return run.context.on_main(score)
@@ -141,7 +152,8 @@ class HeldOutCaptions:
     """Loss and captions of held-out images; each image is encoded once for both.
 
     Attributes:
-        rows: of the last call, for each captioned image that could be read: image_id, caption, captions, score.
+        rows: of the last call, for each captioned image that could be read: image_id, caption, captions, score; with `looks`
+            for a few also shares [Q, 1 + P], see `watch_queries`.
 
     Args:
         cfg: the whole config.
@@ -152,6 +164,7 @@ class HeldOutCaptions:
         settings: how to decode; None: no captions.
         limit: caption the first ones only; None: all.
         names: of the captions' metrics.
+        looks: whether it is kept of a few images where the queries looked.
     """
 
     def __init__(
@@ -165,9 +178,12 @@ class HeldOutCaptions:
         settings: GenerationSettings | None,
         limit: int | None,
         names: Sequence[str] = VALIDATION_METRICS,
+        looks: bool = False,
     ):
         self._cfg, self._run, self._model, self._tokenizer, self._samples = cfg, run, model, tokenizer, samples
         self._settings, self._limit, self._names = settings, limit, names
+        self._looked_at = draw_looks(range(len(samples))) if looks else frozenset()
+        self._shares: dict[int, np.ndarray] = {}
         self._blind: float | None = None
         self.rows: list[dict[str, Any]] = []
 
@@ -176,7 +192,7 @@ class HeldOutCaptions:
         """Write captions alone, to `rows`. All ranks must call it."""
         share, rows = Share.of_images(self._cfg, self._run, self._samples, "caption"), []
         for places, batch in share:
-            rows += self._write(places, self._model.encode(to_tensors(batch)["image_BCHW"]))
+            rows += self._write(places, self._encode(places, to_tensors(batch)["image_BCHW"]))
         self.rows = gather_rows(self._run.context, rows, share.found)
 
     @paddle.no_grad()
@@ -198,7 +214,7 @@ class HeldOutCaptions:
         share = Share(cfg, run, self._samples, stage2_collate(cfg.task, self._tokenizer, eval_transform(cfg)), "validate")
         for places, batch in share:
             tensors = to_tensors(batch)
-            query_BQD = model.encode(tensors["image_BCHW"])
+            query_BQD = self._encode(places, tensors["image_BCHW"])
             blind = float(objective.text_loss(None, tensors)) if self._blind is None else 0.0
             sums += int(batch[target].sum()) * np.array([float(objective.text_loss(query_BQD, tensors)), blind, 1.0])
             chosen = first(self._limit, places)
@@ -212,6 +228,11 @@ class HeldOutCaptions:
         metrics = {"eval_loss": seen / tokens, "blind_eval_loss": blind_loss}
         return metrics | self._score(rows, share.found) if self._settings else metrics
 
+    def _encode(self, places: Sequence[int], image_BCHW: Tensor) -> Tensor:
+        rows = {place: row for row, place in enumerate(places) if place in self._looked_at}
+        with keep_shares(self._model.qformer, rows, self._shares):
+            return self._model.encode(image_BCHW)
+
     def _write(self, places: Sequence[int], query_NQD: Tensor) -> list[tuple[int, dict[str, Any]]]:
         prompts = [self._cfg.task.prompt] * len(places)
         written = write_texts(self._model, self._tokenizer, query_NQD, prompts, self._settings)
@@ -223,6 +244,7 @@ class HeldOutCaptions:
                     "caption": texts[0].text,
                     "captions": [text.text for text in texts],
                     "score": texts[0].score,
+                    **({"shares": self._shares.pop(place)} if place in self._shares else {}),
                 },
             )
             for place, texts in zip(places, written, strict=True)

@@ -5,6 +5,7 @@ B pictures, F bytes of all their copies.
 
 from __future__ import annotations
 
+import base64
 import io
 import random
 from collections.abc import Iterable, Sequence
@@ -14,13 +15,23 @@ import numpy as np
 from PIL import Image
 
 from blip2x.data.collate import Batch, ImageCollate, Transform
-from blip2x.data.samples import CaptionSample, PictureSample, QuestionSample
+from blip2x.data.samples import CaptionSample, Picture, PictureSample, QuestionSample
 from blip2x.engine.run import Run
+from blip2x.engine.run_files import SMALL
 from blip2x.errors import UserError
 
 MOST_PICTURES = 600  # that a run keeps
+EXAMPLES = 8  # that loggers get of a validation
 _LONGER_SIDE = 320  # pixels
 _PNG = b"\x89PNG"  # how such a file starts
+
+
+def opened(picture: Picture) -> Image.Image | None:
+    """A picture for loggers; None where it cannot be read, which the loader has told already."""
+    try:
+        return picture.open()
+    except UserError:
+        return None
 
 
 def thumbnail(picture: Image.Image) -> bytes:
@@ -39,6 +50,17 @@ def write_thumbnail(run: Run, image_id: int, content: bytes) -> str:
     name = f"{image_id}.{'png' if content.startswith(_PNG) else 'jpg'}"
     run.path("images", name).write_bytes(content)
     return f"images/{name}"
+
+
+def data_uri(content: bytes) -> str:
+    """A file that `thumbnail` made, for a page that needs nothing but itself."""
+    return f"data:image/{'png' if content.startswith(_PNG) else 'jpeg'};base64,{base64.b64encode(content).decode()}"
+
+
+def is_small(content: bytes) -> bool:
+    """Whether a page should enlarge a file that `thumbnail` made, and keep its pixels sharp, as the report does."""
+    with Image.open(io.BytesIO(content)) as image:
+        return max(image.size) < SMALL
 
 
 def one_in(count: int) -> int:

@@ -5,8 +5,10 @@ A test split whose owner keeps the truth has predictions, but no score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from blip2x.config.run import RunConfig
 from blip2x.config.task import AnswerRules
@@ -18,6 +20,7 @@ from blip2x.metrics.bootstrap import mean_intervals
 from blip2x.metrics.caption import CaptionScores
 from blip2x.metrics.lemmatise import lemmatise
 from blip2x.metrics.vqa import answer_scores
+from blip2x.tasks.common.attention import looks_file, write_looks
 from blip2x.tasks.common.captioning import score_captions
 from blip2x.tasks.common.pictures import save_pictures
 
@@ -110,8 +113,10 @@ def answer_results(
     for question in questions if scores else []:
         of_image.setdefault(question.image_id, []).append(scores[question.question_id])
     means = {image_id: sum(values) / len(values) for image_id, values in of_image.items()}
-    pictures = _save_pictures(run, questions, means, QUESTION_EXTREMES)
-    run.write_lines(
+    looks = {question.image_id: row["shares"] for question, row in pairs if "shares" in row}
+    pictures = _save_pictures(run, questions, means, QUESTION_EXTREMES, looks)
+    attention = _write_looks(run, pictures, looks)
+    run.write_predictions(
         [
             {
                 "stage": run.stage,
@@ -124,14 +129,13 @@ def answer_results(
                 "answer_type": question.answer_type,
                 "answers": list(question.answers),
                 "correct": scores.get(question.question_id),
-                **row,
+                **_told(row, attention.get(question.image_id)),
                 "prediction": found[""][question.question_id],
                 **({"written": row["prediction"]} if cfg.task.lemmatise else {}),
                 **({"blind": found["blind_"][question.question_id]} if "blind_" in found else {}),
             }
             for question, row in pairs
-        ],
-        "predictions.jsonl",
+        ]
     )
     answers = [{"question_id": question_id, "answer": answer} for question_id, answer in found[""].items()]
     _write_leaderboard(run, cfg, answers, left_out=left_out)
@@ -173,22 +177,23 @@ def caption_results(
         _tell_no_score(run, cfg, "captions")
     metrics["images"] = len(pairs)
     ranking = scores.per_image.get(min(scores.per_image, key=lambda name: (name != "CIDEr", name), default=""), {})
-    pictures = _save_pictures(run, samples, ranking, EXTREMES)
-    run.write_lines(
+    looks = {sample.image_id: row["shares"] for sample, row in pairs if "shares" in row}
+    pictures = _save_pictures(run, samples, ranking, EXTREMES, looks)
+    attention = _write_looks(run, pictures, looks)
+    run.write_predictions(
         [
             {
                 "stage": run.stage,
                 "group": sample.group,
                 "image": pictures.get(sample.image_id),
                 "name": sample.image.name,
-                **row,
+                **_told(row, attention.get(sample.image_id)),
                 "references": list(sample.captions),
                 "blind": blind,
                 "scores": {name: values[sample.image_id] for name, values in scores.per_image.items()},
             }
             for sample, row in pairs
-        ],
-        "predictions.jsonl",
+        ]
     )
     said = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
     _write_leaderboard(run, cfg, said, left_out=left_out)
@@ -245,11 +250,31 @@ def _places_by(kinds: Sequence[str]) -> dict[str, list[int]]:
 
 
 def _save_pictures(
-    run: Run, samples: Sequence[CaptionSample | QuestionSample], scores: Mapping[int, float], extremes: int
+    run: Run,
+    samples: Sequence[CaptionSample | QuestionSample],
+    scores: Mapping[int, float],
+    extremes: int,
+    looks: Iterable[int],
 ) -> dict[int, str]:
-    """Keep copies for the report: of the images that score best and worst, which it shows, and of as many others as fit."""
+    """Keep copies for the report: of images that score best and worst, of those of `looks`, and of as many others as fit."""
     ranked = [sorted(scores, key=scores.__getitem__, reverse=best)[:extremes] for best in (True, False)]
-    return save_pictures(run, samples, [image_id for ends in ranked for image_id in ends])
+    return save_pictures(run, samples, [*(image_id for ends in ranked for image_id in ends), *looks])
+
+
+def _write_looks(run: Run, pictures: Mapping[int, str], looks: Mapping[int, np.ndarray]) -> dict[int, str]:
+    """Of the images that a copy was kept of, where the queries looked: image id -> path below the run's folder."""
+    files = {
+        image_id: looks_file(run.path(pictures[image_id]).read_bytes(), share_QP)
+        for image_id, share_QP in looks.items()
+        if image_id in pictures
+    }
+    return {image_id: write_looks(run, image_id, content) for image_id, content in files.items() if content}
+
+
+def _told(row: Mapping[str, Any], attention: str | None) -> dict[str, Any]:
+    """A row as predictions.jsonl has it: in the place of the shares the path of their picture."""
+    told = {name: value for name, value in row.items() if name != "shares"}
+    return told | {"attention": attention} if attention and "shares" in row else told
 
 
 def _write_leaderboard(run: Run, cfg: RunConfig, rows: list[dict[str, Any]], *, left_out: int) -> None:

@@ -11,11 +11,13 @@ from paddle import nn
 from blip2x.config.auto import PARTS, Settings
 from blip2x.config.model import ModelConfig
 from blip2x.config.run import RunConfig
+from blip2x.config.sweep import in_sweep
 from blip2x.data.collate import Collate
 from blip2x.engine.amp import dtype_map
 from blip2x.engine.checkpoint import Saveable, prepare_checkpoint, require_checkpoint_space
 from blip2x.engine.checkpoints import FINAL, Checkpoints, newest_checkpoint, validations
 from blip2x.engine.fit import Training
+from blip2x.engine.pruning import MedianPruner, Pruned
 from blip2x.engine.resume import AUTO, NEVER, began_from
 from blip2x.engine.run import Run
 from blip2x.engine.training_state import TrainingState
@@ -103,9 +105,10 @@ def train(
             evaluate=evaluate,
             checkpoints=checkpoints,
             state=state,
+            prune=MedianPruner(cfg.prune, run) if cfg.prune.metric and in_sweep() else None,
         )
         metrics = training.fit()
-    except (UserError, Interrupted):
+    except (UserError, Interrupted, Pruned):
         write_skipped(run, loader.skipped)
         raise
     report_skipped(run, loader.skipped)

@@ -45,3 +45,19 @@ def test_page_of_painted_pictures(digits_config, page):
     digits_config.train_scenes, digits_config.test_scenes = 6, 4
     html, _ = page(Digits(digits_config), open_images=0)
     assert html.count("data:image/jpeg") == 8  # four of each split; val is eval
+
+
+def test_a_phone_shows_the_page_whole(digits_config, page, browser, tmp_path):
+    digits_config.train_scenes, digits_config.test_scenes = 6, 4
+    html, lines = page(Digits(digits_config), open_images=0)
+    (tmp_path / "audit.html").write_text(html, encoding="utf-8")
+    shown = browser.new_page(viewport={"width": 390, "height": 844})
+    shown.goto((tmp_path / "audit.html").as_uri())
+    assert shown.evaluate("document.documentElement.scrollWidth") <= 390
+    assert shown.evaluate("[...document.images].map(image => image.complete && image.naturalWidth > 0)") == [True] * 8
+    # each verdict can be read without moving its table sideways
+    verdicts = shown.evaluate(
+        "[...document.querySelectorAll('#verdicts .mark')].map(each => each.getBoundingClientRect().right)"
+    )
+    assert len(verdicts) == len(lines) and max(verdicts) <= 390
+    shown.close()

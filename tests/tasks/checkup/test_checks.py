@@ -237,7 +237,7 @@ def test_what_speaks_against_a_trial(examine, monkeypatch):
     assert reason(False, *small) == "not tried: task.steps=false"
     assert reason("auto", *small, lacks=["model.vision.weights=null"]) == "not tried: it lacks model.vision.weights=null"
     assert "precision=bf16 needs a GPU" in reason(True, *small, "precision=bf16")
-    assert "neither trains nor writes texts" in reason(True, "task=audit", *FEW)
+    assert "neither trains nor ends with texts" in reason(True, "task=audit", *FEW)
     monkeypatch.setattr("blip2x.tasks.checkup.trial._LARGE", 1000)
     assert "781,909 parameters take minutes on a CPU; task.steps=true tries it" in reason("auto", *small)
     monkeypatch.setattr("blip2x.tasks.checkup.trial.free_memory", lambda device: (2**20, "here"))

@@ -13,6 +13,7 @@ from blip2x.data.tokenize import clean_question, train_tokenizer
 from blip2x.generation.settings import GenerationSettings
 from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.models.freeze import set_eval_mode
+from blip2x.models.qformer.attention import watch_queries
 from blip2x.models.weights.describe import follow_source
 from blip2x.tasks.common import answering as answering_module
 from blip2x.tasks.common.answering import Answering
@@ -103,3 +104,30 @@ def test_the_prompt_has_the_cleaned_question(parts, run):
     task = answering(parts, run)
     sample = QuestionSample(0, None, "Is it RED?!", ("a",), "t", "t", 0)
     assert task._asked(sample) == "say: is it red? it is"
+
+
+@pytest.mark.parametrize("reads_questions", [False, True])
+def test_where_the_queries_looked_at_each_image_comes_with_its_first_question(parts, run, reads_questions):
+    qformer, kept = parts.model.qformer, []
+
+    def encode(image_BCHW):
+        patch_BPV = parts.model.patches(image_BCHW)
+        kept.extend(patch_BPV.numpy())
+        return patch_BPV if reads_questions else parts.model.language_proj(qformer.encode_image(patch_BPV)[0])
+
+    def queries(feature_N, _):
+        return parts.model.language_proj(qformer.encode_image(feature_N)[0]) if reads_questions else feature_N
+
+    task = Answering(
+        parts.cfg, run, parts.model, parts.tokenizer, parts.questions, settings=SETTINGS, prompt="{}", encode=encode,
+        queries=queries,
+    )  # fmt: skip
+    found = task.answer()
+    first = {}
+    for question, row in found:
+        first.setdefault(question.image_id, row)
+    assert [row for _, row in found if "shares" in row] == list(first.values()) and len(first) == SCENES
+    with paddle.no_grad(), watch_queries(qformer) as seen:  # images were encoded in the order of their first questions
+        qformer.encode_image(paddle.to_tensor(kept))
+    for row, share_QP in zip(first.values(), seen[0].numpy(), strict=True):
+        assert row["shares"] == pytest.approx(share_QP, abs=1e-5)

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import warnings
+from datetime import datetime
+from typing import ClassVar
 
 import pytest
 
 from blip2x.config.compose import compose_config
-from blip2x.errors import UserError
+from blip2x.engine.folders import is_held
+from blip2x.engine.result import TaskResult
+from blip2x.errors import Interrupted, UserError
+from blip2x.tasks.common import launch as module
 from blip2x.tasks.common.launch import launch
 
 FEW = ["dataset.train_scenes=8", "dataset.test_scenes=4", "dataset.held_out_combinations=2"]
@@ -59,3 +65,84 @@ def test_a_task_that_fails_leaves_its_folder_without_results(command, tmp_path):
     with pytest.raises(UserError, match="do not fill one batch"):
         launch(command("task=pretrain_language", *STEPS, "task.batch_size=99"), ["x"])
     assert (tmp_path / "outputs/r/config.yaml").is_file() and not (tmp_path / "outputs/r/results.json").exists()
+    assert "do not fill one batch" in (tmp_path / "outputs/r/report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def ending(command, tmp_path, monkeypatch):
+    """`ending(error)` -> (status.json while the task is working, and after it has raised `error`; log.txt)."""
+
+    def call(error, *overrides):
+        during = []
+
+        class Task:
+            computes: ClassVar[bool] = False
+
+            def __init__(self, cfg, run):
+                self.run_folder = run
+
+            @classmethod
+            def check(cls, cfg):
+                pass
+
+            def run(self):
+                folder = self.run_folder.folder
+                during.append(json.loads((folder / "status.json").read_text()))
+                assert is_held(folder)
+                self.run_folder.console.print("[bold]at work[/]")
+                warnings.warn("take care", stacklevel=1)
+                if error:
+                    raise error
+                return TaskResult({"a": 1.0})
+
+        monkeypatch.setattr(module.TASKS, "get", lambda kind: Task)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            try:
+                launch(command("task=audit", *overrides), ["x", "y z"])
+            except BaseException as raised:
+                assert type(raised) is type(error)
+        folder = tmp_path / "outputs/r"
+        assert not is_held(folder) and [path.name for path in folder.parent.iterdir()] == ["r"]
+        return during[0] if during else None, json.loads((folder / "status.json").read_text()), (folder / "log.txt").read_text()
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "sentence"),
+    [
+        (None, "complete", None),
+        (UserError("a.png is no image; leave it out"), "failed", "a.png is no image; leave it out"),
+        (KeyError("b"), "failed", "KeyError: 'b'"),
+        (MemoryError(), "failed", "MemoryError"),
+        (Interrupted("SIGTERM in step 3"), "interrupted", "SIGTERM in step 3"),
+        (KeyboardInterrupt(), "interrupted", "KeyboardInterrupt"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_the_status_says_how_the_run_ended(ending, error, state, sentence):
+    during, after, log = ending(error)
+    assert during == {"state": "running", "error": None, "started": during["started"], "ended": None}
+    assert (after["state"], after["error"]) == (state, sentence)
+    times = [datetime.fromisoformat(after[name]) for name in ("started", "ended")]
+    assert times[0] <= times[1] and times[0].utcoffset().total_seconds() == 0
+    assert log.split("\n")[0].endswith("UTC $ x 'y z'") and "\nat work\n" in log and "UserWarning: take care" in log
+    is_ours = isinstance(error, (UserError, Interrupted))
+    assert ("Traceback" in log and "in run\n" in log) == (error is not None and not is_ours)
+    assert sentence is None or sentence in log
+
+
+def test_a_complete_run_stays_complete(ending):
+    _, before, _ = ending(None)
+    during, after, log = ending(KeyError("not reached"), "resume=auto")
+    assert during is None and after == before and log.count("UTC $") == 2 and "nothing to go on with" in log
+
+
+def test_what_has_changed_since_is_told_where_a_run_goes_on(ending, tmp_path):
+    ending(KeyError("b"))
+    path = tmp_path / "outputs/r/hardware.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "cpu": "an abacus"}))
+    during, after, log = ending(None, "resume=auto")
+    assert during["state"] == "running" and after["state"] == "complete"
+    assert "cpu was an abacus, is " in log and "figures may differ" in log

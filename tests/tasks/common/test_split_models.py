@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from blip2x.config.compose import compose_config
-from blip2x.engine.loggers.none import NoLogger
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.models.tensor_parallel import share_of
@@ -23,7 +23,7 @@ def loader(small, tmp_path):
 
     def make(rank, size, *overrides):
         context = Context(rank=rank, world_size=size, tensor=TensorGroup(rank, size))
-        run = Run(tmp_path, tmp_path, "s", context, Console(file=io.StringIO(), width=200), NoLogger())
+        run = Run(tmp_path, tmp_path, "s", context, Console(file=io.StringIO(), width=200), Loggers())
         words = ["task=caption", "dataset=custom", "dataset.images=/no/where", "parallelism=tp2", *small]
         return ModelLoader.of_run(compose_config([*words, *overrides]), run)
 

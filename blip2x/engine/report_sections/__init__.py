@@ -1,0 +1,1 @@
+"""What the sections of a report say, computed from a run's files: one module each."""

@@ -1,0 +1,61 @@
+"""status.json: how far a run has come, for whoever looks at its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from blip2x.engine.folders import write_whole
+from blip2x.errors import Interrupted, UserError
+
+STATUS_FILE = "status.json"
+
+
+class State(Enum):
+    """How a run has ended; one that is `running`, and in which no process works, was killed."""
+
+    running = "running"
+    complete = "complete"
+    failed = "failed"
+    interrupted = "interrupted"
+
+
+@contextmanager
+def noting_status(folder: Path) -> Iterator[None]:
+    """Write {"state", "error", "started", "ended"} to the run `folder`, before the block and when it has ended, however."""
+    started = _now()
+    write_status(folder, State.running, started)
+    try:
+        yield
+    except BaseException as error:
+        interrupted = isinstance(error, (Interrupted, KeyboardInterrupt))
+        is_sentence = isinstance(error, (Interrupted, UserError))
+        sentence = str(error) if is_sentence else f"{type(error).__name__}: {error}".removesuffix(": ")
+        with suppress(OSError):  # such as a full disk, which may be the error itself
+            write_status(folder, State.interrupted if interrupted else State.failed, started, _now(), sentence)
+        raise
+    write_status(folder, State.complete, started, _now())
+
+
+def write_status(folder: Path, state: State, started: str, ended: str | None = None, error: str | None = None) -> None:
+    """Replace the status of the run in `folder`; times are UTC in ISO's format."""
+    status = {"state": state.value, "error": error, "started": started, "ended": ended}
+    write_whole(folder / STATUS_FILE, json.dumps(status, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """The status of the run in `folder`; empty where it has none that can be read."""
+    try:
+        status = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return status if isinstance(status, dict) else {}
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
