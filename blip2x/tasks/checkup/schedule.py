@@ -56,9 +56,8 @@ def check_schedule(examined: Examined) -> Findings:
         batches = samples // (task.batch_size * layout.data_ranks)
         total = count_steps(task, batches)
         said = f", {total * per_step / samples:.3g} epochs of {samples:,} samples"
-    rule = (
-        f"task.batch_size={task.batch_size} x task.accumulate={task.accumulate} x {layout.data_ranks} with samples of their own"
-    )
+    shared = "1 rank" if layout.data_ranks == 1 else f"{layout.data_ranks} ranks with samples of their own"
+    rule = f"task.batch_size={task.batch_size} x task.accumulate={task.accumulate} x {shared}"
     out.fine("steps", f"{total:,}{said}; {per_step:,} samples per step ({rule})")
     shape = {field.name: getattr(optim, field.name) for field in fields(OptimConfig) if field.name in _SHAPE}
     columns = min(_COLUMNS, total)

@@ -53,7 +53,8 @@ def check_start(examined: Examined) -> Findings:
         elif value is None:
             lacking += [f"{key}=null"] if _is_needed(examined, key) else []
         elif key not in examined.absent_weights:
-            out.fine(key, f"{value}: {Weights(cfg.model, cfg.paths, None).locate(value, key)}")
+            path = str(Weights(cfg.model, cfg.paths, None).locate(value, key))
+            out.fine(key, value if value == path else f"{value}: {path}")
         else:
             lacking.append(f"{key}={value}")
             if is_known(value):
