@@ -376,7 +376,7 @@ class DoctorConfig(TaskConfig):
     overrides: List[str] = MISSING  # of that task alone, as on the command line, e.g. "task.batch_size=16"
     world_size: Optional[int] = MISSING  # ranks; null: as many as were started
     steps: Any = MISSING  # one training step and one generation: true | false | auto (where memory and, on a CPU, time allow)
-    keys: KeysShown = MISSING
+    keys: KeysShown = MISSING  # of the config to print: those that are not the options' own, or all; a file has all of them
     words: Optional[List[str]] = MISSING  # the other overrides; null: those of this command line
 
 
