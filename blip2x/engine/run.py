@@ -127,6 +127,10 @@ class Run:
         """How many commands have worked on the whole run; on rank 0."""
         return len((self.root / "command.txt").read_text(encoding="utf-8").splitlines())
 
+    def begin_training(self, objective: Any) -> bool:
+        """Told what is about to be trained; gives whether the training is to leave checkpoints."""
+        return True
+
     def path(self, *parts: str) -> Path:
         """A path inside this run's folder; the folders above it are made."""
         path = self.folder.joinpath(*parts)

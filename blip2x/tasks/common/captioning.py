@@ -51,6 +51,14 @@ def stage2_collate(task: PretrainStage2Config | CaptionConfig, tokenizer: TextTo
     return Stage2Collate(transform, tokenizer, task.max_txt_len, task.prompt)
 
 
+def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """What a language model reads behind the queries before it writes: token numbers and mask, both [B, L]."""
+    # An encoder reads its text as in training, closed by the end token and without a gap behind the queries, which would shift
+    # its relative positions; a decoder goes on where the prompt stops, and counts tokens only.
+    encodes = tokenizer.family == "t5"
+    return tokenizer.encode(prompts, max_length=None, padding_side="right" if encodes else "left", add_end=encodes)
+
+
 def write_texts(
     model: Stage2Model,
     tokenizer: TextTokenizer,
@@ -60,10 +68,7 @@ def write_texts(
 ) -> list[list[Text]]:
     """For each prompt the generated texts, best first; `query_BQD` None: the language model sees no image."""
     language = model.language
-    # An encoder reads its text as in training, closed by the end token and without a gap behind the queries, which would shift
-    # its relative positions; a decoder goes on where the prompt stops, and counts tokens only.
-    side = "right" if language.is_encoder_decoder else "left"
-    ids_BL, mask_BL = tokenizer.encode(prompts, max_length=None, padding_side=side, add_end=language.is_encoder_decoder)
+    ids_BL, mask_BL = encode_prompts(tokenizer, prompts)
     prefix = join_prefix(language, query_BQD, paddle.to_tensor(ids_BL), paddle.to_tensor(mask_BL))
     return _decode(language, prefix, tokenizer, settings)
 
