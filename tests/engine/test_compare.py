@@ -115,6 +115,20 @@ def test_seeds_are_put_together(tmp_path):
     assert "<b>5.20 \u00b1 0.100 (3)</b>" in page and "1.20 \u00b1 0.100 (3)" in page
 
 
+def test_neither_repeats_nor_figures_that_are_not_final_count_over_seeds(tmp_path):
+    for name, seed, results in (
+        ("a", 1, cider(1.0)),
+        ("a-again", 1, cider(1.0)),
+        ("b", 2, cider(2.0, seconds=99.0, starts=2)),  # of the last start only
+    ):
+        make(tmp_path / name, config={"seed": seed}, results=results)
+    (group,) = written(tmp_path)[2]["seeds"]
+    figures = group["metrics"]["CIDEr"]
+    assert len(group["runs"]) == figures["runs"] == 2
+    assert (figures["mean"], figures["standard_deviation"]) == (1.5, pytest.approx(0.5**0.5))
+    assert (group["metrics"]["seconds"]["mean"], group["metrics"]["seconds"]["runs"]) == (10.0, 1)
+
+
 def test_one_seed_has_no_table_of_seeds(tmp_path):
     make(tmp_path / "a", config={"seed": 1, "optim": {"lr": 1}}, results=cider(1))
     make(tmp_path / "b", config={"seed": 2, "optim": {"lr": 2}}, results=cider(2))

@@ -178,10 +178,11 @@ def seed_groups(runs: Sequence[ComparedRun], keys: Sequence[Key], found: Sequenc
     places = [{value: place for place, value in enumerate(key.choices)} for key in others]
     ordered = sorted(groups.items(), key=lambda group: [where[value] for where, value in zip(places, group[0], strict=True)])
     made = []
-    for values, members in ordered:
+    for values, group in ordered:
+        members = list({seeds[index]: index for index in group}.values())  # a repeat of a run is no further sample
         means = {}
         for column in found:
-            numbers = [column.cells[i].measure.value for i in members if i in column.cells]
+            numbers = [column.cells[i].measure.value for i in members if i in column.cells and column.cells[i].final]
             numbers = [number for number in numbers if math.isfinite(number)]
             if numbers:
                 deviation = statistics.stdev(numbers) if len(numbers) > 1 else math.nan
