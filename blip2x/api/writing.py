@@ -22,7 +22,7 @@ from blip2x.generation.decode import GenerationOutput, generate
 from blip2x.generation.settings import GenerationSettings
 from blip2x.models.assemblies.stage2 import Prefix, Stage2Model, join_prefix
 from blip2x.tasks.common.captioning import Text
-from blip2x.tasks.common.conversation import Asker
+from blip2x.tasks.common.conversation import Asker, prompt_room
 
 Images = Sequence[Image.Image] | Image.Image
 
@@ -202,7 +202,8 @@ class WritingModel:
         if isinstance(questions, str) or not questions or "{}" not in prompt:
             raise UserError(f"give a list of questions and a prompt with {{}} for each, got {questions!r} and {prompt!r}")
         settings, language = GenerationSettings(**{"max_new_tokens": 30, **options}), self.network.language
-        room = getattr(language, "max_positions", np.inf) - self.network.qformer.num_queries - settings.max_new_tokens
+        positions = getattr(language, "max_positions", np.inf)  # T5's, which are relative, have no limit
+        room = prompt_room(positions, self.network.qformer.num_queries, settings.max_new_tokens)
 
         def write(query_NQM: Tensor, prompts: list[str]) -> list[list[Text]]:
             prefix = join_prefix(language, query_NQM, *self._prompt(prompts, None, None))
@@ -212,7 +213,7 @@ class WritingModel:
             return [texts[start : start + each] for start in range(0, len(texts), each)]
 
         def fits(text: str) -> bool:
-            return len(self._tokenizer.tokens(text)) < room  # a decoder's prompt begins with a token of its own
+            return len(self._tokenizer.tokens(text)) <= room
 
         asker = Asker(write, template=prompt, chat=chat, fits=fits, batch_size=batch_size)
         query_BQM = self.network.encode(self._reader(images, None))
