@@ -110,7 +110,7 @@ def _render(run: RunFiles) -> str:
     captions = [row for row in run.predictions if "caption" in row]
     questions = [row for row in run.predictions if "question" in row]
     # of each picture there is a line per prompt
-    predicted = list(group([row for row in run.predictions if "texts" in row], lambda row: row.get("source")).values())
+    predicted = list(group([row for row in run.predictions if "texts" in row], lambda row: str(row.get("source"))).values())
     searches = [row for row in run.predictions if any(row.get(way) for way in _SEARCHES)]
     functions = {
         "stage_title": stage_title,
@@ -191,11 +191,15 @@ def _mark(correct: Any) -> tuple[str, str, str]:
 
 
 def _caption_groups(rows: list[Row]) -> list[Shown]:
-    scored = [name for row in rows for name in row.get("scores") or {}]
+    def scores(row: Row) -> dict[str, Any]:
+        found = row.get("scores")
+        return found if isinstance(found, dict) else {}
+
+    scored = [name for row in rows for name in scores(row)]
     name = "CIDEr" if "CIDEr" in scored else min(scored, default="")
 
     def score(row: Row) -> float:
-        value = (row.get("scores") or {}).get(name)
+        value = scores(row).get(name)
         return float(value) if is_number(value) else math.nan
 
     kept = _best_kept(rows, lambda row, key: row.get(key), RANDOM)
