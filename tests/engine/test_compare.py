@@ -15,6 +15,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from blip2x.engine import compare
 from blip2x.engine.compare import Comparison, find_runs, write_comparison
 from blip2x.engine.compared import plots
 from blip2x.engine.compared.differences import shortened
@@ -76,6 +77,32 @@ def test_runs_are_found_by_folder_list_and_pattern(tmp_path, monkeypatch):
         find_runs(["a", "gone"])
     with pytest.raises(UserError, match=r"no run in z\*, mine: a run's folder has"):
         find_runs(["z*", "mine"])
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_left_out(tmp_path, monkeypatch):
+    make(tmp_path / "a")
+    (tmp_path / "closed").mkdir()
+    scandir = compare.os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(compare.os, "scandir", refuse)
+    console = Console(file=io.StringIO(), width=200)
+    assert find_runs(str(tmp_path), console) == [tmp_path / "a"]
+    assert console.file.getvalue() == f"warning: {tmp_path}/closed cannot be read: Permission denied\n"
+    with pytest.raises(UserError, match=r"levels below; .*closed cannot be read: Permission denied"):
+        find_runs(str(tmp_path / "closed"))
+
+
+def test_a_setting_that_is_no_finite_number_is_null_in_json(tmp_path):
+    make(tmp_path / "a", config={"optim": {"clip": math.inf}}, results=cider(1.0))
+    make(tmp_path / "b", config={"optim": {"clip": 1.0}}, results=cider(2.0))
+    _, page, data = written(tmp_path)
+    assert [run["differs"] for run in data["runs"]] == [{"optim.clip": 1.0}, {"optim.clip": None}] and "inf" in page
+    assert "Infinity" not in (tmp_path / "comparison.json").read_text()
 
 
 def test_a_sweep_says_what_differed_and_what_is_best(tmp_path):
