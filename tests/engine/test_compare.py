@@ -19,7 +19,6 @@ from blip2x.engine import compare
 from blip2x.engine.compare import Comparison, find_runs, write_comparison
 from blip2x.engine.compared import plots
 from blip2x.engine.compared.differences import shortened
-from blip2x.engine.compared.metrics import HIGHER, LOWER, UNKNOWN, direction
 from blip2x.errors import UserError
 
 
@@ -251,15 +250,6 @@ def test_text_of_runs_cannot_break_the_page(tmp_path):
     make(tmp_path / "b", config={"x": "y" * 200}, results=cider(2))
     printed, page, _ = written(tmp_path)
     assert "<script>" not in page and "&lt;script&gt;" in page and "<b>[red]" in printed and "y" * 41 + "<" not in page
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("CIDEr", HIGHER), ("i2t_recall@1", HIGHER), ("digit_accuracy", HIGHER), ("eval_loss", LOWER), ("perplexity", LOWER),
-     ("itm", LOWER), ("seconds", LOWER), ("peak_memory_gb", LOWER), ("samples_per_second", HIGHER), ("words", UNKNOWN)],
-)  # fmt: skip
-def test_which_direction_is_better(name, expected):
-    assert direction(name) == expected
 
 
 def test_long_values_keep_both_ends():
