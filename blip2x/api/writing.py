@@ -21,7 +21,7 @@ from blip2x.errors import UserError
 from blip2x.generation.decode import GenerationOutput, generate
 from blip2x.generation.settings import GenerationSettings
 from blip2x.models.assemblies.stage2 import Prefix, Stage2Model, join_prefix
-from blip2x.tasks.common.captioning import Text
+from blip2x.tasks.common.captioning import Text, texts_of
 from blip2x.tasks.common.conversation import Asker, prompt_room
 
 Images = Sequence[Image.Image] | Image.Image
@@ -208,9 +208,7 @@ class WritingModel:
         def write(query_NQM: Tensor, prompts: list[str]) -> list[list[Text]]:
             prefix = join_prefix(language, query_NQM, *self._prompt(prompts, None, None))
             out = self._write(prefix, settings, None, None)
-            texts = [Text(self._tokenizer.decode(ids), float(score)) for ids, score in zip(out.ids, out.scores, strict=True)]
-            each = settings.num_return_sequences
-            return [texts[start : start + each] for start in range(0, len(texts), each)]
+            return texts_of(out, self._tokenizer, settings)
 
         def fits(text: str) -> bool:
             return len(self._tokenizer.tokens(text)) <= room

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from yaml import YAMLError
 
 from blip2x.engine.reading import read_json, read_lines
 from blip2x.errors import UserError
+from blip2x.pages import data_uri
 
 SCHEDULE_FILE = "schedule.json"  # in a training stage's folder: its name, and the shape of its learning rate
 # what a training's lines in metrics.jsonl say of time and memory, and no two runs have alike
@@ -103,9 +103,9 @@ def read_run(folder: Path) -> RunFiles:
         run.finished = _moment(datetime.fromtimestamp((folder / "results.json").stat().st_mtime, timezone.utc))
     run.metrics = list(read_lines(folder / "metrics.jsonl", run.notes))
     for path in (folder / "predictions.jsonl", *sorted(folder.glob("*/predictions.jsonl"))):
-        rows = list(read_lines(path, run.notes, str(path.relative_to(folder))))
+        rows, parent = list(read_lines(path, run.notes, str(path.relative_to(folder)))), path.parent
         for row in rows:
-            row["_folder"] = path.parent
+            row["_folder"] = parent  # one object for all of them
         run.predictions += rows
     for path in (folder / SCHEDULE_FILE, *sorted(folder.glob(f"*/{SCHEDULE_FILE}"))):
         shape = read_json(path, run.notes, str(path.relative_to(folder)))
@@ -131,7 +131,7 @@ def _embed(path: Path) -> Picture:
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "JPEG", quality=85)
             data, mime = buffer.getvalue(), "image/jpeg"
-    return Picture(f"data:{mime};base64,{base64.b64encode(data).decode()}", small)
+    return Picture(data_uri(data, mime), small)
 
 
 def _text(path: Path) -> str:

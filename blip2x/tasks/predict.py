@@ -38,7 +38,7 @@ from blip2x.tasks.common.loading import Share, eval_transform
 from blip2x.tasks.common.merge import gather_rows
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.parts import Parts
-from blip2x.tasks.common.pictures import ThumbnailCollate, data_uri, is_small, one_in, thumbnails, write_thumbnail
+from blip2x.tasks.common.pictures import ThumbnailCollate, is_small, one_in, thumbnail_uri, thumbnails, write_thumbnail
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.weights import STAGE2, Start
 
@@ -242,9 +242,9 @@ class Predict(Task):
         shown = [
             {
                 "source": entry["source"],
-                "picture": data_uri(base64.b64decode(entry["copy"])),
+                "picture": thumbnail_uri(base64.b64decode(entry["copy"])),
                 "small": is_small(base64.b64decode(entry["copy"])),
-                "attention": entry["attention"] and data_uri(base64.b64decode(entry["attention"])),
+                "attention": entry["attention"] and thumbnail_uri(base64.b64decode(entry["attention"])),
                 "rows": rows,
             }
             for entry, rows in cards
