@@ -419,4 +419,5 @@ class ServeConfig(DecodingConfig):
     max_images: int = MISSING  # encoded ones that are kept to be asked about
     max_images_mb: float = MISSING  # their memory
     limit_new_tokens: int = MISSING  # the most that a request may ask for as max_new_tokens
+    limit_prompt_tokens: int = MISSING  # of a prompt, in OPT also what its positions leave; history that is older is left out
     limit_beams: int = MISSING  # the same of num_beams and num_return_sequences

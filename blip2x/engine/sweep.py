@@ -128,7 +128,8 @@ def compare(folder: Path) -> None:
     from blip2x.engine.compare import find_runs, write_comparison  # it draws: nothing for every start
 
     if any(folder.glob(f"*/{CONFIG_FILE}")):
-        write_comparison(find_runs(str(folder)), folder, Console())
+        console = Console()
+        write_comparison(find_runs(str(folder), console), folder, console)
 
 
 def tell_best(folder: Path, objective: str) -> None:

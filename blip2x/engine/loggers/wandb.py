@@ -17,15 +17,18 @@ from typing import Any
 from PIL import Image
 
 from blip2x.config.logger import WandbConfig
+from blip2x.engine.comparisons import HIGHER, LOWER, direction
 from blip2x.engine.folders import write_whole
 from blip2x.engine.loggers import Row, reason
-from blip2x.engine.loggers._names import best_value, flat
+from blip2x.engine.loggers._names import flat
 from blip2x.engine.loggers._secrets import Secrets
 from blip2x.engine.loggers._table import make_table
+from blip2x.engine.run_files import TIMES
 from blip2x.engine.versions import versions
 from blip2x.registry import LOGGERS
 
 ID_FILE = "wandb_id.txt"  # in the run's folder: with it an interrupted run goes on as the same W&B run
+_SUMMARIES = {HIGHER: "max", LOWER: "min"}  # what stands for a run's metric, where that is not the latest value
 _SWEEPS = "sweeps"  # the folder of all sweeps, each of which is a folder of runs
 
 
@@ -137,7 +140,8 @@ class WandbLogger:
             return
         if step not in self._defined:
             self._run.define_metric(step, hidden=True)
-        self._run.define_metric(key, step_metric=step, summary=best_value(name))
+        summary = None if name in TIMES else _SUMMARIES.get(direction(name))  # the least time so far is no run's
+        self._run.define_metric(key, step_metric=step, summary=summary)
         self._defined |= {key, step}
 
 

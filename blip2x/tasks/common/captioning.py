@@ -18,7 +18,7 @@ from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.progress import show_captions
 from blip2x.engine.run import Run
-from blip2x.generation.decode import generate
+from blip2x.generation.decode import GenerationOutput, generate
 from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.caption import CaptionScores, caption_scores
 from blip2x.models.assemblies.stage1 import Stage1Model
@@ -91,6 +91,11 @@ def captions_behind(
 def _decode(decoder: Any, prefix: Any, tokenizer: TextTokenizer, settings: GenerationSettings) -> list[list[Text]]:
     end_id, pad_id = tokenizer.end_id, tokenizer.pad_id
     out = generate(decoder, prefix, settings, eos_id=end_id, pad_id=pad_id, start_id=decoder.start_id)
+    return texts_of(out, tokenizer, settings)
+
+
+def texts_of(out: GenerationOutput, tokenizer: TextTokenizer, settings: GenerationSettings) -> list[list[Text]]:
+    """For each prefix the texts that `settings` gave, best first."""
     texts = [Text(tokenizer.decode(ids), float(score)) for ids, score in zip(out.ids, out.scores, strict=True)]
     each = settings.num_return_sequences
     return [texts[start : start + each] for start in range(0, len(texts), each)]

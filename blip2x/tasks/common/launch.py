@@ -80,7 +80,7 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
                 run.log_results(results)
             if context.is_main:
                 run.console.print(results_table(results))
-                run.console.print(f"report: {write_report(run.folder)}", markup=False, highlight=False, soft_wrap=True)
+                _report(run)
                 if cfg.run:
                     _compare_with_original(Path(cfg.run), run, changes)
             return results
@@ -89,6 +89,15 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
             context.barrier()  # launchers stop the other ranks when one has left, before they have their exit code
         words = [*([f"run={cfg.run}"] if cfg.run else []), f"run_name={run.root.name}", "resume=auto"]
         raise Interrupted(f"{stop}; {' '.join(words)} goes on with it") from None
+
+
+def _report(run: Run) -> None:
+    """Write the report of a run whose results are there already, so that nothing about it makes the run a failed one."""
+    try:
+        run.console.print(f"report: {write_report(run.folder)}", markup=False, highlight=False, soft_wrap=True)
+    except Exception as error:
+        run.console.print(f"warning: no report: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        run.log_traceback(error)
 
 
 @contextmanager

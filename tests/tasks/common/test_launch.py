@@ -42,6 +42,17 @@ def test_a_run_folder_holds_the_run(command, tmp_path, capsys):
     assert "blip2x pretrain_vision" in said and "digit_accuracy" in said and "report:" in said
 
 
+def test_a_run_without_its_report_is_complete(command, tmp_path, monkeypatch, capsys):
+    def fail(folder):
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(module, "write_report", fail)
+    launch(command("task=pretrain_vision", *STEPS), ["x"])
+    assert json.loads((tmp_path / "outputs/r/status.json").read_text())["state"] == "complete"
+    assert "warning: no report: by nothing" in capsys.readouterr().out
+    assert "ZeroDivisionError" in (tmp_path / "outputs/r/log.txt").read_text()
+
+
 def test_the_same_seed_gives_the_same_numbers(command, tmp_path):
     words = ["task=pretrain_language", *STEPS, "overwrite=true"]
     metrics = [launch(command(*words), ["x"])["pretrain_language"] for _ in range(2)]
