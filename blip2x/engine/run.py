@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -30,6 +30,7 @@ from blip2x.parallel.context import Context
 
 LOG_FILE = "log.txt"
 PREDICTIONS_FILE = "predictions.jsonl"
+_NAMES = ("run_name", "sweep")
 _SEARCHES = ("retrieved_texts", "retrieved_images")  # keys of what a search found for a picture, or for a text
 
 
@@ -74,8 +75,9 @@ class Run:
             console: where to print; None: the terminal.
 
         Raises:
-            UserError: the folder exists and neither `cfg.overwrite` nor `cfg.resume` says what to do about it, is of a run with
-                another config or in the hands of another process, cannot be made, or the disk is full. On every rank.
+            UserError: the folder exists and neither `cfg.overwrite` nor `cfg.resume` says what to do about it, has what the
+                run needs, is of a run with another config or in the hands of another process, cannot be made, or the disk is
+                full. On every rank.
         """
         config = cfg if OmegaConf.is_config(cfg) else OmegaConf.structured(cfg)
 
@@ -86,6 +88,8 @@ class Run:
                 with (outputs / cfg.run_name / "command.txt").open("a", encoding="utf-8") as file:
                     file.write(shlex.join(command) + "\n")
                 return outputs / cfg.run_name, True
+            if cfg.overwrite and cfg.run_name:
+                _require_apart(outputs / cfg.run_name, config)
             folder = claim_folder(outputs, cfg.run_name, auto_name=_auto_name(cfg), overwrite=cfg.overwrite)
             try:
                 _write_origin(folder, config, context, command)
@@ -256,6 +260,25 @@ def _goes_on(outputs: Path, name: str, config: DictConfig) -> bool:
         if not goes_on:
             release(folder)
     return goes_on
+
+
+def _require_apart(folder: Path, config: DictConfig) -> None:
+    """Raise `UserError` where `folder`, which is to be replaced, has something that the run of `config` reads."""
+    if not folder.is_dir():
+        return
+    for key, value in _strings(OmegaConf.to_container(config, resolve=True)):
+        is_name = key in _NAMES or key.endswith((".kind", ".name"))  # and no path, although it may look like one
+        if not is_name and Path(value).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"overwrite=true would delete {value}, which this run needs ({key}); choose another run_name")
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All strings in a config, with their keys."""
+    if isinstance(value, str) and value:
+        yield key, value
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, found in inner:
+        yield from _strings(found, f"{key}.{name}".lstrip("."))
 
 
 def _auto_name(cfg: RunConfig) -> str:

@@ -93,6 +93,30 @@ def test_existing_run_is_kept_unless_overwrite_is_set(tmp_path, console):
     assert not (folder / "results.json").exists() and (folder / "config.yaml").is_file()
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("run={}", "run"),
+        ("task=pretrain_vision resume={}", "resume"),
+        ("model.weights={}/checkpoint", "model.weights"),
+        ("task=compare runs=[elsewhere,{}/]", "runs.1"),
+    ],
+)
+def test_overwrite_keeps_what_the_run_needs(tmp_path, console, words, key):
+    folder = create(tmp_path, console, "run_name=a").folder
+    (folder / "checkpoint").mkdir()
+    with pytest.raises(UserError, match=rf"overwrite=true would delete {folder}.*, which this run needs \({key}\)"):
+        create(tmp_path, console, *words.format(folder).split(), "run_name=a", "overwrite=true")
+    assert (folder / "checkpoint").is_dir()
+    create(tmp_path, console, *words.format(folder).split(), "run_name=b", "overwrite=true")
+
+
+def test_overwrite_takes_a_name_for_no_path(tmp_path, console, monkeypatch):
+    folder = create(tmp_path, console, "run_name=pipeline").folder
+    monkeypatch.chdir(folder.parent)
+    assert create(tmp_path, console, "run_name=pipeline", "overwrite=true").folder == folder
+
+
 def test_full_disk_is_one_sentence_and_makes_no_folder(tmp_path, console, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(0))
     with pytest.raises(UserError, match="0 MiB free"):

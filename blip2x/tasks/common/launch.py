@@ -81,7 +81,7 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
             if context.is_main:
                 run.console.print(results_table(results))
                 run.console.print(f"report: {write_report(run.folder)}", markup=False, highlight=False, soft_wrap=True)
-                if cfg.run:
+                if cfg.run and Path(cfg.run).resolve() != run.root.resolve():  # else it is gone on with itself
                     _compare_with_original(Path(cfg.run), run, changes)
             return results
     except Interrupted as stop:
