@@ -12,6 +12,7 @@ Each has ``build(cfg, *, folder, config, goes_on, say) -> Logger``, called on ra
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -39,7 +40,7 @@ class Logger(Protocol):
         """Take the content of results.json."""
 
     def close(self, failed: bool) -> None:
-        """Send or write what is left; nothing comes after it."""
+        """Send or write what is left; nothing comes after it. Called after an error of another method, too."""
 
 
 class Loggers:
@@ -90,10 +91,10 @@ class Loggers:
 
     def close(self, failed: bool) -> None:
         """Close all; a second call does nothing."""
-        self._each(lambda logger: logger.close(failed))
+        self._each(lambda logger: logger.close(failed), is_last=True)
         self._loggers.clear()
 
-    def _each(self, action: Callable[[Logger], None]) -> None:
+    def _each(self, action: Callable[[Logger], None], *, is_last: bool = False) -> None:
         for name, logger in list(self._loggers.items()):
             try:
                 action(logger)
@@ -103,6 +104,9 @@ class Loggers:
                     f"warning: logger={name} stopped ({reason(error)}); the run goes on without it, its numbers are in "
                     f"{METRICS_FILE}"
                 )
+                if not is_last:
+                    with suppress(Exception):  # what is wrong with it was said
+                        logger.close(True)  # else the next run in this process might log into what it has left open
 
 
 def reason(error: Exception) -> str:

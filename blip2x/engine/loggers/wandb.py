@@ -107,18 +107,28 @@ class WandbLogger:
         self._worker.do(lambda: self._run.summary.update(flat(results, "results/")))
 
     def close(self, failed: bool) -> None:
-        """Send what is left.
+        """Send what is left, and end the W&B run whatever has happened: `wandb.init` gives the next one that is open.
 
         Raises:
             RuntimeError: the server did not take all of it in time; what it lacks is in the run's folder.
+            Exception: what an earlier call has come to.
         """
         seconds, sync_dir = self._cfg.finish_seconds, self._run.settings.sync_dir
-        is_written = self._worker.close(seconds)
+        error, is_written = None, False
         try:
-            self._run.finish(exit_code=int(failed))
-        except TimeoutError:
-            is_written = False
-        self._wandb.teardown()  # else its process may hold this run's id for a while, and the run could not be gone on with
+            try:
+                is_written = self._worker.close(seconds)
+            except Exception as earlier:  # not Ctrl-C, after which nothing waits any longer
+                error = earlier
+            try:
+                self._run.finish(exit_code=int(failed))
+            except TimeoutError:
+                is_written = False
+        finally:
+            # else its process may hold this run's id for a while, and the run could not be gone on with
+            self._wandb.teardown()
+        if error:
+            raise error
         if not is_written:
             raise RuntimeError(
                 f"the server did not take everything within {seconds:g} s; send it later: "
@@ -171,6 +181,7 @@ def build(cfg: WandbConfig, *, folder: Path, config: dict[str, Any], goes_on: bo
         settings = wandb.Settings(
             silent=True,
             console="off",
+            reinit="finish_previous",  # never another run's that is still open
             init_timeout=cfg.start_seconds,
             finish_timeout=cfg.finish_seconds,
             finish_timeout_raises=True,

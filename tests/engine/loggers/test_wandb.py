@@ -206,6 +206,28 @@ def test_a_client_that_dies_costs_a_warning(folder, config, monkeypatch):
     assert len(said) == 1 and said[0].startswith("warning: logger=wandb stopped (")
 
 
+def test_the_next_run_of_the_process_is_its_own_where_one_has_failed(folder, config, monkeypatch):
+    def fail(*arguments, **named):
+        raise OSError("no space left")
+
+    said = []
+    broken = start(folder, config("wandb", "mode=offline"))
+    loggers = Loggers({"wandb": broken}, said.append)
+    monkeypatch.setattr(broken._run, "log", fail)
+    loggers.log("s", 1, {"loss": 2.0})
+    broken._worker._thread.join()
+    loggers.log("s", 2, {"loss": 2.0})
+    loggers.close(failed=False)
+    assert len(said) == 1 and "no space left" in said[0] and written(folder)[0].exit_code == 1
+    after = folder.with_name("lr=2")
+    after.mkdir()
+    logger = start(after, config("wandb", "mode=offline"))
+    logger.log("s", 1, {"loss": 1.0})
+    logger.close(failed=False)
+    (found,) = written(after)
+    assert found.run.display_name == "lr=2" and found.history == [{"s/step": 1, "s/loss": 1.0}]
+
+
 def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
