@@ -26,6 +26,7 @@ from blip2x.engine.versions import versions
 from blip2x.registry import LOGGERS
 
 ID_FILE = "wandb_id.txt"  # in the run's folder: with it an interrupted run goes on as the same W&B run
+_HURRIED_SECONDS = 1.0  # for the end of a W&B run that nobody wants to wait for
 _SWEEPS = "sweeps"  # the folder of all sweeps, each of which is a folder of runs
 
 
@@ -118,8 +119,13 @@ class WandbLogger:
         try:
             try:
                 is_written = self._worker.close(seconds)
-            except Exception as earlier:  # not Ctrl-C, after which nothing waits any longer
+            except Exception as earlier:
                 error = earlier
+            except BaseException:  # Ctrl-C; only of a run whose end has begun does the teardown not wait without limit
+                ending = Worker()
+                ending.do(lambda: self._run.finish(exit_code=int(failed)))
+                ending.close(_HURRIED_SECONDS)
+                raise
             try:
                 self._run.finish(exit_code=int(failed))
             except TimeoutError:

@@ -10,6 +10,7 @@ import pytest
 
 from blip2x.engine.loggers import Loggers
 from blip2x.engine.loggers.wandb import build
+from blip2x.errors import Interrupted
 from tests.engine.loggers.wandb_files import read
 from tests.engine.loggers.wandb_server import serve
 
@@ -180,6 +181,23 @@ def test_a_server_that_hangs_in_the_middle_costs_a_warning(folder, config, rows,
     assert "the server did not take everything within 1 s; send it later: wandb sync --include-online" in said[0]
     assert len(said) == 1
     assert len(written(folder, "run")[0].history) == 200
+
+
+def test_ctrl_c_at_the_end_waits_for_a_hanging_server_no_longer(folder, config, monkeypatch):
+    def stop(seconds):
+        raise Interrupted("SIGINT")
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with serve() as web:
+        monkeypatch.setenv("WANDB_BASE_URL", web.url)
+        logger = start(folder, config("wandb", "finish_seconds=600"))
+        web.hangs.set()
+        logger.log("s", 1, {"loss": 2.0})
+        monkeypatch.setattr(logger._worker, "close", stop)
+        began = time.monotonic()
+        with pytest.raises(Interrupted):
+            logger.close(failed=False)
+        assert time.monotonic() - began < SOON
 
 
 def test_a_table_that_cannot_be_sent_is_left_out_and_the_rest_goes_on(folder, config, rows, monkeypatch):
