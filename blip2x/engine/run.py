@@ -7,6 +7,7 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,13 +24,16 @@ from blip2x.engine.loggers import METRICS_FILE, Loggers, Row
 from blip2x.engine.progress import display_of
 from blip2x.engine.resume import AUTO, may_go_on
 from blip2x.engine.run_log import RunLog
+from blip2x.engine.status import State, begin_status, end_status, read_status
 from blip2x.engine.terminal import terminal
 from blip2x.engine.versions import git_diff, versions
-from blip2x.errors import UserError
+from blip2x.errors import Interrupted, UserError
 from blip2x.parallel.context import Context
 
 LOG_FILE = "log.txt"
+RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+_QUOTED = re.compile(r"""'[^']*'|"'\"""")  # what shlex.join quotes, and how it writes the quote itself; may have newlines
 _NAMES = ("run_name", "sweep")
 _SEARCHES = ("retrieved_texts", "retrieved_images")  # keys of what a search found for a picture, or for a text
 
@@ -85,29 +89,35 @@ class Run:
             outputs = Path(cfg.paths.outputs)
             require_space(outputs)
             if cfg.resume == AUTO and _goes_on(outputs, cfg.run_name, config):
-                with (outputs / cfg.run_name / "command.txt").open("a", encoding="utf-8") as file:
-                    file.write(shlex.join(command) + "\n")
-                return outputs / cfg.run_name, True
+                folder = outputs / cfg.run_name
+                if not _is_complete(folder):
+                    with _ended_by_errors(folder):
+                        begin_status(folder)
+                        if not _has_results(folder):
+                            append_whole(folder / "command.txt", shlex.join(command) + "\n")
+                return folder, True
             if cfg.overwrite and cfg.run_name:
                 _require_apart(outputs / cfg.run_name, config)
             folder = claim_folder(outputs, cfg.run_name, auto_name=_auto_name(cfg), overwrite=cfg.overwrite)
-            try:
+            with _ended_by_errors(folder):
                 _write_origin(folder, config, context, command)
-            except BaseException:
-                release(folder)
-                raise
             return folder, False
 
         folder, goes_on = context.on_main(make)
-        console = (console or terminal(quiet=cfg.quiet)) if context.is_main else Console(quiet=True)
-        log = RunLog(folder / LOG_FILE, console, shlex.join(command)) if context.is_main else None
-        loggers = Loggers.build(
-            cfg.logger if context.is_main else {},
-            folder=folder,
-            config=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
-            goes_on=goes_on,
-            say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
-        )
+        if not context.is_main:
+            return cls(folder, folder, cfg.task.kind, context, Console(quiet=True), Loggers(), goes_on=goes_on)
+        console = console or terminal(quiet=cfg.quiet)
+        if goes_on and _has_results(folder):  # nothing is to be logged any more
+            return cls(folder, folder, cfg.task.kind, context, console, Loggers(), goes_on=True)
+        log = RunLog(folder / LOG_FILE, console, shlex.join(command))
+        with _ended_by_errors(folder, log):
+            loggers = Loggers.build(
+                cfg.logger,
+                folder=folder,
+                config=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
+                goes_on=goes_on,
+                say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
+            )
         return cls(folder, folder, cfg.task.kind, context, console, loggers, goes_on=goes_on, log=log)
 
     def child(self, stage: str) -> Run:
@@ -129,7 +139,8 @@ class Run:
     @property
     def starts(self) -> int:
         """How many commands have worked on the whole run; on rank 0."""
-        return len((self.root / "command.txt").read_text(encoding="utf-8").splitlines())
+        text = (self.root / "command.txt").read_text(encoding="utf-8")
+        return _QUOTED.sub("", text).count("\n")
 
     def path(self, *parts: str) -> Path:
         """A path inside this run's folder; the folders above it are made."""
@@ -234,9 +245,14 @@ class Run:
         display_of(self.console).end()  # of a loop in a generator, which ends only when nobody holds the error any more
         try:
             self._loggers.close(failed)
+        except Interrupted:
+            if failed:
+                raise
+            self.console.print("stopped waiting for the loggers", style="yellow")  # all else is done: the run is complete
         finally:
             if self._log:
                 self._log.close()
+            if self.context.is_main:
                 release(self.root)
 
     def __enter__(self) -> Run:
@@ -260,6 +276,31 @@ def _goes_on(outputs: Path, name: str, config: DictConfig) -> bool:
         if not goes_on:
             release(folder)
     return goes_on
+
+
+@contextmanager
+def _ended_by_errors(folder: Path, log: RunLog | None = None) -> Iterator[None]:
+    """Where the block raises, note it in `folder`, which is being made, and let others have it."""
+    try:
+        yield
+    except BaseException as error:
+        end_status(folder, error)
+        if log:
+            log.close()
+        release(folder)
+        raise
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether the run of `folder` has come to its end; its report may be missing."""
+    try:
+        return "seconds" in json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_complete(folder: Path) -> bool:
+    return _has_results(folder) and read_status(folder).get("state") == State.complete.value
 
 
 def _require_apart(folder: Path, config: DictConfig) -> None:
@@ -291,6 +332,7 @@ def _write_origin(folder: Path, config: DictConfig, context: Context, command: l
     """Write what the run comes from; config.yaml last, for with it the folder is a run's."""
     overrides = command_overrides() if is_hydras_job() else command[1:]
     (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
+    begin_status(folder)
     (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(overrides), encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
     (folder / "hardware.json").write_text(json.dumps(hardware(context), indent=2) + "\n", encoding="utf-8")
