@@ -177,7 +177,7 @@ def build(cfg: WandbConfig, *, folder: Path, config: dict[str, Any], goes_on: bo
         "name": folder.name,
         "group": cfg.group or (folder.parent.name if folder.parent.parent.name == _SWEEPS else None),
         "job_type": cfg.job_type or config["task"]["kind"],
-        "tags": list(cfg.tags),
+        "tags": hide.clean(list(cfg.tags)),
         "notes": cfg.notes and hide.text(cfg.notes),
         "dir": str(folder),
         "config": hide.clean({**config, "versions": versions()}),
