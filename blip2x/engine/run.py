@@ -20,7 +20,7 @@ from blip2x.config.compose import command_overrides, is_hydras_job
 from blip2x.config.run import RunConfig
 from blip2x.engine.folders import append_whole, check_name, claim_folder, hold, release, require_space, write_whole
 from blip2x.engine.hardware import hardware
-from blip2x.engine.loggers import METRICS_FILE, Loggers, Row
+from blip2x.engine.loggers import METRICS_FILE, Loggers, Row, metric_lines
 from blip2x.engine.progress import display_of
 from blip2x.engine.resume import AUTO, may_go_on
 from blip2x.engine.run_log import RunLog
@@ -177,15 +177,8 @@ class Run:
         path = self.root / METRICS_FILE
         if not self.context.is_main or not path.is_file():
             return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the run was killed while it wrote
-                continue
-            if row["stage"] != self.stage or keep(row):
-                kept.append(line + "\n")
-        write_whole(path, "".join(kept))
+        kept = (row for row in metric_lines(path) if row["stage"] != self.stage or keep(row))
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def read_json(self, *parts: str) -> Any:
         """What `write_json` wrote to a file of this run's folder; None where there is none."""
@@ -213,9 +206,8 @@ class Run:
 
     def _last_step(self) -> int:
         """Of this stage, where it has trained; in this process or in an earlier one that it goes on with."""
-        path = self.root / METRICS_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return max((row["step"] for row in map(json.loads, lines) if row["stage"] == self.stage), default=0)
+        lines = metric_lines(self.root / METRICS_FILE)
+        return max((row["step"] for row in lines if row["stage"] == self.stage), default=0)
 
     def _write(self, text: str, parts: tuple[str, ...]) -> Path:
         path = self.path(*parts)

@@ -186,6 +186,16 @@ def test_predictions_go_to_the_file_and_to_loggers_each_kind_apart_at_the_last_s
     ]
 
 
+def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path, console):
+    run, logger = recorded(tmp_path, console)
+    other = '{"stage": "t", "step": 5}\n'
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "s", "step": 4, "loss": 1.0}\n{"stage": "s", "ste\n' + other)
+    run.write_predictions([{"caption": "a"}])
+    assert [table[1] for table in logger.tables] == [4]
+    run.forget_metrics(lambda row: row["step"] < 4)
+    assert (tmp_path / "metrics.jsonl").read_text() == other
+
+
 def test_examples_come_with_the_next_line_of_metrics_and_once(tmp_path, console):
     run, logger = recorded(tmp_path, console)
     run.show_examples(lambda: [{"caption": "a"}])

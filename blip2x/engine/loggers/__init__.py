@@ -11,7 +11,8 @@ Each has ``build(cfg, *, folder, config, goes_on, say) -> Logger``, called on ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,18 @@ from blip2x.registry import LOGGERS
 METRICS_FILE = "metrics.jsonl"  # in the run's folder; has a line before a logger gets it
 
 Row = Mapping[str, Any]
+
+
+def metric_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """What a metrics.jsonl has, in its order; without lines of which a run that was killed, or is writing, has only half."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and {"stage", "step"} <= row.keys():
+            yield row
 
 
 class Logger(Protocol):
