@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,8 @@ from statistics import median
 
 from blip2x.config.run import PruneConfig
 from blip2x.config.task import Best
-from blip2x.engine.run import METRICS_FILE, Run
+from blip2x.engine.loggers import METRICS_FILE, metric_lines
+from blip2x.engine.run import Run
 
 
 class Pruned(Exception):  # no error: the run has come to an end that it was given
@@ -63,11 +63,7 @@ class MedianPruner:
     def _at(self, path: Path, step: int) -> float | None:
         """The metric of another run at `step`, the last one where it was written twice."""
         found = None
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # that run is writing it
-                continue
+        for row in metric_lines(path):
             if row["stage"] == self._stage and row["step"] == step and math.isfinite(row.get(self._name, math.nan)):
                 found = row[self._name]
         return found
