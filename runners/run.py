@@ -86,6 +86,7 @@ def _mistake(error: Exception) -> str | None:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal that is not UTF-8 gets question marks and not an error
     if {"-h", "--help"} & set(sys.argv[1:]):
         print(help_text(shutil.get_terminal_size((120, 40)).columns))
     else:

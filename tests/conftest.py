@@ -71,8 +71,10 @@ def demo(tmp_path_factory) -> Callable[..., Demo]:
     @functools.cache
     def run(*overrides: str) -> Demo:
         from blip2x.config.compose import compose_config
+        from blip2x.engine import memory
         from blip2x.tasks.common.launch import launch
 
+        memory._jobs = 0  # as in a process of its own
         name = f"run{len(list(outputs.iterdir()))}"
         command = (*FEW_SCENES, *overrides, few_steps(), f"paths.outputs={outputs}", f"run_name={name}")
         return Demo(outputs / name, command, launch(compose_config([*command]), ["runners/run.py", *command]))

@@ -21,8 +21,8 @@ from blip2x.errors import UserError
 from blip2x.generation.decode import GenerationOutput, generate
 from blip2x.generation.settings import GenerationSettings
 from blip2x.models.assemblies.stage2 import Prefix, Stage2Model, join_prefix
-from blip2x.tasks.common.captioning import Text
-from blip2x.tasks.common.conversation import Asker
+from blip2x.tasks.common.captioning import Text, texts_of
+from blip2x.tasks.common.conversation import Asker, prompt_room
 
 Images = Sequence[Image.Image] | Image.Image
 
@@ -202,17 +202,16 @@ class WritingModel:
         if isinstance(questions, str) or not questions or "{}" not in prompt:
             raise UserError(f"give a list of questions and a prompt with {{}} for each, got {questions!r} and {prompt!r}")
         settings, language = GenerationSettings(**{"max_new_tokens": 30, **options}), self.network.language
-        room = getattr(language, "max_positions", np.inf) - self.network.qformer.num_queries - settings.max_new_tokens
+        positions = getattr(language, "max_positions", np.inf)  # T5's, which are relative, have no limit
+        room = prompt_room(positions, self.network.qformer.num_queries, settings.max_new_tokens)
 
         def write(query_NQM: Tensor, prompts: list[str]) -> list[list[Text]]:
             prefix = join_prefix(language, query_NQM, *self._prompt(prompts, None, None))
             out = self._write(prefix, settings, None, None)
-            texts = [Text(self._tokenizer.decode(ids), float(score)) for ids, score in zip(out.ids, out.scores, strict=True)]
-            each = settings.num_return_sequences
-            return [texts[start : start + each] for start in range(0, len(texts), each)]
+            return texts_of(out, self._tokenizer, settings)
 
         def fits(text: str) -> bool:
-            return len(self._tokenizer.tokens(text)) < room  # a decoder's prompt begins with a token of its own
+            return len(self._tokenizer.tokens(text)) <= room
 
         asker = Asker(write, template=prompt, chat=chat, fits=fits, batch_size=batch_size)
         query_BQM = self.network.encode(self._reader(images, None))

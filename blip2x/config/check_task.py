@@ -83,7 +83,9 @@ def check_task(task: TaskConfig) -> None:
         if task.of is not None:
             TASKS.check(task.of)
         if task.of == "doctor":
-            raise UserError("task.of=doctor trains nothing; choose a task that does, e.g. task.of=pretrain_stage2")
+            raise UserError("task.of=doctor would look at itself; choose another task, e.g. task.of=pretrain_stage2")
+        if task.steps not in (True, False) and task.steps != "auto":
+            raise UserError(f"task.steps must be true, false or auto, got {task.steps}")
     if isinstance(task, ServeConfig):
         _check_serve(task)
 
@@ -131,7 +133,8 @@ def _check_predict(task: PredictConfig) -> None:
 
 def _check_serve(task: ServeConfig) -> None:
     choices("task.stage", [task.stage], (1, 2))
-    numbers("task", task, AT_LEAST_1, "answer_max_new_tokens", "max_queue", "max_images", "limit_new_tokens", "limit_beams")
+    numbers("task", task, AT_LEAST_1, "answer_max_new_tokens", "max_queue", "max_images")
+    numbers("task", task, AT_LEAST_1, "limit_new_tokens", "limit_prompt_tokens", "limit_beams")
     numbers("task", task, POSITIVE, "max_seconds", "max_upload_mb", "max_images_mb")
     numbers("task", task, ("finite", math.isfinite), "answer_length_penalty")
     numbers("task", task, ("from 0 to 65535", lambda value: 0 <= value <= 65535), "port")

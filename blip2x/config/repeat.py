@@ -53,6 +53,9 @@ def primary_config(overrides: Sequence[str]) -> str:
     values = dict(read_config(folder))
     if values.get("resume") == "auto":  # with the same folder; the repeat is a run of its own
         values["resume"] = "never"
+    if values.get("sweep") and (outputs := (values.get("paths") or {}).get("outputs")):
+        # <paths.outputs>/sweeps/<sweep>, where a repeat would count as one more of the sweep's runs
+        values["paths"] = {**values["paths"], "outputs": str(Path(outputs).parent.parent)}
     if (values.get("task") or {}).get("kind") == PipelineConfig.kind:
         _check_pipeline(folder, overrides)
         values["task"] = {**values["task"], "overrides": None}  # those of this command
@@ -60,7 +63,11 @@ def primary_config(overrides: Sequence[str]) -> str:
 
 
 def repeated_run(overrides: Sequence[str]) -> Path | None:
-    """The run folder that `overrides` name by ``run=``."""
+    """The run folder that `overrides` name by ``run=``.
+
+    Raises:
+        UserError: they name several.
+    """
     folder = None
     for word in overrides:
         key, _, value = word.partition("=")
@@ -68,9 +75,13 @@ def repeated_run(overrides: Sequence[str]) -> Path | None:
             continue
         if not Path(value).is_dir():  # a name that Hydra would read otherwise is taken as it is
             try:
-                value = OverridesParser.create().parse_override(word).value()
+                override = OverridesParser.create().parse_override(word)
             except HydraException:
                 value = value.strip("'\"")
+            else:
+                if override.is_sweep_override():
+                    raise UserError(f"{word}: run= takes one run; to repeat several, type a command for each")
+                value = override.value()
         folder = None if value is None or value == "" else Path(str(value))
     return folder
 
@@ -111,7 +122,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise UserError(f"run={folder}: there is no such folder; give the folder of a run, e.g. run=outputs/NAME")
     if not path.is_file():
-        hint = f"; to repeat the pipeline it is of: run={folder.parent}" if (folder.parent / CONFIG_FILE).is_file() else ""
+        hint = f"; to repeat the run it is of: run={folder.parent}" if (folder.parent / CONFIG_FILE).is_file() else ""
         raise UserError(f"run={folder} has no {CONFIG_FILE}, so it is no run folder{hint}")
     try:
         values = OmegaConf.to_container(OmegaConf.create(path.read_text(encoding="utf-8")), resolve=False)
@@ -138,7 +149,8 @@ def _chosen_groups(overrides: Sequence[str], folder: Path) -> list[str]:
     chosen = []
     for word in overrides:
         key = word.lstrip("+~").split("=", 1)[0].split("@")[0]
-        if not (CONF_FOLDER / key).is_dir():
+        is_override = "=" in word or word.startswith("~")  # else a word of an option, as in --package optim
+        if not (is_override and key and (CONF_FOLDER / key).is_dir()):
             continue
         if key not in FREE_GROUPS:
             raise UserError(

@@ -359,15 +359,24 @@ class PipelineConfig(TaskConfig):
     overrides: Optional[List[str]] = MISSING  # of all stages, as on the command line; null: those of this run's command
 
 
+class KeysShown(Enum):
+    """Which values of the config a check-up prints; all of them are in its config_origin.csv."""
+
+    changed = "changed"  # those that are not the options' own: of the command line, an experiment, a recipe, the environment
+    all = "all"
+
+
 @schema("task", "doctor")
 @dataclass
 class DoctorConfig(TaskConfig):
-    """Predict how much memory a training takes; nothing is trained, and no weights are needed."""
+    """Look a task over before hours are spent on it; nothing is kept but what was found, and no weights are needed."""
 
     kind: str = "doctor"
     of: Optional[str] = MISSING  # the task to look at; null: the one that the overrides choose, e.g. by an experiment
     overrides: List[str] = MISSING  # of that task alone, as on the command line, e.g. "task.batch_size=16"
     world_size: Optional[int] = MISSING  # ranks; null: as many as were started
+    steps: Any = MISSING  # one training step and one generation: true | false | auto (where memory and, on a CPU, time allow)
+    keys: KeysShown = MISSING  # of the config to print: those that are not the options' own, or all; a file has all of them
     words: Optional[List[str]] = MISSING  # the other overrides; null: those of this command line
 
 
@@ -410,4 +419,5 @@ class ServeConfig(DecodingConfig):
     max_images: int = MISSING  # encoded ones that are kept to be asked about
     max_images_mb: float = MISSING  # their memory
     limit_new_tokens: int = MISSING  # the most that a request may ask for as max_new_tokens
+    limit_prompt_tokens: int = MISSING  # of a prompt, in OPT also what its positions leave; history that is older is left out
     limit_beams: int = MISSING  # the same of num_beams and num_return_sequences

@@ -26,13 +26,22 @@ def list_pictures(inputs: Sequence[str]) -> list[str]:
     and patterns pictures are told by their suffix.
 
     Raises:
-        UserError: a file or folder does not exist, or a folder or pattern has no picture.
+        UserError: a file or folder does not exist, a folder or pattern has no picture, or a picture's name is not UTF-8.
     """
     found: dict[str, str] = {}  # one name per picture -> the name it was given
     for entry in inputs:
         for name in _pictures(entry):
+            _require_utf8(name)  # what is written of a picture names it
             found.setdefault(name if is_web_address(name) else os.path.realpath(name), name)
     return list(found.values())
+
+
+def _require_utf8(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(name).decode(errors="backslashreplace")
+        raise UserError(f"task.inputs: {shown} has a name that is not UTF-8; rename it") from None
 
 
 def _pictures(entry: str) -> list[str]:

@@ -20,7 +20,7 @@ from rich.console import Console
 from blip2x.engine.compared import plots
 from blip2x.engine.compared.differences import Key, counted, differing, differing_versions, shortened
 from blip2x.engine.compared.metrics import COST, Column, SeedGroup, columns, primary, seed_cells, seed_groups
-from blip2x.engine.compared.runs import ComparedRun, is_comparison, is_run, read_runs
+from blip2x.engine.compared.runs import ComparedRun, Scalar, is_comparison, is_run, read_runs
 from blip2x.engine.compared.table import CLOSE, comparison_table
 from blip2x.engine.folders import write_whole
 from blip2x.errors import UserError
@@ -31,42 +31,49 @@ _LEVELS = 2  # of folders that are searched for runs
 _PATTERN = set("*?[")
 
 
-def find_runs(runs: str | Sequence[str]) -> list[Path]:
+def find_runs(runs: str | Sequence[str], console: Console | None = None) -> list[Path]:
     """The run folders that `runs` names: runs, folders of them (one or two levels up), or patterns; each once, in order.
 
-    Comparisons are left out: they lie beside what they compare.
+    Comparisons are left out: they lie beside what they compare. So are folders that cannot be read, with a line on `console`.
 
     Raises:
         UserError: something that is named is not there, or there is no run in any of it.
     """
     names = [runs] if isinstance(runs, str) else list(runs)
     found: dict[Path, Path] = {}
+    unread: list[str] = []
     for name in names:
         start = Path(name).expanduser()
-        if start.exists():
+        if os.path.exists(start):
             places = [start]
         elif _PATTERN & set(name):
             places = [Path(path) for path in sorted(glob.glob(str(start)))]
         else:
             raise UserError(f"runs={name} does not exist; give a folder of runs, a run, a pattern, or a list of them")
         for place in places:
-            for folder in _search(place, _LEVELS):
+            for folder in _search(place, _LEVELS, unread):
                 found.setdefault(folder.resolve(), folder)
+    for sentence in unread if console else ():
+        console.print(f"warning: {sentence}", style="yellow", markup=False, highlight=False, soft_wrap=True)
     if not found:
         raise UserError(
             f"no run in {', '.join(map(str, names))}: a run's folder has a config.yaml, and it was looked for there and "
-            f"{_LEVELS} levels below"
+            f"{_LEVELS} levels below{''.join(f'; {sentence}' for sentence in unread[:1])}"
         )
     return list(found.values())
 
 
-def _search(folder: Path, levels: int) -> list[Path]:
-    if is_run(folder):
-        return [] if is_comparison(folder) else [folder]
-    if not levels or not folder.is_dir():
+def _search(folder: Path, levels: int, unread: list[str]) -> list[Path]:
+    try:
+        if is_run(folder):
+            return [] if is_comparison(folder) else [folder]
+        if not levels or not folder.is_dir():
+            return []
+        inner = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        unread.append(f"{folder} cannot be read: {error.strerror or error}")
         return []
-    inner = sorted(entry.path for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
-    return [run for path in inner for run in _search(Path(path), levels - 1)]
+    return [run for path in inner for run in _search(Path(path), levels - 1, unread)]
 
 
 def write_comparison(runs: Sequence[Path], target: Path, console: Console) -> Path:
@@ -116,7 +123,7 @@ class Comparison:
         page = target / "comparison.html"
         write_whole(page, self._html(target))
         write_whole(target / "comparison.csv", self._csv())
-        write_whole(target / "comparison.json", json.dumps(self._json(), indent=2, ensure_ascii=False) + "\n")
+        write_whole(target / "comparison.json", json.dumps(self._json(), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
         return page
 
     def _html(self, target: Path) -> str:
@@ -189,7 +196,7 @@ class Comparison:
                     "folder": str(run.folder),
                     "state": run.state,
                     "error": run.error or None,
-                    "differs": {key.name: run.config.get(key.name) for key in self.keys if key.name in run.config},
+                    "differs": {key.name: _plain(run.config[key.name]) for key in self.keys if key.name in run.config},
                     "metrics": metrics,
                     "seconds": run.seconds,
                     "peak_memory_gb": run.peak_memory_gb,
@@ -205,7 +212,7 @@ class Comparison:
             {
                 "runs": [self.runs[index].name for index in group.runs],
                 "metrics": {
-                    title: {"mean": mean, "standard_deviation": _plain(deviation), "runs": count}
+                    title: {"mean": _plain(mean), "standard_deviation": _plain(deviation), "runs": count}
                     for title, (mean, deviation, count) in group.means.items()
                 },
             }
@@ -214,6 +221,6 @@ class Comparison:
         return {"runs": made, "best": best, "seeds": seeds, "versions": differing_versions(self.runs)}
 
 
-def _plain(value: float) -> float | None:
-    """None for what JSON cannot write."""
-    return value if math.isfinite(value) else None
+def _plain(value: Scalar) -> Scalar:
+    """None for a number that JSON cannot write."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,11 +20,17 @@ MINUS, TIMES = "\u2212", "\u00d7"
 
 _ENDS = ("ci95_low", "ci95_high")  # of a 95 % interval
 
+HIGHER, LOWER, UNKNOWN = 1, -1, 0
+HEADLINES = ("CIDEr", "accuracy", "i2t_recall@1", "t2i_recall@1")  # a stage without any leads with its first metric
+LOSS_PARTS = ("loss", "itc", "itm", "lm")
+_SCORES = ("cider", "bleu", "meteor", "rouge", "spice")
+_LOWER_ENDS = ("_loss", "_rank", "seconds", "error", "perplexity")
+
 _MOST = 1000  # times a baseline that is next to nothing say no more
 
 _GAINS = {  # how a sentence goes on after "12x" or "+34 points"
     "chance": ("chance", "over chance"),
-    "blind": ("the score without the picture", "over answers without the picture"),
+    "blind": ("the {} without the picture", "over answers without the picture"),
     "majority": ("the commonest answer's", "over the commonest answer"),
 }
 _STAGE_TITLES = {
@@ -89,13 +95,18 @@ class Measure:
         """`value` of a share in per cent: VQA's `accuracy` is stored so, the others as fractions of one."""
         return value if self.name == "accuracy" else 100 * value
 
+    def beats(self, baseline: Baseline) -> bool:
+        """Whether the value is better than `baseline`'s: lower where that is good, as of a loss."""
+        return self.value < baseline.value if direction(self.name) == LOWER else self.value > baseline.value
+
     def told(self, baseline: Baseline) -> str:
         """The words that follow `gain`."""
         factor, points = _GAINS[baseline.kind]
-        return points if self.name.endswith("accuracy") else factor
+        what = metric_title(self.name.removeprefix("eval_")) if direction(self.name) == LOWER else "score"
+        return points if self.name.endswith("accuracy") else factor.format(what)
 
     def gain(self, baseline: Baseline) -> str:
-        """By how much the model beats `baseline`: points for accuracies, a factor else; "" where that has no meaning."""
+        """The value against `baseline`: points more for accuracies, a factor else; "" where that has no meaning."""
         if not (math.isfinite(self.value) and math.isfinite(baseline.value)):
             return ""
         if self.name.endswith("accuracy"):
@@ -132,6 +143,18 @@ def parse_key(key: str, whole: Collection[str]) -> tuple[str, Place]:
     name, _, part = rest.partition("/")
     kind, name = _kind(name)
     return kind, (scope, name, part)
+
+
+def direction(name: str) -> int:
+    """`HIGHER` or `LOWER`, whichever is better of the metric called `name`; `UNKNOWN` of one that is no score and no cost."""
+    for word in name.split("/"):  # scope/name/part
+        word = word.removeprefix("blind_").removeprefix("eval_")
+        is_share = "accuracy" in word or "recall@" in word or word.endswith("r_mean")
+        if is_share or word.lower().startswith(_SCORES) or "per_second" in word:
+            return HIGHER
+        if word in LOSS_PARTS or word.endswith(_LOWER_ENDS) or "memory" in word:
+            return LOWER
+    return UNKNOWN
 
 
 def stage_title(stage: str) -> str:

@@ -320,7 +320,8 @@ class Training:
         images, seconds = (after - before for before, after in zip(self._loaded, loaded, strict=True))
         if images:
             line["images_per_second_per_worker"] = round(images / seconds, 1)
-        line["memory_gb"] = round(peak_memory_gb(self._context.device), 3)  # of this rank
+        if (memory := peak_memory_gb(self._context.device)) is not None:
+            line["memory_gb"] = round(memory, 3)  # of this rank
         line["seconds"] = round(now - self._started, 3)
         if self._loss_scale.is_on:
             line["loss_scale"] = self._loss_scale.value

@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 
 import paddle
 
+_jobs = 0  # that this process has begun; those of a sweep with the launcher `basic` share one
+
 
 def peak_memory_mib() -> float:
     """Highest resident size of this process so far, in MiB (its loader workers are not counted)."""
@@ -16,11 +18,26 @@ def peak_memory_mib() -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
 
 
-def peak_memory_gb(device: str) -> float:
-    """What this process has used at most so far, in GB of 2**30 bytes: of a GPU's memory what tensors took, else resident."""
-    if device.startswith("gpu") and paddle.is_compiled_with_cuda():
+def begin_peak(device: str) -> None:
+    """Have `peak_memory_gb` count from here, where a job begins, which need not be this process's first."""
+    global _jobs
+    _jobs += 1
+    if _is_gpu(device):
+        paddle.device.cuda.reset_max_memory_allocated()
+
+
+def peak_memory_gb(device: str) -> float | None:
+    """What this job has used at most so far, in GB of 2**30 bytes: of a GPU's memory what tensors took, else resident.
+
+    None: another job was in this process before, and no system tells what of its highest resident size is whose.
+    """
+    if _is_gpu(device):
         return paddle.device.cuda.max_memory_allocated() / 2**30
-    return peak_memory_mib() / 2**10
+    return None if _jobs > 1 else peak_memory_mib() / 2**10
+
+
+def _is_gpu(device: str) -> bool:
+    return device.startswith("gpu") and paddle.is_compiled_with_cuda()
 
 
 def free_memory(device: str) -> tuple[int, str]:

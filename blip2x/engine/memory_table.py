@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
 from blip2x.models.memory.predict import Part, Prediction
 
-_TABLE_WIDTH = 120  # columns of a terminal; a narrower one gets lines
 _COLUMNS = ("part", "parameters", "trained", "stored as", "weights", "gradients", "optimizer", "activations", "in all")
 
 
@@ -46,22 +41,17 @@ def markdown(name: str, found: Prediction, said: list[str]) -> str:
     return "\n".join([*lines, "", *said, ""])
 
 
-def show(console: Console, title: str, found: Prediction, said: list[str]) -> None:
-    """Print the table, as lines where the terminal is narrow, and under it the sentences `said`."""
-    if console.is_terminal and console.width >= _TABLE_WIDTH:
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-        for index, column in enumerate(_COLUMNS):
-            table.add_column(column, justify="left" if index in (0, 3) else "right", no_wrap=True)
-        *body, last = rows(found)
-        for row in body:
-            table.add_row(*row)
-        table.add_section()
-        table.add_row(*last, style="bold")
-        console.print(table)
-    else:
-        console.print(title, markup=False, highlight=False, soft_wrap=True)
-        for row in rows(found):
-            cells = [f"{column} {cell}" for column, cell in zip(_COLUMNS[1:], row[1:], strict=True) if cell not in ("", "0")]
-            console.print(f"  {row[0]}: {', '.join(cells)}", markup=False, highlight=False, soft_wrap=True)
-    for sentence in said:
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+def lines(found: Prediction, width: int | None = None) -> list[str]:
+    """The same for a terminal of `width` columns, None: any: a table, or, where it is too narrow, a line per part."""
+    table = [_COLUMNS, *rows(found)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(_COLUMNS))]
+    if width is None or sum(widths) + 2 * len(widths) <= width:
+        return [
+            "  ".join(cell.ljust(w) if c in (0, 3) else cell.rjust(w) for c, (cell, w) in cells).rstrip()
+            for cells in (enumerate(zip(row, widths, strict=True)) for row in table)
+        ]
+    said = []
+    for row in table[1:]:
+        cells = [f"{column} {cell}" for column, cell in zip(_COLUMNS[1:], row[1:], strict=True) if cell not in ("", "0")]
+        said.append(f"{row[0]}: {', '.join(cells)}")
+    return said

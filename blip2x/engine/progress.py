@@ -21,7 +21,7 @@ from blip2x.engine.run_files import TIMES
 
 SECONDS_BETWEEN_LINES = 5.0  # where output is not a terminal, e.g. a log file
 _SECONDS_BETWEEN_PICTURES = 0.125
-_LEAST_WORK = 100  # of the time between two pictures to that of drawing one, also where a terminal is slow
+_LEAST_RATIO = 100  # of the time between two pictures to that of drawing one, also where a terminal is slow
 _TREND = 12  # values of a loss part that are drawn
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _MOST_BAR = 40  # columns
@@ -164,7 +164,7 @@ class Display:
         if now or began >= self._next:
             self.live.refresh()
             ended = time.monotonic()
-            self._next = ended + max(_SECONDS_BETWEEN_PICTURES, _LEAST_WORK * (ended - began))
+            self._next = ended + max(_SECONDS_BETWEEN_PICTURES, _LEAST_RATIO * (ended - began))
         return True
 
     def show_captions(self, captions: Sequence[str]) -> bool:

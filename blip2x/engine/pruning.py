@@ -12,7 +12,8 @@ from statistics import median
 
 from blip2x.config.run import PruneConfig
 from blip2x.config.task import Best
-from blip2x.engine.run import METRICS_FILE, Run
+from blip2x.engine.loggers import METRICS_FILE
+from blip2x.engine.run import Run
 
 
 class Pruned(Exception):  # no error: the run has come to an end that it was given

@@ -11,6 +11,7 @@ from typing import Any
 
 import blip2x
 from blip2x.engine.hardware import hardware
+from blip2x.engine.loggers import metric_lines
 from blip2x.engine.run_files import TIMES
 from blip2x.engine.versions import git_diff, versions
 from blip2x.parallel.context import Context
@@ -124,12 +125,8 @@ def _there(is_there: bool) -> str:
 
 def _lines(path: Path) -> Iterator[tuple[tuple[str, Any, Any], dict[str, Any]]]:
     """The lines by stage, step and what they are about: a step of a training may have a validation as well."""
-    for line in (_bytes(path) or b"").decode("utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:  # the run was killed while it wrote
-            continue
-        yield (row.get("stage"), row.get("step"), "lr" in row), row
+    for row in metric_lines(path):
+        yield (row["stage"], row["step"], "lr" in row), row
 
 
 def _flat(results: Mapping[str, Any]) -> dict[str, Any]:

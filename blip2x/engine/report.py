@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blip2x.engine.comparisons import BASELINES, PARTS, Measure, metric_title, read_measures, stage_title
+from blip2x.engine.comparisons import BASELINES, HEADLINES, PARTS, Measure, metric_title, read_measures, stage_title
 from blip2x.engine.report_sections.confusion import confusion
 from blip2x.engine.report_sections.costs import stage_costs, whole_cost
 from blip2x.engine.report_sections.curves import stage_curves
@@ -30,7 +30,6 @@ PREDICTIONS = 60
 ATTENTION_BYTES = 1_000_000  # of all pictures of attention on a page, as they are embedded
 DIFF_LINES = 400
 
-_HEADLINES = ("i2t_recall@1", "t2i_recall@1", "CIDEr", "accuracy")  # a stage without any shows its first metric
 _SEARCHES = {  # key of what was found -> title, what is counted, what is found
     "retrieved_texts": ("Texts found for a picture", "searches by a picture", "text"),
     "retrieved_images": ("Pictures found for a text", "searches by a text", "picture"),
@@ -110,7 +109,7 @@ def _render(run: RunFiles) -> str:
     captions = [row for row in run.predictions if "caption" in row]
     questions = [row for row in run.predictions if "question" in row]
     # of each picture there is a line per prompt
-    predicted = list(group([row for row in run.predictions if "texts" in row], lambda row: row.get("source")).values())
+    predicted = list(group([row for row in run.predictions if "texts" in row], lambda row: str(row.get("source"))).values())
     searches = [row for row in run.predictions if any(row.get(way) for way in _SEARCHES)]
     functions = {
         "stage_title": stage_title,
@@ -170,7 +169,7 @@ def _tiles(measures: list[Measure]) -> list[Measure]:
     whole = [measure for measure in measures if not measure.scope and not measure.part]
     chosen = []
     for rows in group(whole, lambda measure: measure.stage).values():
-        chosen += [measure for measure in rows if measure.name in _HEADLINES] or rows[:1]
+        chosen += [measure for measure in rows if measure.name in HEADLINES] or rows[:1]
     return sorted(chosen, key=lambda measure: not measure.baselines)
 
 
@@ -191,11 +190,15 @@ def _mark(correct: Any) -> tuple[str, str, str]:
 
 
 def _caption_groups(rows: list[Row]) -> list[Shown]:
-    scored = [name for row in rows for name in row.get("scores") or {}]
+    def scores(row: Row) -> dict[str, Any]:
+        found = row.get("scores")
+        return found if isinstance(found, dict) else {}
+
+    scored = [name for row in rows for name in scores(row)]
     name = "CIDEr" if "CIDEr" in scored else min(scored, default="")
 
     def score(row: Row) -> float:
-        value = (row.get("scores") or {}).get(name)
+        value = scores(row).get(name)
         return float(value) if is_number(value) else math.nan
 
     kept = _best_kept(rows, lambda row, key: row.get(key), RANDOM)

@@ -50,7 +50,8 @@ _FREE_TASK_KEYS = (
 )
 _SHOWN = 5
 _FIRST_FILE = "command.txt"  # that a run writes; config.yaml is the last one before its work starts
-_BIRTH_FILES = (_FIRST_FILE, "overrides.yaml", "versions.json", "hardware.json", "diff.patch", ".config.yaml.partial")
+_BIRTH_FILES = (_FIRST_FILE, "status.json", "overrides.yaml", "versions.json", "hardware.json", "diff.patch")
+_BIRTH_FILES += (".status.json.partial", ".config.yaml.partial")
 
 
 def may_go_on(folder: Path, config: DictConfig) -> bool:

@@ -6,7 +6,8 @@ import json
 import re
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,17 +20,21 @@ from blip2x.config.compose import command_overrides, is_hydras_job
 from blip2x.config.run import RunConfig
 from blip2x.engine.folders import append_whole, check_name, claim_folder, hold, release, require_space, write_whole
 from blip2x.engine.hardware import hardware
-from blip2x.engine.loggers import METRICS_FILE, Loggers, Row
+from blip2x.engine.loggers import METRICS_FILE, Loggers, Row, metric_lines
 from blip2x.engine.progress import display_of
 from blip2x.engine.resume import AUTO, may_go_on
 from blip2x.engine.run_log import RunLog
+from blip2x.engine.status import State, begin_status, end_status, read_status
 from blip2x.engine.terminal import terminal
 from blip2x.engine.versions import git_diff, versions
-from blip2x.errors import UserError
+from blip2x.errors import Interrupted, UserError
 from blip2x.parallel.context import Context
 
 LOG_FILE = "log.txt"
+RESULTS_FILE = "results.json"
 PREDICTIONS_FILE = "predictions.jsonl"
+_QUOTED = re.compile(r"""'[^']*'|"'\"""")  # what shlex.join quotes, and how it writes the quote itself; may have newlines
+_NAMES = ("run_name", "sweep")
 _SEARCHES = ("retrieved_texts", "retrieved_images")  # keys of what a search found for a picture, or for a text
 
 
@@ -74,8 +79,9 @@ class Run:
             console: where to print; None: the terminal.
 
         Raises:
-            UserError: the folder exists and neither `cfg.overwrite` nor `cfg.resume` says what to do about it, is of a run with
-                another config or in the hands of another process, cannot be made, or the disk is full. On every rank.
+            UserError: the folder exists and neither `cfg.overwrite` nor `cfg.resume` says what to do about it, has what the
+                run needs, is of a run with another config or in the hands of another process, cannot be made, or the disk is
+                full. On every rank.
         """
         config = cfg if OmegaConf.is_config(cfg) else OmegaConf.structured(cfg)
 
@@ -83,27 +89,35 @@ class Run:
             outputs = Path(cfg.paths.outputs)
             require_space(outputs)
             if cfg.resume == AUTO and _goes_on(outputs, cfg.run_name, config):
-                with (outputs / cfg.run_name / "command.txt").open("a", encoding="utf-8") as file:
-                    file.write(shlex.join(command) + "\n")
-                return outputs / cfg.run_name, True
+                folder = outputs / cfg.run_name
+                if not _is_complete(folder):
+                    with _ended_by_errors(folder):
+                        begin_status(folder)
+                        if not _has_results(folder):
+                            append_whole(folder / "command.txt", shlex.join(command) + "\n")
+                return folder, True
+            if cfg.overwrite and cfg.run_name:
+                _require_apart(outputs / cfg.run_name, config)
             folder = claim_folder(outputs, cfg.run_name, auto_name=_auto_name(cfg), overwrite=cfg.overwrite)
-            try:
+            with _ended_by_errors(folder):
                 _write_origin(folder, config, context, command)
-            except BaseException:
-                release(folder)
-                raise
             return folder, False
 
         folder, goes_on = context.on_main(make)
-        console = (console or terminal(quiet=cfg.quiet)) if context.is_main else Console(quiet=True)
-        log = RunLog(folder / LOG_FILE, console, shlex.join(command)) if context.is_main else None
-        loggers = Loggers.build(
-            cfg.logger if context.is_main else {},
-            folder=folder,
-            config=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
-            goes_on=goes_on,
-            say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
-        )
+        if not context.is_main:
+            return cls(folder, folder, cfg.task.kind, context, Console(quiet=True), Loggers(), goes_on=goes_on)
+        console = console or terminal(quiet=cfg.quiet)
+        if goes_on and _has_results(folder):  # nothing is to be logged any more
+            return cls(folder, folder, cfg.task.kind, context, console, Loggers(), goes_on=True)
+        log = RunLog(folder / LOG_FILE, console, shlex.join(command))
+        with _ended_by_errors(folder, log):
+            loggers = Loggers.build(
+                cfg.logger,
+                folder=folder,
+                config=OmegaConf.to_container(config, resolve=True, enum_to_str=True),
+                goes_on=goes_on,
+                say=lambda text: console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True),
+            )
         return cls(folder, folder, cfg.task.kind, context, console, loggers, goes_on=goes_on, log=log)
 
     def child(self, stage: str) -> Run:
@@ -125,7 +139,12 @@ class Run:
     @property
     def starts(self) -> int:
         """How many commands have worked on the whole run; on rank 0."""
-        return len((self.root / "command.txt").read_text(encoding="utf-8").splitlines())
+        text = (self.root / "command.txt").read_text(encoding="utf-8")
+        return _QUOTED.sub("", text).count("\n")
+
+    def begin_training(self, objective: Any) -> bool:
+        """Told what is about to be trained; gives whether the training is to leave checkpoints."""
+        return True
 
     def path(self, *parts: str) -> Path:
         """A path inside this run's folder; the folders above it are made."""
@@ -162,15 +181,8 @@ class Run:
         path = self.root / METRICS_FILE
         if not self.context.is_main or not path.is_file():
             return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the run was killed while it wrote
-                continue
-            if row["stage"] != self.stage or keep(row):
-                kept.append(line + "\n")
-        write_whole(path, "".join(kept))
+        kept = (row for row in metric_lines(path) if row["stage"] != self.stage or keep(row))
+        write_whole(path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def read_json(self, *parts: str) -> Any:
         """What `write_json` wrote to a file of this run's folder; None where there is none."""
@@ -198,9 +210,8 @@ class Run:
 
     def _last_step(self) -> int:
         """Of this stage, where it has trained; in this process or in an earlier one that it goes on with."""
-        path = self.root / METRICS_FILE
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        return max((row["step"] for row in map(json.loads, lines) if row["stage"] == self.stage), default=0)
+        lines = metric_lines(self.root / METRICS_FILE)
+        return max((row["step"] for row in lines if row["stage"] == self.stage), default=0)
 
     def _write(self, text: str, parts: tuple[str, ...]) -> Path:
         path = self.path(*parts)
@@ -230,9 +241,14 @@ class Run:
         display_of(self.console).end()  # of a loop in a generator, which ends only when nobody holds the error any more
         try:
             self._loggers.close(failed)
+        except Interrupted:
+            if failed:
+                raise
+            self.console.print("stopped waiting for the loggers", style="yellow")  # all else is done: the run is complete
         finally:
             if self._log:
                 self._log.close()
+            if self.context.is_main:
                 release(self.root)
 
     def __enter__(self) -> Run:
@@ -258,6 +274,50 @@ def _goes_on(outputs: Path, name: str, config: DictConfig) -> bool:
     return goes_on
 
 
+@contextmanager
+def _ended_by_errors(folder: Path, log: RunLog | None = None) -> Iterator[None]:
+    """Where the block raises, note it in `folder`, which is being made, and let others have it."""
+    try:
+        yield
+    except BaseException as error:
+        end_status(folder, error)
+        if log:
+            log.close()
+        release(folder)
+        raise
+
+
+def _has_results(folder: Path) -> bool:
+    """Whether the run of `folder` has come to its end; its report may be missing."""
+    try:
+        return "seconds" in json.loads((folder / RESULTS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_complete(folder: Path) -> bool:
+    return _has_results(folder) and read_status(folder).get("state") == State.complete.value
+
+
+def _require_apart(folder: Path, config: DictConfig) -> None:
+    """Raise `UserError` where `folder`, which is to be replaced, has something that the run of `config` reads."""
+    if not folder.is_dir():
+        return
+    for key, value in _strings(OmegaConf.to_container(config, resolve=True)):
+        is_name = key in _NAMES or key.endswith((".kind", ".name"))  # and no path, although it may look like one
+        if not is_name and Path(value).resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"overwrite=true would delete {value}, which this run needs ({key}); choose another run_name")
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """All strings in a config, with their keys."""
+    if isinstance(value, str) and value:
+        yield key, value
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, found in inner:
+        yield from _strings(found, f"{key}.{name}".lstrip("."))
+
+
 def _auto_name(cfg: RunConfig) -> str:
     if cfg.run:
         return re.sub(r"-repeat(-\d+)?$", "", Path(cfg.run).resolve().name) + "-repeat"
@@ -268,6 +328,7 @@ def _write_origin(folder: Path, config: DictConfig, context: Context, command: l
     """Write what the run comes from; config.yaml last, for with it the folder is a run's."""
     overrides = command_overrides() if is_hydras_job() else command[1:]
     (folder / "command.txt").write_text(shlex.join(command) + "\n", encoding="utf-8")
+    begin_status(folder)
     (folder / "overrides.yaml").write_text(OmegaConf.to_yaml(overrides), encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
     (folder / "hardware.json").write_text(json.dumps(hardware(context), indent=2) + "\n", encoding="utf-8")

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import json
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -17,7 +14,9 @@ from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from yaml import YAMLError
 
+from blip2x.engine.reading import read_json, read_lines
 from blip2x.errors import UserError
+from blip2x.pages import data_uri
 
 SCHEDULE_FILE = "schedule.json"  # in a training stage's folder: its name, and the shape of its learning rate
 # what a training's lines in metrics.jsonl say of time and memory, and no two runs have alike
@@ -91,22 +90,25 @@ def read_run(folder: Path) -> RunFiles:
     try:
         run.config = _mapping(OmegaConf.to_container(OmegaConf.create(run.config_text), resolve=False))
     except (YAMLError, OmegaConfBaseException):
-        run.notes.append("config.yaml could not be parsed; it is shown as it is.")
+        run.notes.append("config.yaml could not be parsed; it is shown as it is")
     run.command = _text(folder / "command.txt").strip()
-    run.versions = _json(run, "versions.json")
-    run.hardware = _mapping(run.versions.pop("hardware", None)) or _json(run, "hardware.json")
-    run.status = _json(run, "status.json")
+    run.versions = read_json(folder / "versions.json", run.notes)
+    run.hardware = _mapping(run.versions.pop("hardware", None)) or read_json(folder / "hardware.json", run.notes)
+    run.status = read_json(folder / "status.json", run.notes)
     with suppress(ValueError):  # none yet, or no time
         run.ended = _moment(datetime.fromisoformat(str(run.status.get("ended")).replace("Z", "+00:00")))
     run.diff = _text(folder / "diff.patch").strip()
-    run.results = _json(run, "results.json")
+    run.results = read_json(folder / "results.json", run.notes)
     if run.results:
         run.finished = _moment(datetime.fromtimestamp((folder / "results.json").stat().st_mtime, timezone.utc))
-    run.metrics = list(_lines(run, folder / "metrics.jsonl"))
+    run.metrics = list(read_lines(folder / "metrics.jsonl", run.notes))
     for path in (folder / "predictions.jsonl", *sorted(folder.glob("*/predictions.jsonl"))):
-        run.predictions += [{**row, "_folder": path.parent} for row in _lines(run, path)]
+        rows, parent = list(read_lines(path, run.notes, str(path.relative_to(folder)))), path.parent
+        for row in rows:
+            row["_folder"] = parent  # one object for all of them
+        run.predictions += rows
     for path in (folder / SCHEDULE_FILE, *sorted(folder.glob(f"*/{SCHEDULE_FILE}"))):
-        shape = _json(run, str(path.relative_to(folder)))
+        shape = read_json(path, run.notes, str(path.relative_to(folder)))
         if "stage" in shape:
             run.schedules[str(shape.pop("stage"))] = shape
     stages = list(run.results)
@@ -129,7 +131,7 @@ def _embed(path: Path) -> Picture:
             buffer = io.BytesIO()
             image.convert("RGB").save(buffer, "JPEG", quality=85)
             data, mime = buffer.getvalue(), "image/jpeg"
-    return Picture(f"data:{mime};base64,{base64.b64encode(data).decode()}", small)
+    return Picture(data_uri(data, mime), small)
 
 
 def _text(path: Path) -> str:
@@ -138,27 +140,3 @@ def _text(path: Path) -> str:
 
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _json(run: RunFiles, name: str) -> dict[str, Any]:
-    text = _text(run.folder / name)
-    try:
-        return _mapping(json.loads(text)) if text else {}
-    except json.JSONDecodeError:
-        run.notes.append(f"{name} is no JSON and was left out.")
-        return {}
-
-
-def _lines(run: RunFiles, path: Path) -> Iterator[dict[str, Any]]:
-    broken = 0
-    for line in _text(path).split("\n"):  # splitlines() would also cut at separators inside a text
-        try:
-            row = json.loads(line) if line.strip() else None
-        except json.JSONDecodeError:
-            broken += 1
-            continue
-        if isinstance(row, dict):
-            yield row
-    if broken:
-        name = path.relative_to(run.folder)
-        run.notes.append(f"{name}: {broken} line{'s' if broken > 1 else ''} could not be read and were left out.")

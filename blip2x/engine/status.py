@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
@@ -25,21 +24,22 @@ class State(Enum):
     interrupted = "interrupted"
 
 
-@contextmanager
-def noting_status(folder: Path) -> Iterator[None]:
-    """Write {"state", "error", "started", "ended"} to the run `folder`, before the block and when it has ended, however."""
-    started = _now()
-    write_status(folder, State.running, started)
-    try:
-        yield
-    except BaseException as error:
-        interrupted = isinstance(error, (Interrupted, KeyboardInterrupt))
-        is_sentence = isinstance(error, (Interrupted, UserError))
-        sentence = str(error) if is_sentence else f"{type(error).__name__}: {error}".removesuffix(": ")
-        with suppress(OSError):  # such as a full disk, which may be the error itself
-            write_status(folder, State.interrupted if interrupted else State.failed, started, _now(), sentence)
-        raise
-    write_status(folder, State.complete, started, _now())
+def begin_status(folder: Path) -> None:
+    """Say in the run `folder` that its work has begun: {"state", "error", "started", "ended"}, with times in UTC."""
+    write_status(folder, State.running, _now())
+
+
+def end_status(folder: Path, error: BaseException | None = None) -> None:
+    """Say how the work that `begin_status` noted has ended; None: as it should."""
+    started = read_status(folder).get("started") or _now()
+    if error is None:
+        write_status(folder, State.complete, started, _now())
+        return
+    interrupted = isinstance(error, (Interrupted, KeyboardInterrupt))
+    is_sentence = isinstance(error, (Interrupted, UserError))
+    sentence = str(error) if is_sentence else f"{type(error).__name__}: {error}".removesuffix(": ")
+    with suppress(OSError):  # such as a full disk, which may be the error itself
+        write_status(folder, State.interrupted if interrupted else State.failed, started, _now(), sentence)
 
 
 def write_status(folder: Path, state: State, started: str, ended: str | None = None, error: str | None = None) -> None:

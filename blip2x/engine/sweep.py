@@ -18,6 +18,7 @@ from yaml import YAMLError
 
 from blip2x.config.run import RunConfig
 from blip2x.config.task import Best
+from blip2x.engine.comparisons import HIGHER, LOWER, direction
 from blip2x.engine.folders import append_whole, is_held, write_whole
 from blip2x.engine.resume import AUTO, NEVER, differences
 from blip2x.errors import UserError
@@ -153,9 +154,7 @@ def check_pruning(metric: str | None, best_is: Best) -> None:
 
 def _better(key: str) -> str | None:
     """Whether the "max" or the "min" of STAGE.METRIC is better; None: its name does not tell."""
-    from blip2x.engine.compared.metrics import direction  # nothing for every start
-
-    return {1: "max", -1: "min"}.get(direction(key.partition(".")[2]))
+    return {HIGHER: "max", LOWER: "min"}.get(direction(key.partition(".")[2]))
 
 
 def failures(folder: Path) -> dict[str, str]:
@@ -178,7 +177,8 @@ def compare(folder: Path) -> None:
     from blip2x.engine.compared.runs import is_comparison
 
     if not all(is_comparison(path.parent) for path in folder.glob(f"*/{CONFIG_FILE}")):
-        write_comparison(find_runs(str(folder)), folder, Console())
+        console = Console()
+        write_comparison(find_runs(str(folder), console), folder, console)
 
 
 def tell_best(folder: Path, objective: str) -> None:

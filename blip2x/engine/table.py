@@ -32,8 +32,8 @@ def results_table(results: dict[str, Any]) -> Table:
 
 def _baseline_cells(measure: Measure) -> tuple[Text, Text]:
     values = [f"{measure.shown(baseline.value)} {BASELINES[baseline.kind]}" for baseline in measure.baselines]
-    gains = [measure.gain(baseline) for baseline in measure.baselines]
-    return Text("\n".join(values)), Text("\n".join(gains), style="bold")
+    gains = [Text(measure.gain(baseline), style="bold" if measure.beats(baseline) else "") for baseline in measure.baselines]
+    return Text("\n".join(values)), Text("\n").join(gains)
 
 
 def _cost(results: dict[str, Any]) -> str | None:

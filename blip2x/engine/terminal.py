@@ -12,12 +12,19 @@ _FILE_WIDTH = 120  # columns, wide enough for the results table
 
 
 class QuietConsole(Console):
-    """Prints tables, which hold a run's results, and what is in yellow, the colour of all warnings; nothing else."""
+    """Prints tables, which hold a run's results, and what is in yellow, the colour of all warnings; nothing else.
+
+    A run's log gets everything all the same: render hooks are called for what is not printed, too.
+    """
 
     def print(self, *objects: Any, style: Any = None, **options: Any) -> None:
         """As rich's, if it is one of these."""
-        if style == "yellow" or any(isinstance(thing, Table) for thing in objects):
-            super().print(*objects, style=style, **options)
+        with self._lock:  # loggers warn from threads of their own
+            self.quiet = not (style == "yellow" or any(isinstance(thing, Table) for thing in objects))
+            try:
+                super().print(*objects, style=style, **options)
+            finally:
+                self.quiet = False
 
 
 def terminal(*, quiet: bool) -> Console:

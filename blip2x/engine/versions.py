@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import subprocess
+import threading
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -34,13 +35,19 @@ def versions() -> dict[str, Any]:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """{"git_commit", "git_dirty"} of the repository that holds `folder`; both null outside of one or without git."""
+    """{"git_commit", "git_dirty"} of the repository that holds `folder`; both null outside of one or without git.
+
+    The latter alone is null where git takes too long to say.
+    """
     try:
         _git(folder, "ls-files", "--error-unmatch", "__init__.py")  # fails where somebody else's repository holds our copy
         commit = _git(folder, "rev-parse", "HEAD").decode().strip()
-        return {"git_commit": commit, "git_dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return {"git_commit": None, "git_dirty": None}
+    try:
+        return {"git_commit": commit, "git_dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.SubprocessError):  # too slow, as on some network drives
+        return {"git_commit": commit, "git_dirty": None}
 
 
 def git_diff(folder: Path, limit: int = MAX_DIFF_BYTES) -> bytes | None:
@@ -56,7 +63,7 @@ def git_diff(folder: Path, limit: int = MAX_DIFF_BYTES) -> bytes | None:
         top = Path(_git(folder, "rev-parse", "--show-toplevel").decode().strip())
         plain = ("-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false")  # whatever this user's git is set to
         words = ("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--binary", "HEAD")
-        diff, is_whole = _bounded(["git", "-C", str(top), *plain, *words], limit)
+        diff, is_whole = _bounded([*_command(top), *plain, *words], limit)
         untracked = _git(top, "ls-files", "--others", "--exclude-standard").decode(errors="replace").splitlines()
     except (OSError, subprocess.SubprocessError):
         return None
@@ -69,17 +76,28 @@ def git_diff(folder: Path, limit: int = MAX_DIFF_BYTES) -> bytes | None:
     return "".join(f"# {line}\n" for line in head).encode() + diff
 
 
+def _command(folder: Path) -> list[str]:
+    # a checkout that is mounted into a container is somebody else's, and git would not look at it
+    return ["git", "-C", str(folder), "-c", "safe.directory=*"]
+
+
 def _git(folder: Path, *words: str) -> bytes:
-    return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, timeout=_SECONDS, check=True).stdout
+    return subprocess.run([*_command(folder), *words], capture_output=True, timeout=_SECONDS, check=True).stdout
 
 
 def _bounded(command: list[str], limit: int) -> tuple[bytes, bool]:
-    """What `command` prints, up to `limit` bytes, and whether that is all."""
+    """What `command` prints, up to `limit` bytes, and whether that is all; an error where it takes too long."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-        found = process.stdout.read(limit + 1)
-        if len(found) > limit:
-            process.kill()
-            return found[:limit], False
+        timer = threading.Timer(_SECONDS, process.kill)
+        timer.start()
+        try:
+            found = process.stdout.read(limit + 1)
+            if len(found) > limit:
+                process.kill()
+                return found[:limit], False
+            process.wait()
+        finally:
+            timer.cancel()
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, command)
     return found, True

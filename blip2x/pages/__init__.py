@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+
+def data_uri(content: bytes, mime: str) -> str:
+    """A file's content, of the type `mime`, as an address that has all of it."""
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
 def render_page(template: Path, functions: dict[str, Callable[..., Any]], **values: Any) -> str:

@@ -22,12 +22,12 @@ from blip2x.engine.progress import ProgressBar
 from blip2x.engine.result import TaskResult
 from blip2x.errors import UserError
 from blip2x.registry import TASKS
+from blip2x.tasks.checkup.findings import STYLES
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.task import Task
 
 ALL = "all"
 _WIDE = 120  # columns of a terminal; a narrower one gets lines
-_STYLES = {Verdict.fine: "green", Verdict.look: "yellow", Verdict.broken: "bold red"}
 
 
 @TASKS.register("audit")
@@ -105,7 +105,7 @@ class Audit(Task):
         for column in ("where", "check", "verdict", "found", "what to do"):
             table.add_column(column, no_wrap=column == "verdict")
         for line in lines:
-            verdict = Text(line.verdict.value, style=_STYLES[line.verdict])
+            verdict = Text(line.verdict.value, style=STYLES[line.verdict])
             table.add_row(Text(line.where), Text(line.check), verdict, Text(line.found), Text(line.advice))
         self.console.print(table)
 

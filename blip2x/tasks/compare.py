@@ -28,7 +28,7 @@ class Compare(Task):
 
     def run(self) -> TaskResult:
         """Compare; how many runs there are, and how many came to their end, is the result."""
-        comparison = Comparison.of(find_runs(self.cfg.runs))
+        comparison = Comparison.of(find_runs(self.cfg.runs, self.console))
         comparison.print(self.console)
         page = comparison.write(self.run_folder.folder)
         beside = Path(self.cfg.runs[0]).expanduser()

@@ -1,326 +1,134 @@
-"""How much memory a training will take, part by part, before anything is trained; neither weights nor pictures are needed."""
+"""A check-up of any task before hours are spent on it; see docs/doctor.md for what each line means."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import ClassVar, NamedTuple
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from textwrap import shorten
+from typing import ClassVar
 
-import paddle
-from paddle import nn
+from rich.rule import Rule
 
-from blip2x.config.compose import compose_config, inner_overrides
-from blip2x.config.run import PrecisionName, RunConfig
-from blip2x.config.task import (
-    DoctorConfig,
-    PipelineConfig,
-    PretrainStage1Config,
-    PretrainVisionConfig,
-    TrainingConfig,
-    trains,
-)
-from blip2x.data.collate import QuestionTexts
-from blip2x.data.tokenize import TextTokenizer, build_tokenizer
-from blip2x.engine.memory import free_memory
-from blip2x.engine.memory_table import amount, markdown, show
+from blip2x.config.run import RunConfig
+from blip2x.config.task import DoctorConfig
+from blip2x.data.audit.verdicts import Verdict
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
-from blip2x.models.assemblies.patch_classifier import PatchClassifier
-from blip2x.models.assemblies.stage1 import build_stage1
-from blip2x.models.assemblies.stage2 import build_stage2
-from blip2x.models.freeze import freeze
-from blip2x.models.memory.predict import Layout, Prediction, predict
-from blip2x.models.precision import storage_types, store_in
-from blip2x.models.tensor_parallel import check_split
-from blip2x.models.weights.known import locate_tokenizer
-from blip2x.parallel.context import TensorGroup
-from blip2x.parallel.devices import started_processes
-from blip2x.parallel.strategies.hybrid import check_sharding
-from blip2x.registry import LANGUAGE_MODELS, TASKS, VISION_ENCODERS
-from blip2x.tasks.common.inputs import build_source
-from blip2x.tasks.pipeline import plan_stages
+from blip2x.registry import TASKS
+from blip2x.tasks.checkup.data import check_data
+from blip2x.tasks.checkup.examined import Examined, examined_of, layout_of, looked_at
+from blip2x.tasks.checkup.findings import Findings, sentence
+from blip2x.tasks.checkup.machine import MACHINE, check_devices, check_disk, check_versions
+from blip2x.tasks.checkup.memory import check_memory
+from blip2x.tasks.checkup.parameters import check_parameters
+from blip2x.tasks.checkup.schedule import check_schedule
+from blip2x.tasks.checkup.settings import check_settings
+from blip2x.tasks.checkup.texts import check_prompts, check_tokenizers
+from blip2x.tasks.checkup.trial import check_start, check_trial
 
-
-@dataclass(frozen=True)
-class Texts:
-    """What is known of the texts without reading a batch: lengths in tokens, and vocabularies."""
-
-    length: int
-    output_length: int
-    vocab_sizes: Mapping[str, int]
-    question_length: int = 0  # of what the Q-Former reads beside the image
-
-
-class Longest(NamedTuple):
-    """Tokens of a data set's longest texts, without what begins and ends them."""
-
-    document: int
-    line: int  # of a document
-    caption: int
+TRACES_FILE = "traces.txt"
 
 
 @TASKS.register("doctor")
 class Doctor:
-    """Predict for each training that the command would do, print it, and write memory.json and memory.md."""
+    """All lines are in doctor.json; memory.json and memory.md have what a training's memory consists of."""
 
     computes: ClassVar[bool] = False
 
     def __init__(self, cfg: RunConfig, run: Run):
         self.run_folder = run
         self.task: DoctorConfig = cfg.task
-        self.device = run.context.device
-        self.trainings = trainings(cfg.task)
+        self.found: list[Findings] = []
 
     @classmethod
     def check(cls, cfg: RunConfig) -> None:
-        """Raise `UserError` where there is no training to look at, its config is wrong, or not for so many ranks."""
-        for training in trainings(cfg.task).values():
-            _layout(training, cfg.task)
+        """Raise `UserError` where the config of what is looked at is wrong, or not for so many ranks."""
+        for wanted in looked_at(cfg.task).values():
+            layout_of(wanted.cfg, cfg.task)
 
     def run(self) -> TaskResult:
-        """The highest memory of each training is the result."""
-        results, records, pages = {}, {}, []
-        free, where = free_memory(self.device)
-        for name, cfg in self.trainings.items():
-            layout = _layout(cfg, self.task)
-            texts = texts_of(cfg)
-            found, _ = prediction_of(cfg, layout, texts)
-            lacking = gpu_reason(cfg, layout) if self.device == "cpu" else None
-            need, whose = needed(found, self.device, ranks_here(_count(layout), os.environ))
-            judged = no_verdict(found, lacking) if lacking else verdict(need, whose, free, where)
-            said = [*sentences(cfg, found, layout, texts), judged]
-            show(self.run_folder.console, f"{name}, {_ranks(layout)}: memory of one rank", found, said)
-            pages.append(markdown(name, found, said))
-            compared = None if lacking else free
-            records[name] = {**asdict(found), "peak": found.peak, "resident": found.resident, "free": compared}
-            results[name] = {"predicted_gib": round(found.peak / 2**30, 3)}
-            if compared is not None:
-                results[name]["free_gib"] = round(compared / 2**30, 3)
-        self.run_folder.write_json(records, "memory.json")
-        path = self.run_folder.path("memory.md")
-        self.run_folder.context.on_main(lambda: path.write_text("\n".join(pages), encoding="utf-8") and None)
-        return TaskResult(stages=results)
+        """Look at everything; how many lines have which verdict is the result, beside each training's memory.
 
+        Raises:
+            UserError: something is broken, once all is written.
+        """
+        tasks = examined_of(self.task, self.run_folder)
+        for examined in tasks:
+            self._title(examined.name)
+            self._look_at(examined)
+        self._title(MACHINE)
+        self._try("versions", MACHINE, check_versions)
+        self._try("devices", MACHINE, lambda: check_devices(tasks))
+        self._try("disk", MACHINE, lambda: check_disk(tasks))
+        return self._result()
 
-def prediction_of(cfg: RunConfig, layout: Layout, texts: Texts) -> tuple[Prediction, nn.Layer]:
-    """What a step of `cfg` takes, and the model that it was worked out for, without memory."""
-    classes = label_classes(cfg)
-    model = model_of(cfg, layout, texts.vocab_sizes, classes)
-    lengths = {
-        "length": texts.length,
-        "output_length": texts.output_length,
-        "question_length": texts.question_length,
-    }
-    found = predict(cfg, model, layout, **lengths, vocab_sizes=texts.vocab_sizes, classes=list(classes.values()))
-    return found, model
+    def _look_at(self, examined: Examined) -> None:
+        name = examined.name
+        self._try("config", name, lambda: check_settings(examined))
+        start = self._try("start", name, lambda: check_start(examined))
+        self._try("data", name, lambda: check_data(examined))
+        if examined.stage:
+            self._try("tokenizers", name, lambda: check_tokenizers(examined))
+            self._try("prompts", name, lambda: check_prompts(examined))
+            self._try("parameters", name, lambda: check_parameters(examined))
+            self._try("memory", name, lambda: check_memory(examined))
+        if examined.trains:
+            self._try("schedule", name, lambda: check_schedule(examined))
+        lacks = start.record.get("lacks", [])
+        self._try("trial", name, lambda: check_trial(examined, self.task.steps, lacks))
 
+    def _title(self, name: str) -> None:
+        self.run_folder.console.print(Rule(name, align="left"))
 
-def label_classes(cfg: RunConfig) -> dict[str, int]:
-    """Kinds of labels, where the training has any."""
-    return dict(build_source(cfg).label_classes) if cfg.task.kind == "pretrain_vision" else {}
+    def _try(self, check: str, where: str, look: Callable[[], Findings]) -> Findings:
+        """What a check finds; one that fails is a line like others, and stops nothing."""
+        try:
+            found = look()
+        except UserError as error:
+            found = Findings(where)
+            found.broken(check, sentence(error))
+        except Exception as error:
+            found = Findings(where)
+            found.broken(
+                check, f"{type(error).__name__}: {sentence(error)}", f"{TRACES_FILE} has the traceback; please report it"
+            )
+            with self.run_folder.path(TRACES_FILE).open("a", encoding="utf-8") as file:
+                file.write(f"{where}, {check}\n{traceback.format_exc()}\n")
+        self.found.append(found)
+        found.show(self.run_folder.console)
+        return found
 
-
-def trainings(task: DoctorConfig) -> dict[str, RunConfig]:
-    """Name -> config of every training of the command that is looked at; of a pipeline those of its stages.
-
-    Raises:
-        UserError: it trains nothing, or its config is wrong.
-    """
-    words = inner_overrides(task.words)
-    chosen = [f"task={task.of}"] if task.of else []
-    cfg = compose_config([*words, *chosen, *task.overrides])
-    stages = {cfg.task.kind: cfg}
-    if isinstance(cfg.task, PipelineConfig):
-        stages = {stage.name: stage.config({}) for stage in plan_stages(cfg.task)}
-    found = {name: stage for name, stage in stages.items() if trains(stage.task)}
-    if not found:
-        hint = "set task.of to one that does"
-        if isinstance(cfg.task, TrainingConfig):  # one that can also evaluate alone
-            hint = "set \"task.overrides=['task.train=true']\""
-        raise UserError(f"task={cfg.task.kind} trains nothing, so there is no step whose memory could be predicted; {hint}")
-    return found
-
-
-def _layout(cfg: RunConfig, task: DoctorConfig) -> Layout:
-    return Layout.of(cfg, task.world_size or started_processes())
-
-
-def ranks_here(world_size: int, started: Mapping[str, str]) -> int:
-    """How many of `world_size` ranks share this machine: as the launcher's variables `started` say; without them all."""
-    endpoints = started.get("PADDLE_TRAINER_ENDPOINTS", "").split(",")
-    if len(endpoints) != world_size:  # not the ranks that are asked about
-        return world_size
-    here = started.get("PADDLE_CURRENT_ENDPOINT", "").rpartition(":")[0]
-    return sum(endpoint.rpartition(":")[0] == here for endpoint in endpoints) or world_size
-
-
-def model_of(cfg: RunConfig, layout: Layout, vocab_sizes: Mapping[str, int], classes: Mapping[str, int]) -> nn.Layer:
-    """The model that `cfg` trains, as the rank 0 of `layout` holds it, without memory.
-
-    Raises:
-        UserError: a part cannot be split over the ranks.
-    """
-    kind, shape = cfg.task.kind, cfg.model
-    with paddle.LazyGuard():
-        if kind == "pretrain_vision":
-            return PatchClassifier(VISION_ENCODERS.get(shape.vision.kind)(shape.vision), classes)
-        if kind == "pretrain_language":
-            return LANGUAGE_MODELS.get(shape.language.kind)(shape.language, vocab_sizes["language"])
-        if isinstance(cfg.task, PretrainStage1Config):
-            model = build_stage1(shape, vocab_size=vocab_sizes["qformer"])
-        else:
-            questions = vocab_sizes["qformer"] if kind == "vqa_finetune" else None
-            model = build_stage2(shape, vocab_size=vocab_sizes["language"], question_vocab_size=questions)
-    types = storage_types(cfg.precision.name, shape)
-    for name in ("vision", "language"):
-        part = getattr(model, name, None)
-        if part is None:
-            continue
-        size = layout.ranks_of(name)
-        if size > 1:
-            check_split(shape, name, size)
-            part.split_over(TensorGroup(0, size))
-        if types[name] != "float32":
-            store_in(part, types[name])
-        if getattr(shape, name).frozen:
-            freeze(part)
-    return model
-
-
-def texts_of(cfg: RunConfig) -> Texts:
-    """Vocabularies, and the lengths of the longest texts.
-
-    Where the vocabulary is the data set's words, these are read, and its longest texts are found. Else nothing is read, and
-    texts count as long as they are allowed to be.
-    """
-    kind, shape, limit = cfg.task.kind, cfg.model, getattr(cfg.task, "max_txt_len", 0)
-    if kind == "vqa_finetune":
-        return _texts_with_questions(cfg)
-    vocab_sizes = {"qformer": shape.qformer.vocab_size or 0, "language": shape.language.vocab_size or 0}
-    if isinstance(cfg.task, (PretrainVisionConfig, PretrainStage1Config)):
-        if kind != "pretrain_vision" and not vocab_sizes["qformer"]:
-            vocab_sizes["qformer"] = _tokenizer(cfg, "qformer", "bert").vocab_size
-        return Texts(limit, 0, vocab_sizes)  # stage 1 fills its texts up
-    tokenizer = None if vocab_sizes["language"] else _tokenizer(cfg, "language", shape.language.kind)
-    if tokenizer:
-        vocab_sizes["language"] = tokenizer.vocab_size
-    longest = _longest(cfg, tokenizer) if tokenizer and shape.language.tokenizer == "dataset" else Longest(limit, limit, limit)
-    prompt = getattr(cfg.task, "prompt", "")
-    prompt_tokens = len(tokenizer.tokens(prompt)) if tokenizer else 2 * len(prompt.split())
-    if shape.language.kind != "t5":  # one text with what begins and ends it
-        text = longest.document if kind == "pretrain_language" else prompt_tokens + longest.caption
-        return Texts(min(limit, text + 2), 0, vocab_sizes)
-    # two texts with their ends: what is read and what is written
-    if kind == "pretrain_language":
-        read, written = longest.document, longest.line
-    else:
-        split = getattr(cfg.task, "prefix_split", False)
-        read, written = prompt_tokens + (longest.caption - 1 if split else 0), longest.caption
-    return Texts(min(limit, read + 1), min(limit, written + 1), vocab_sizes)
-
-
-def _texts_with_questions(cfg: RunConfig) -> Texts:
-    """`texts_of` where a model is fine-tuned on questions."""
-    limit, families = cfg.task.max_txt_len, {"qformer": "bert", "language": cfg.model.language.kind}
-    parts = {name: getattr(cfg.model, name) for name in families}
-    tokenizers = {name: _tokenizer(cfg, name, families[name]) for name, part in parts.items() if not part.vocab_size}
-    vocab_sizes = {name: tokenizers[name].vocab_size if name in tokenizers else part.vocab_size for name, part in parts.items()}
-    if len(tokenizers) < len(parts) or any(part.tokenizer != "dataset" for part in parts.values()):
-        return Texts(limit, limit if families["language"] == "t5" else 0, vocab_sizes, limit)
-    texts = QuestionTexts(tokenizers["qformer"], tokenizers["language"], cfg.task.prompt, limit, clean=cfg.task.clean_questions)
-    samples = build_source(cfg).questions("train")
-    questions, answers = [sample.question for sample in samples], [max(sample.answers, key=len) for sample in samples]
-    lengths = {name: array.shape[1] for name, array in {**texts.asked(questions), **texts.answered(questions, answers)}.items()}
-    read = lengths["input_ids_BL" if families["language"] == "t5" else "text_ids_BL"]
-    return Texts(read, lengths.get("output_ids_BT", 0), vocab_sizes, lengths["question_ids_BK"])
-
-
-def _longest(cfg: RunConfig, tokenizer: TextTokenizer) -> Longest:
-    source = build_source(cfg)
-    documents = source.texts()
-    lines = [line for text in documents for line in text.splitlines()]
-    captions = [] if cfg.task.kind == "pretrain_language" else source.captions("train")
-    texts = (documents, lines, [caption for sample in captions for caption in sample.captions])
-    return Longest(*(max((len(tokenizer.tokens(text)) for text in kind), default=0) for kind in texts))
-
-
-def _tokenizer(cfg: RunConfig, part: str, family: str) -> TextTokenizer:
-    paths, key = cfg.paths, f"model.{part}.tokenizer"
-    return build_tokenizer(
-        getattr(cfg.model, part).tokenizer,
-        family,
-        locate=lambda name: locate_tokenizer(name, Path(paths.weights), offline=paths.offline, key=key),
-        dataset_texts=lambda: build_source(cfg).texts(),
-    )
-
-
-def sentences(cfg: RunConfig, found: Prediction, layout: Layout, texts: Texts) -> list[str]:
-    """What the table does not say."""
-    task = cfg.task
-    batch = f"{task.batch_size} samples" + (f" x {task.accumulate} micro-batches" if task.accumulate > 1 else "")
-    lengths = " and ".join(str(length) for length in (texts.length, texts.output_length, texts.question_length) if length)
-    counted = [f"{batch} per rank", *([f"texts of {lengths} tokens"] if lengths else [])]
-    counted += [f"{cfg.model.vision.image_size} pixels", cfg.precision.name.value, _ranks(layout)]
-    said = [
-        f"Highest: {amount(found.peak)} of tensors, in this part and pass: {found.where}.",
-        f"Counted with {', '.join(counted)}.",
-        f"A checkpoint takes {amount(found.checkpoint)} on the disk, trained weights and the optimizer's state; up to "
-        f"{task.keep_last + task.keep_best} are kept. While one is written, the first rank's host memory has copies of "
-        f"{amount(found.saving)} more.",
-    ]
-    if cfg.precision.name is PrecisionName.fp32:
-        said.append(
-            f"On a CPU the first rank's process takes {amount(found.resident)} with what it copies for saving; "
-            f"{amount(found.beside)} of it are libraries, gaps between tensors and batches on their way."
+    def _result(self) -> TaskResult:
+        lines = [{**vars(line), "verdict": line.verdict.value} for found in self.found for line in found.lines]
+        records: dict[str, dict] = {}
+        for found in self.found:
+            records.setdefault(found.where, {}).update(found.record)
+        self.run_folder.write_json({"lines": lines, "found": records}, "doctor.json")
+        memory = {where: record["memory"] for where, record in records.items() if "memory" in record}
+        if memory:
+            self.run_folder.write_json(memory, "memory.json")
+            pages = [found.page for found in self.found if found.page]
+            self.run_folder.path("memory.md").write_text("\n".join(pages), encoding="utf-8")
+        counts = Counter(line["verdict"] for line in lines)
+        self.run_folder.console.print(
+            f"{', '.join(f'{counts[verdict.value]} {verdict.value}' for verdict in Verdict)}; all lines are in doctor.json",
+            style="bold",
+            highlight=False,
         )
-    else:
-        said.append("Half precision and GPU kernels have not been measured; attention counts as if it were not fused.")
-    return said
-
-
-def gpu_reason(cfg: RunConfig, layout: Layout) -> str | None:
-    """What of `cfg` cannot be done on a CPU; None: all can."""
-    if cfg.precision.name is not PrecisionName.fp32:
-        return f"precision={cfg.precision.name.value}"
-    try:
-        check_sharding(layout.sharding_stage, layout.degrees, "cpu")
-    except UserError:
-        return f"the layout of {_ranks(layout)}"
-    return None
-
-
-def needed(found: Prediction, device: str, ranks: int) -> tuple[int, str]:
-    """Bytes of what has to fit into the memory of `device`, and who needs them: on a CPU all `ranks` of this machine."""
-    if device != "cpu":
-        return found.peak, "a rank"
-    whose = "a rank" if ranks == 1 else f"{ranks} ranks, all on this machine"
-    return found.resident + (ranks - 1) * found.resident_elsewhere, whose
-
-
-def verdict(need: int, whose: str, free: int, where: str) -> str:
-    """Whether it fits."""
-    numbers = f"{amount(need)} needed by {whose}, {amount(free)} free {where}"
-    if need <= free:
-        return f"It fits: {numbers}."
-    advice = "lower task.batch_size (task.accumulate makes up for it), or set a part's recompute=true"
-    return f"It does not fit: {numbers}; {advice}."
-
-
-def no_verdict(found: Prediction, reason: str) -> str:
-    """What is said without a GPU about what needs one."""
-    return f"No verdict, for {reason} needs GPUs and there is none here: each rank's has to have {amount(found.peak)} free."
-
-
-def _count(layout: Layout) -> int:
-    return layout.degrees.dp * layout.degrees.sharding * layout.degrees.tp
-
-
-def _ranks(layout: Layout) -> str:
-    degrees, count = layout.degrees, _count(layout)
-    if count == 1:
-        return "1 rank"
-    stage = f", stage {layout.sharding_stage}" if layout.sharding_stage else ""
-    return f"{count} ranks (dp {degrees.dp}, sharding {degrees.sharding}{stage}, tp {degrees.tp})"
+        if counts[Verdict.broken.value]:
+            first = next(line for line in lines if line["verdict"] == Verdict.broken.value)
+            raise UserError(
+                f"{counts[Verdict.broken.value]} of {len(lines)} lines of the check-up are broken, first {first['where']}, "
+                f"{first['check']}: {shorten(first['found'], 300)}; see {self.run_folder.folder / 'doctor.json'}"
+            )
+        results = {}
+        for where in records:
+            own = Counter(line["verdict"] for line in lines if line["where"] == where)
+            results[where] = {verdict.value: own[verdict.value] for verdict in Verdict}
+            if where in memory:
+                results[where]["predicted_gib"] = round(memory[where]["peak"] / 2**30, 3)
+                if memory[where]["free"] is not None:
+                    results[where]["free_gib"] = round(memory[where]["free"] / 2**30, 3)
+        return TaskResult(stages=results)

@@ -14,7 +14,6 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from blip2x.config.model import OptConfig
 from blip2x.config.run import RunConfig
 from blip2x.config.task import PredictConfig, PredictionFormat
 from blip2x.data.download import WebImage, is_web_address
@@ -34,12 +33,12 @@ from blip2x.parallel.seeding import seed_everything
 from blip2x.registry import TASKS
 from blip2x.tasks.common.attention import draw_looks, keep_shares, looks_file, write_looks
 from blip2x.tasks.common.captioning import write_captions, write_texts
-from blip2x.tasks.common.conversation import Asker, Reply
+from blip2x.tasks.common.conversation import Asker, Reply, positions_of, prompt_room
 from blip2x.tasks.common.loading import Share, eval_transform
 from blip2x.tasks.common.merge import gather_rows
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.parts import Parts
-from blip2x.tasks.common.pictures import ThumbnailCollate, data_uri, is_small, one_in, thumbnails, write_thumbnail
+from blip2x.tasks.common.pictures import ThumbnailCollate, is_small, one_in, thumbnail_uri, thumbnails, write_thumbnail
 from blip2x.tasks.common.task import Task
 from blip2x.tasks.common.weights import STAGE2, Start
 
@@ -165,9 +164,7 @@ class Predict(Task):
         """Tokens that a prompt may have: in a conversation, and in OPT, which has a limit."""
         task, language = self.task, self.cfg.model.language
         room = task.chat_tokens if task.chat else np.inf
-        if isinstance(language, OptConfig):
-            room = min(room, language.max_positions - self.cfg.model.qformer.num_queries - task.max_new_tokens)
-        return room
+        return min(room, prompt_room(positions_of(language), self.cfg.model.qformer.num_queries, task.max_new_tokens))
 
     def _check_prompts(self, tokenizer: TextTokenizer, prompts: Sequence[str]) -> None:
         """Only the tokenizer can tell whether the prompts have room; the longest one goes to the terminal."""
@@ -245,9 +242,9 @@ class Predict(Task):
         shown = [
             {
                 "source": entry["source"],
-                "picture": data_uri(base64.b64decode(entry["copy"])),
+                "picture": thumbnail_uri(base64.b64decode(entry["copy"])),
                 "small": is_small(base64.b64decode(entry["copy"])),
-                "attention": entry["attention"] and data_uri(base64.b64decode(entry["attention"])),
+                "attention": entry["attention"] and thumbnail_uri(base64.b64decode(entry["attention"])),
                 "rows": rows,
             }
             for entry, rows in cards

@@ -9,7 +9,6 @@ import paddle
 from paddle import Tensor, nn
 from PIL import Image
 
-from blip2x.config.model import OptConfig
 from blip2x.config.run import RunConfig
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.data.transforms import EvalTransform
@@ -22,6 +21,7 @@ from blip2x.models.qformer.qformer import Cache
 from blip2x.parallel.devices import started_processes
 from blip2x.registry import TASKS
 from blip2x.tasks.common.captioning import Text, captions_behind, write_texts
+from blip2x.tasks.common.conversation import positions_of, prompt_room
 from blip2x.tasks.common.loading import eval_transform
 from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.task import Task
@@ -87,40 +87,59 @@ class Serve(Task):
         model, tokenizer = loader.stage2(new_projection=False)
         _look_often(model, look)
         language, queries = self.cfg.model.language, self.cfg.model.qformer.num_queries
-        room = language.max_positions - queries if isinstance(language, OptConfig) else None
-        return _AnsweringModel(model, tokenizer, transform, room)
+        return _AnsweringModel(model, tokenizer, transform, positions_of(language), queries, self.task.limit_prompt_tokens)
 
     def _say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class _AnsweringModel:
-    """A `ServedModel` of stage 2; `room`: tokens of a prompt and what is written behind it, None: any number."""
+    """A `ServedModel` of stage 2; a prompt has at most `limit` tokens, and what the language model's `positions` leave."""
 
     answers = True
 
-    def __init__(self, model: Stage2Model, tokenizer: TextTokenizer, transform: EvalTransform, room: int | None):
-        self.model, self.tokenizer, self.transform, self.room = model, tokenizer, transform, room
+    def __init__(
+        self,
+        model: Stage2Model,
+        tokenizer: TextTokenizer,
+        transform: EvalTransform,
+        positions: float,
+        queries: int,
+        limit: int,
+    ):
+        self.model, self.tokenizer, self.transform = model, tokenizer, transform
+        self.positions, self.queries, self.limit = positions, queries, limit
 
     def encode(self, picture: Image.Image) -> tuple[Tensor, int]:
         """Its soft prompt [1, Q, D]."""
         query_1QD = self.model.encode(_image(picture, self.transform))
         return query_1QD, _memory(query_1QD)
 
+    def fits(self, prompt: str, settings: GenerationSettings) -> bool:
+        """See `ServedModel`."""
+        room = prompt_room(self.positions, self.queries, settings.max_new_tokens)
+        return len(self.tokenizer.tokens(prompt)) <= min(self.limit, room)
+
     def write(self, query_1QD: Tensor, prompt: str, settings: GenerationSettings) -> list[Written]:
         """See `ServedModel`."""
-        tokens = len(self.tokenizer.tokens(prompt)) + 1  # the first token of all texts
-        if self.room is not None and tokens + settings.max_new_tokens > self.room:
+        if not self.fits(prompt, settings):
+            tokens = len(self.tokenizer.tokens(prompt))
+            if tokens > self.limit:
+                raise UserError(
+                    f"a prompt of {tokens} tokens is more than this server allows: task.limit_prompt_tokens={self.limit}; "
+                    "shorten it"
+                )
             raise UserError(
-                f"a prompt of {tokens} tokens and max_new_tokens={settings.max_new_tokens} make more than the {self.room} that "
-                "this language model has room for behind the queries; shorten the question or its history, or ask for less"
+                f"a prompt of {tokens} tokens and max_new_tokens={settings.max_new_tokens} make more than the "
+                f"{self.positions - self.queries} that this language model has room for behind the queries; shorten the "
+                "prompt, or ask for less"
             )
         (texts,) = write_texts(self.model, self.tokenizer, query_1QD, [prompt], settings)
         return [_written(text, self.tokenizer) for text in texts]
 
 
 class _CaptionModel:
-    """A `ServedModel` of stage 1; `room`: the Q-Former's positions for a text."""
+    """A `ServedModel` of stage 1, which answers nothing; `room`: the Q-Former's positions for a text."""
 
     answers = False
 
@@ -132,9 +151,13 @@ class _CaptionModel:
         *_, cache = self.model.image_features(_image(picture, self.transform))
         return cache, sum(_memory(tensor) for pair in cache for tensor in pair)
 
+    def fits(self, prompt: str, settings: GenerationSettings) -> bool:
+        """See `ServedModel`; the prompt is empty."""
+        return settings.max_new_tokens <= self.room
+
     def write(self, cache: Cache, prompt: str, settings: GenerationSettings) -> list[Written]:
         """See `ServedModel`; the prompt is empty."""
-        if settings.max_new_tokens > self.room:
+        if not self.fits(prompt, settings):
             raise UserError(f"max_new_tokens={settings.max_new_tokens} is more than the Q-Former's {self.room} positions")
         (texts,) = captions_behind(self.model, self.tokenizer, cache, settings)
         return [_written(text, self.tokenizer) for text in texts]

@@ -13,6 +13,7 @@ from PIL import Image
 import blip2x
 from blip2x.api.writing import Generated
 from blip2x.errors import UserError
+from blip2x.tasks.common.conversation import prompt_room
 from blip2x.tasks.common.weights import CLIP_NORMALISATION
 
 KINDS = ["opt", "t5"]
@@ -368,6 +369,17 @@ def test_all_questions_about_each_image_that_is_encoded_once(kind, load, picture
     talk = model.answer(pictures[:1], questions, prompt="word1 {} word2", chat=True, num_beams=2, **SHORT)[0]
     context = f"{prompts[0]} {answers[0][0]}. {prompts[1]}"
     assert talk == [answers[0][0], *model.generate(pictures[:1], prompt=context, num_beams=2, **SHORT)]
+
+
+@pytest.mark.parametrize("num_beams", [1, 2])
+def test_the_longest_prompt_that_has_room(load, pictures, num_beams):
+    model, _ = load("opt")
+    language, queries = model.network.language, model.network.qformer.num_queries
+    room = prompt_room(language.max_positions, queries, new_tokens=4)
+    options = {"num_beams": num_beams, "min_new_tokens": 4, "max_new_tokens": 4}
+    assert len(model.generate(pictures[:1], prompt="word1 " * room, **options)) == 1
+    with pytest.raises(UserError, match="longer than OPT's"):
+        model.generate(pictures[:1], prompt="word1 " * (room + 1), **options)
 
 
 def test_questions_that_cannot_be_asked(load, pictures):

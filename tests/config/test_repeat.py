@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 
 from blip2x.config.compose import CONF_FOLDER, compose_config, compose_dict, spelled
 from blip2x.config.model import ModelConfig, T5Config
-from blip2x.config.repeat import config_of, read_config, repeated_run
+from blip2x.config.repeat import config_of, primary_config, read_config, repeated_run
 from blip2x.config.run import RunConfig
 from blip2x.errors import UserError
 
@@ -91,6 +91,26 @@ def test_a_job_of_a_search_is_repeated_as_a_run(made):
     assert (cfg.objective, cfg.objective_of_failed, cfg.prune.metric) == (None, None, None)
 
 
+def test_a_sweep_s_job_is_repeated_outside_of_its_sweep(made):
+    folder, cfg = made("task=caption", "sweep=s", "paths.outputs=out/sweeps/s")
+    again = compose_config([f"run={folder}"])
+    assert cfg.sweep == "s" and (again.paths.outputs, again.sweep) == ("out", None)
+    assert compose_config([f"run={folder}", "paths.outputs=x"]).paths.outputs == "x"
+
+
+def test_a_word_of_an_option_is_no_group(made):
+    folder, _ = made("task=caption")
+    primary_config([f"run={folder}", "--cfg", "job", "--package", "optim"])
+    with pytest.raises(UserError, match="so ~optim cannot choose another"):
+        primary_config([f"run={folder}", "~optim"])
+
+
+def test_several_runs_at_once_are_refused(made):
+    folder, _ = made("task=caption")
+    with pytest.raises(UserError, match=rf"run={folder},b: run= takes one run"):
+        primary_config([f"run={folder},b", "-m"])
+
+
 def test_files_move_with_their_folders(made, tmp_path):
     folder, _ = made("task=caption", "dataset=coco", "model.weights=weights/x", "paths.weights=weights", "paths.data=/d")
     cfg = compose_config([f"run={folder}", "paths.data=/e", "paths.weights=/w"])
@@ -131,7 +151,9 @@ def test_missing_and_damaged_folders_are_a_sentence(made, tmp_path):
         compose_config([f"run={tmp_path}/nowhere"])
     folder, _ = made()
     (folder / "caption").mkdir()
-    with pytest.raises(UserError, match=f"caption has no config.yaml, so it is no run folder; to repeat .*: run={folder}"):
+    with pytest.raises(
+        UserError, match=f"caption has no config.yaml, so it is no run .*; to repeat the run it .*: run={folder}"
+    ):
         compose_config([f"run={folder}/caption"])
     for text, reason in {"a: [": "damaged", "- x": "has no task", "seed: '${'": "damaged", "\0": "damaged"}.items():
         (folder / "config.yaml").write_text(text)

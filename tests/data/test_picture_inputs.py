@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def test_patterns(folder, pattern, found):
 
 def test_a_file_is_taken_whatever_it_is_called(folder):
     assert list_pictures(["p/notes.txt", "q[1].gif"]) == ["p/notes.txt", "q[1].gif"]  # brackets are no pattern then
+
+
+def test_a_name_that_is_not_utf_8_is_shown_and_refused(folder):
+    Path(os.fsdecode(b"p/caf\xe9.jpg")).touch()
+    with pytest.raises(UserError, match=r"^task\.inputs: p/caf\\xe9\.jpg has a name that is not UTF-8; rename it$"):
+        list_pictures(["p"])
 
 
 def test_home_is_known(folder, monkeypatch):

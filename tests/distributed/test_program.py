@@ -152,7 +152,8 @@ def test_ranks_that_share_a_language_model_write_the_same_texts(runs, start, dem
 
 def test_what_one_process_does_is_done_once(start, tmp_path):
     """Though several were started, for whose memory is asked."""
-    words = ["task=doctor", "task.of=pretrain_vision", "run_name=r", "parallelism=dp", f"paths.outputs={tmp_path}"]
+    words = ["task=doctor", "task.of=pretrain_vision", "task.steps=false", "dataset.train_scenes=512"]
+    words += ["run_name=r", "parallelism=dp", f"paths.outputs={tmp_path}"]
     assert [rank["code"] for rank in start(RUNNER, tmp_path, *words, processes=2)] == [0, 0]
     assert "2 ranks (dp 2, sharding 1, tp 1)" in (tmp_path / "r/memory.md").read_text()
 

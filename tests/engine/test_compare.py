@@ -15,10 +15,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from blip2x.engine import compare
 from blip2x.engine.compare import Comparison, find_runs, write_comparison
 from blip2x.engine.compared import plots
 from blip2x.engine.compared.differences import shortened
-from blip2x.engine.compared.metrics import HIGHER, LOWER, UNKNOWN, direction
 from blip2x.errors import UserError
 
 
@@ -78,6 +78,32 @@ def test_runs_are_found_by_folder_list_and_pattern(tmp_path, monkeypatch):
         find_runs(["z*", "mine"])
 
 
+def test_a_folder_that_cannot_be_read_is_told_and_left_out(tmp_path, monkeypatch):
+    make(tmp_path / "a")
+    (tmp_path / "closed").mkdir()
+    scandir = compare.os.scandir
+
+    def refuse(folder):
+        if Path(folder).name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(compare.os, "scandir", refuse)
+    console = Console(file=io.StringIO(), width=200)
+    assert find_runs(str(tmp_path), console) == [tmp_path / "a"]
+    assert console.file.getvalue() == f"warning: {tmp_path}/closed cannot be read: Permission denied\n"
+    with pytest.raises(UserError, match=r"levels below; .*closed cannot be read: Permission denied"):
+        find_runs(str(tmp_path / "closed"))
+
+
+def test_a_setting_that_is_no_finite_number_is_null_in_json(tmp_path):
+    make(tmp_path / "a", config={"optim": {"clip": math.inf}}, results=cider(1.0))
+    make(tmp_path / "b", config={"optim": {"clip": 1.0}}, results=cider(2.0))
+    _, page, data = written(tmp_path)
+    assert [run["differs"] for run in data["runs"]] == [{"optim.clip": 1.0}, {"optim.clip": None}] and "inf" in page
+    assert "Infinity" not in (tmp_path / "comparison.json").read_text()
+
+
 def test_a_sweep_says_what_differed_and_what_is_best(tmp_path):
     printed, page, data = written(sweep(tmp_path))
     assert max(map(len, printed.splitlines())) <= 120
@@ -113,6 +139,20 @@ def test_seeds_are_put_together(tmp_path):
         (pytest.approx(5.2), pytest.approx(0.1), 3),
     ]
     assert "<b>5.20 \u00b1 0.100 (3)</b>" in page and "1.20 \u00b1 0.100 (3)" in page
+
+
+def test_neither_repeats_nor_figures_that_are_not_final_count_over_seeds(tmp_path):
+    for name, seed, results in (
+        ("a", 1, cider(1.0)),
+        ("a-again", 1, cider(1.0)),
+        ("b", 2, cider(2.0, seconds=99.0, starts=2)),  # of the last start only
+    ):
+        make(tmp_path / name, config={"seed": seed}, results=results)
+    (group,) = written(tmp_path)[2]["seeds"]
+    figures = group["metrics"]["CIDEr"]
+    assert len(group["runs"]) == figures["runs"] == 2
+    assert (figures["mean"], figures["standard_deviation"]) == (1.5, pytest.approx(0.5**0.5))
+    assert (group["metrics"]["seconds"]["mean"], group["metrics"]["seconds"]["runs"]) == (10.0, 1)
 
 
 def test_one_seed_has_no_table_of_seeds(tmp_path):
@@ -210,15 +250,6 @@ def test_text_of_runs_cannot_break_the_page(tmp_path):
     make(tmp_path / "b", config={"x": "y" * 200}, results=cider(2))
     printed, page, _ = written(tmp_path)
     assert "<script>" not in page and "&lt;script&gt;" in page and "<b>[red]" in printed and "y" * 41 + "<" not in page
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("CIDEr", HIGHER), ("i2t_recall@1", HIGHER), ("digit_accuracy", HIGHER), ("eval_loss", LOWER), ("perplexity", LOWER),
-     ("itm", LOWER), ("seconds", LOWER), ("peak_memory_gb", LOWER), ("samples_per_second", HIGHER), ("words", UNKNOWN)],
-)  # fmt: skip
-def test_which_direction_is_better(name, expected):
-    assert direction(name) == expected
 
 
 def test_long_values_keep_both_ends():

@@ -3,7 +3,19 @@ import math
 
 import pytest
 
-from blip2x.engine.comparisons import MINUS, TIMES, Baseline, compact, metric_title, read_measures, stage_title
+from blip2x.engine.comparisons import (
+    HIGHER,
+    LOWER,
+    MINUS,
+    TIMES,
+    UNKNOWN,
+    Baseline,
+    compact,
+    direction,
+    metric_title,
+    read_measures,
+    stage_title,
+)
 
 RESULTS = {
     "pretrain_stage1": {
@@ -166,3 +178,33 @@ def test_retrieval_with_and_without_matching():
     assert measures["retrieval", "itc_r_mean"].shown_interval() == "[50.0, 60.1]"
     for name, baselines in (("i2t_recall@1", 1), ("itc_i2t_recall@1", 1), ("r_mean", 0), ("itc_r_mean", 0)):
         assert len(measures["retrieval", name].baselines) == baselines
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("CIDEr", "BLEU-4", "METEOR", "ROUGE_L", "SPICE", "held_out/CIDEr", "blind_CIDEr"), HIGHER),
+        (("accuracy", "accuracy/spatial colour", "itm_accuracy", "eval_itm_accuracy", "digit_accuracy"), HIGHER),
+        (("i2t_recall@1", "seen/t2i_recall@10", "r_mean", "itc_r_mean", "samples_per_second"), HIGHER),
+        (("loss", "eval_loss", "blind_eval_loss", "itc", "eval_itc", "itm", "lm", "perplexity", "t2i_median_rank"), LOWER),
+        (("seconds", "data_wait_seconds", "memory_gb", "peak_memory_gb"), LOWER),
+        (("lr", "lr/projection", "grad_norm", "loss_scale", "temperature", "chance", "words"), UNKNOWN),
+    ],
+)
+def test_which_direction_is_better(names, expected):
+    assert {name: direction(name) for name in names} == dict.fromkeys(names, expected)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "said", "beats"),
+    [
+        ({"eval_loss": 1.0, "blind_eval_loss": 1.5}, f"0.67{TIMES} the loss without the picture", True),
+        ({"eval_loss": 1.5, "blind_eval_loss": 1.0}, f"1.5{TIMES} the loss without the picture", False),
+        ({"CIDEr": 1.0, "blind_CIDEr": 1.5}, f"0.67{TIMES} the score without the picture", False),
+        ({"CIDEr": 1.5, "blind_CIDEr": 1.0}, f"1.5{TIMES} the score without the picture", True),
+    ],
+)
+def test_a_loss_is_better_where_it_is_lower(metrics, said, beats):
+    (measure,) = read_measures({"caption": metrics})
+    (baseline,) = measure.baselines
+    assert (f"{measure.gain(baseline)} {measure.told(baseline)}", measure.beats(baseline)) == (said, beats)

@@ -14,6 +14,7 @@ from paddle import nn
 
 from blip2x.config.run import OptimConfig, PrecisionConfig, PrecisionName
 from blip2x.config.task import Best, OnNan, PretrainVisionConfig
+from blip2x.engine import memory
 from blip2x.engine.fit import Training
 from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
@@ -211,7 +212,8 @@ def test_frozen_parts_stay_as_they_were_and_in_eval_mode(run):
     assert not any(layer.training for layer in objective.sublayers(include_self=True))  # at the end
 
 
-def test_lines_of_metrics(run):
+def test_lines_of_metrics(run, monkeypatch):
+    monkeypatch.setattr(memory, "_jobs", 1)  # as in a process of its own
     seen = []
     _, result = train(run, Objective(lambda step, loss: seen.append(loss.item()) or loss), cfg=task(max_steps=5))
     found = lines(run)

@@ -1,6 +1,7 @@
 import numpy as np
 
-from blip2x.engine.memory import peak_memory_mib
+from blip2x.engine import memory
+from blip2x.engine.memory import begin_peak, peak_memory_gb, peak_memory_mib
 
 
 def test_peak_is_in_mebibytes_and_stays_when_memory_is_given_back():
@@ -9,3 +10,11 @@ def test_peak_is_in_mebibytes_and_stays_when_memory_is_given_back():
     used = peak_memory_mib()
     del block
     assert 10 < before < 1e6 and before <= used <= peak_memory_mib() < before + 200
+
+
+def test_only_the_first_job_of_a_process_knows_its_peak_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(memory, "_jobs", 0)
+    begin_peak("cpu")
+    assert 0.01 < peak_memory_gb("cpu") < 1000
+    begin_peak("cpu")
+    assert peak_memory_gb("cpu") is None

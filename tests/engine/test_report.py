@@ -345,6 +345,16 @@ def test_lines_that_cannot_be_read_are_counted(run_folder):
     assert "metrics.jsonl: 1 line could not be read and were left out." in report(run_folder)
 
 
+def test_what_no_run_writes_keeps_no_page_from_being_written(run_folder):
+    with (run_folder / "metrics.jsonl").open("a") as file:
+        file.write("[" * 100_000 + "\n" + '{"stage": "caption", "step": 9, "loss": 1' + "0" * 400 + "}\n")
+    with (run_folder / "predictions.jsonl").open("a") as file:
+        for row in (caption(99, None, scores=[1]), {"stage": "predict", "source": ["a"], "texts": ["x"], "scores": [0]}):
+            file.write(json.dumps(row) + "\n")
+    text = report(run_folder)
+    assert "metrics.jsonl: 1 line could not be read" in text and "[&#39;a&#39;]" in text
+
+
 def test_values_that_are_no_number_are_counted_beside_the_curve(run_folder):
     assert "1 value not a finite number" in report(run_folder)
 

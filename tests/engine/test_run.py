@@ -13,9 +13,11 @@ import pytest
 from omegaconf import OmegaConf
 
 from blip2x.config.compose import compose_config
+from blip2x.engine.folders import is_held
 from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
-from blip2x.errors import UserError
+from blip2x.engine.status import read_status
+from blip2x.errors import Interrupted, UserError
 from blip2x.parallel.context import Context
 
 
@@ -93,6 +95,30 @@ def test_existing_run_is_kept_unless_overwrite_is_set(tmp_path, console):
     assert not (folder / "results.json").exists() and (folder / "config.yaml").is_file()
 
 
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [
+        ("run={}", "run"),
+        ("task=pretrain_vision resume={}", "resume"),
+        ("model.weights={}/checkpoint", "model.weights"),
+        ("task=compare runs=[elsewhere,{}/]", "runs.1"),
+    ],
+)
+def test_overwrite_keeps_what_the_run_needs(tmp_path, console, words, key):
+    folder = create(tmp_path, console, "run_name=a").folder
+    (folder / "checkpoint").mkdir()
+    with pytest.raises(UserError, match=rf"overwrite=true would delete {folder}.*, which this run needs \({key}\)"):
+        create(tmp_path, console, *words.format(folder).split(), "run_name=a", "overwrite=true")
+    assert (folder / "checkpoint").is_dir()
+    create(tmp_path, console, *words.format(folder).split(), "run_name=b", "overwrite=true")
+
+
+def test_overwrite_takes_a_name_for_no_path(tmp_path, console, monkeypatch):
+    folder = create(tmp_path, console, "run_name=pipeline").folder
+    monkeypatch.chdir(folder.parent)
+    assert create(tmp_path, console, "run_name=pipeline", "overwrite=true").folder == folder
+
+
 def test_full_disk_is_one_sentence_and_makes_no_folder(tmp_path, console, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(0))
     with pytest.raises(UserError, match="0 MiB free"):
@@ -160,6 +186,16 @@ def test_predictions_go_to_the_file_and_to_loggers_each_kind_apart_at_the_last_s
     ]
 
 
+def test_half_a_line_of_a_killed_run_is_passed_over(tmp_path, console):
+    run, logger = recorded(tmp_path, console)
+    other = '{"stage": "t", "step": 5}\n'
+    (tmp_path / "metrics.jsonl").write_text('{"stage": "s", "step": 4, "loss": 1.0}\n{"stage": "s", "ste\n' + other)
+    run.write_predictions([{"caption": "a"}])
+    assert [table[1] for table in logger.tables] == [4]
+    run.forget_metrics(lambda row: row["step"] < 4)
+    assert (tmp_path / "metrics.jsonl").read_text() == other
+
+
 def test_examples_come_with_the_next_line_of_metrics_and_once(tmp_path, console):
     run, logger = recorded(tmp_path, console)
     run.show_examples(lambda: [{"caption": "a"}])
@@ -171,6 +207,47 @@ def test_examples_come_with_the_next_line_of_metrics_and_once(tmp_path, console)
 
 def test_examples_are_not_made_where_there_is_no_logger(run):
     run.show_examples(pytest.fail)
+
+
+def test_ctrl_c_while_loggers_end_leaves_a_complete_run(tmp_path, console):
+    run, logger = recorded(tmp_path, console)
+
+    def wait(failed):
+        raise Interrupted("SIGINT")
+
+    logger.close = wait
+    run.close()
+    assert "stopped waiting for the loggers" in console.file.getvalue()
+    run, logger = recorded(tmp_path, console)
+    logger.close = wait
+    with pytest.raises(Interrupted):
+        run.close(failed=True)
+
+
+@pytest.mark.parametrize("error", [Interrupted("SIGINT"), SystemExit(3)])
+def test_the_status_is_there_before_loggers_start_and_says_what_ended_them(tmp_path, console, monkeypatch, error):
+    during = []
+
+    def build(configs, *, folder, **named):
+        during.append(read_status(folder)["state"])
+        raise error
+
+    monkeypatch.setattr(Loggers, "build", build)
+    with pytest.raises(type(error)):
+        create(tmp_path, console, "run_name=a")
+    folder = tmp_path / "outputs" / "a"
+    ended = {"Interrupted": ("interrupted", "SIGINT"), "SystemExit": ("failed", "SystemExit: 3")}[type(error).__name__]
+    status = read_status(folder)
+    assert during == ["running"] and (status["state"], status["error"]) == ended and status["ended"]
+    assert not is_held(folder) and console._render_hooks == []
+
+
+def test_starts_are_counted_by_command_and_not_by_line(tmp_path, console):
+    command = ["x", "task.prompt=it's\ntwo 'lines'\n"]
+    run = create(tmp_path, console, "run_name=a", command=command)
+    assert run.starts == 1
+    run.close()
+    assert create(tmp_path, console, "run_name=a", "resume=auto", command=command).starts == 2
 
 
 def test_two_stages_of_one_name_are_refused(run):

@@ -7,6 +7,7 @@ import sys
 from rich.table import Table
 
 from blip2x.engine.progress import ProgressBar
+from blip2x.engine.run_log import RunLog
 from blip2x.engine.terminal import terminal
 
 
@@ -22,6 +23,20 @@ def test_quiet_leaves_warnings_and_tables(capsys):
     said = capsys.readouterr().out
     assert "two images are missing" in said and "CIDEr" in said
     assert "blip2x" not in said and "train" not in said
+
+
+def test_quiet_keeps_nothing_from_the_log(tmp_path, capsys):
+    console = terminal(quiet=True)
+    log = RunLog(tmp_path / "log.txt", console, "x")
+    console.print("blip2x caption")
+    console.print("warning: two images are missing", style="yellow")
+    with ProgressBar(console, "train", 1) as bar:
+        bar.advance(1)
+    console.print("report: r.html")
+    log.close()
+    said = [line.split(" ")[0] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert said[1:] == ["blip2x", "warning:", "train", "report:"]
+    assert capsys.readouterr().out == "warning: two images are missing\n"
 
 
 def test_quiet_draws_nothing_on_a_terminal_either(monkeypatch, capsys):

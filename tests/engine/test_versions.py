@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -96,3 +97,27 @@ def test_many_changes_are_cut_and_said_to_be(package):
 def test_no_changes_without_a_repository(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
     assert git_diff(tmp_path) is None
+
+
+def test_a_repository_of_another_user_is_looked_at(package, monkeypatch):
+    commit = git(package, "rev-parse", "HEAD").strip()
+    (package / "__init__.py").write_text("changed = True")
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")  # git's own, for its tests
+    with pytest.raises(subprocess.CalledProcessError):
+        git(package, "status")
+    assert git_state(package) == {"git_commit": commit, "git_dirty": True}
+    assert b"+changed = True" in git_diff(package)
+
+
+@pytest.mark.parametrize(("slow", "state"), [("status", None), ("diff", True)])
+def test_a_git_that_takes_too_long_costs_what_it_was_asked_for(package, tmp_path, monkeypatch, slow, state):
+    commit = git(package, "rev-parse", "HEAD").strip()
+    (package / "__init__.py").write_text("changed = True")
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncase "$*" in *" {slow} "*) exec sleep 20;; esac\nexec {shutil.which("git")} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setattr("blip2x.engine.versions._SECONDS", 0.5)
+    assert git_state(package) == {"git_commit": commit, "git_dirty": state}
+    assert git_diff(package) is None

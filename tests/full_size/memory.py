@@ -29,6 +29,7 @@ from rich.console import Console
 
 from blip2x.config.compose import compose_config
 from blip2x.config.run import RunConfig
+from blip2x.config.task import trains
 from blip2x.engine.checkpoint import prepare_checkpoint
 from blip2x.engine.checkpoints import Checkpoints
 from blip2x.engine.fit import Training
@@ -43,7 +44,8 @@ from blip2x.objectives.stage1 import Stage1Objective
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.objectives.vision import VisionObjective
 from blip2x.parallel.context import Context
-from blip2x.tasks.doctor import Texts, label_classes, prediction_of, texts_of, trainings
+from blip2x.tasks.checkup.examined import looked_at
+from blip2x.tasks.checkup.memory import Texts, label_classes, prediction_of, texts_of
 
 ALLOCATED = ("Allocated", 0)  # what tensors take, on the CPU
 
@@ -159,7 +161,8 @@ def step(cfg: RunConfig, *, saves: bool = False) -> tuple[Prediction, int]:
 
 def main(words: list[str]) -> None:
     """Print both."""
-    for name, cfg in trainings(compose_config(["task=doctor", *words]).task).items():
+    wanted = looked_at(compose_config(["task=doctor", *words]).task)
+    for name, cfg in ((name, each.cfg) for name, each in wanted.items() if trains(each.cfg.task)):
         found, measured = step(cfg, saves=True)
         for what, predicted, value in (
             ("tensors", found.peak, measured),

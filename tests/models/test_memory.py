@@ -16,7 +16,8 @@ from blip2x.models.memory.predict import FULL, Layout, predict
 from blip2x.models.vision._blocks import drop_path
 from blip2x.models.vision.clip_vit import quick_gelu
 from blip2x.parallel.degrees import Degrees
-from blip2x.tasks.doctor import model_of, trainings
+from blip2x.tasks.checkup.examined import looked_at
+from blip2x.tasks.checkup.memory import model_of
 from tests.full_size.memory import allocated, forget_most, most_allocated, step
 
 SHARE = 0.05  # of what is measured, that the prediction may be off; it is 2 % at most, and a forgotten layer costs more
@@ -72,10 +73,10 @@ SMALL_STEP = [
 
 def training(*words: str):
     """The config of the one training that `words`, of a doctor's command, look at."""
-    (cfg,) = trainings(
+    (wanted,) = looked_at(
         compose_config(["task=doctor", "dataset.train_scenes=64", "dataset.test_scenes=12", *words]).task
     ).values()
-    return cfg
+    return wanted.cfg
 
 
 @pytest.mark.parametrize("words", STEPS.values(), ids=STEPS)

@@ -36,6 +36,12 @@ def test_help_and_config_import_no_paddle(words):
     assert "model" in done.stdout and done.stderr == ""
 
 
+def test_a_terminal_that_knows_fewer_letters_is_no_error(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    done = start("task=caption", "run_name='\u4e00'", "--cfg", "job")
+    assert done.returncode == 0 and "run_name: ?\n" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [

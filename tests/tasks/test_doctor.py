@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import replace
 
 import paddle
 import pytest
-from rich.console import Console
 
 from blip2x.config.compose import compose_config
 from blip2x.engine import memory, memory_table
@@ -16,15 +14,19 @@ from blip2x.engine.memory_table import amount
 from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout, Part, Prediction
 from blip2x.tasks import doctor
+from blip2x.tasks.checkup import memory as checkup_memory
+from blip2x.tasks.checkup.memory import Texts, model_of, needed, texts_of, verdict
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.launch import launch
-from blip2x.tasks.doctor import Texts, model_of, needed, texts_of, trainings, verdict
 
 FEW = ["dataset.train_scenes=16", "dataset.test_scenes=12"]
+ENOUGH = ["dataset.train_scenes=64", "dataset.test_scenes=12"]  # for a batch
 
 
 def looked_at(*words):
-    return trainings(compose_config(["task=doctor", *words]).task)
+    """Name -> config."""
+    found = doctor.looked_at(compose_config(["task=doctor", *words]).task)
+    return {name: wanted.cfg for name, wanted in found.items()}
 
 
 def test_the_commands_words_go_to_the_task_that_is_looked_at():
@@ -44,8 +46,15 @@ def test_an_experiment_brings_its_task():
     assert name == "caption"
 
 
-def test_a_pipelines_trainings_are_looked_at():
-    assert list(looked_at("task.of=pipeline")) == ["pretrain_language", "pretrain_vision", "pretrain_stage1", "pretrain_stage2"]
+def test_each_stage_of_a_pipeline_is_looked_at_without_what_earlier_ones_make():
+    found = doctor.looked_at(compose_config(["task=doctor", "task.of=pipeline", "seed=7"]).task)
+    assert list(found)[:4] == ["pretrain_language", "pretrain_vision", "pretrain_stage1", "pretrain_stage2"]
+    assert list(found)[4:] == ["caption", "vqa_zeroshot"]
+    stage2 = found["pretrain_stage2"]
+    assert stage2.promised == {"model.vision.weights", "model.qformer.weights", "model.language.weights", "model.weights"}
+    assert found["pretrain_language"].promised == set() and stage2.cfg.seed == 7
+    given = [stage2.words[place] for place in stage2.givers]
+    assert given == ["task=pretrain_stage2"] and set(stage2.givers.values()) == {"the pipeline's stage"}
 
 
 def test_questions_count_as_long_as_they_are_or_else_as_they_may_be():
@@ -61,10 +70,8 @@ def test_questions_count_as_long_as_they_are_or_else_as_they_may_be():
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["task.of=vqa_zeroshot"], "task=vqa_zeroshot trains nothing"),
-        (["task.of=vqa_finetune", "task.overrides=['task.train=false']"], "task=vqa_finetune trains nothing"),
-        (["task.of=caption"], r"set \"task.overrides=\['task.train=true'\]\""),
-        (["task.of=doctor"], "task.of=doctor trains nothing"),
+        (["task.of=doctor"], "task.of=doctor would look at itself"),
+        (["task.steps=maybe"], "task.steps must be true, false or auto, got maybe"),
         (["task.of=stage1"], "unknown task 'stage1'"),
         (["task.world_size=0"], "task.world_size must be at least 1, got 0"),
         (["task.overrides=['task.batch_size=0']"], "task.batch_size must be at least 1"),
@@ -87,22 +94,83 @@ def test_degrees_have_to_make_the_ranks():
     assert Layout.of(cfg, 4).sharding_stage == 3
 
 
-def test_it_needs_no_weights_and_leaves_a_page(tmp_path):
-    command = [
-        "task=doctor",
-        "task.of=pretrain_stage1",
-        "model=opt2.7b",
-        "dataset=coco",
-        f"paths.outputs={tmp_path}",
-        "run_name=r",
-    ]
+def check_up(folder, *words):
+    """(Results, what doctor.json has) of a check-up."""
+    command = ["task=doctor", *words, f"paths.outputs={folder}", "run_name=r"]
     results = launch(compose_config(command), command)
+    return results, json.loads((folder / "r/doctor.json").read_text())
+
+
+def verdicts(found, where):
+    return {line["check"]: line["verdict"] for line in found["lines"] if line["where"] == where}
+
+
+@pytest.fixture(autouse=True)
+def much_memory(monkeypatch):
+    """What fits does not depend on the machine that tests run on."""
+    monkeypatch.setattr(checkup_memory, "free_memory", lambda device: (2**40, "on this machine"))
+
+
+def test_it_needs_no_weights_and_leaves_a_page(tmp_path):
+    results, found = check_up(tmp_path, "task.of=pretrain_stage1", "model=opt2.7b", "dataset=coco")
     record = json.loads((tmp_path / "r/memory.json").read_text())["pretrain_stage1"]
     assert results["pretrain_stage1"]["predicted_gib"] == pytest.approx(record["peak"] / 2**30, abs=1e-3)
     assert [part["name"] for part in record["parts"]] == ["vision", "ln_vision", "qformer", "heads"]
     page = (tmp_path / "r/memory.md").read_text()
     assert "| vision | 985,894,528 | 0 | float32 | 3.67 GiB |" in page and "GiB free on this machine" in page
     assert "100 samples per rank, texts of 32 tokens, 224 pixels, fp32, 1 rank" in page
+    said = verdicts(found, "pretrain_stage1")
+    assert said["published counts"] == "fine" and said["start"] == said["trial"] == "look"
+    assert results["pretrain_stage1"]["broken"] == results["machine"]["broken"] == 0
+
+
+def test_a_training_step_and_captions_by_a_real_one(tmp_path):
+    """Both towers are trained, from random numbers, so that nothing is needed."""
+    free = ["model.vision.frozen=false", "task.overrides=['task.batch_size=8','task.save_every=1','task.keep_best=1',"]
+    free[1] += "'task.best_metric=CIDEr','task.validation.captions=true']"
+    _, found = check_up(tmp_path, "task.of=pretrain_stage1", *ENOUGH, *free)
+    said, record = verdicts(found, "pretrain_stage1"), found["found"]["pretrain_stage1"]
+    assert {"one step": "fine", "gradients": "fine", "trial": "fine"}.items() <= said.items()
+    step = next(line["found"] for line in found["lines"] if line["check"] == "one step")
+    assert all(f"{name} " in step for name in ("loss", "itc", "itm", "lm"))  # at once, whatever task.contrast_steps says
+    assert len(record["texts"]) == 2 and record["texts"][0].startswith("digits/")
+    kept = [path.name for path in (tmp_path / "r").rglob("*") if path.is_file()]
+    assert not [name for name in kept if name.endswith((".safetensors", ".pdparams", ".npz"))] and "done.json" not in kept
+    assert [path.name for path in tmp_path.iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize("task", ["caption", "vqa_zeroshot"])
+def test_two_samples_by_the_weights_that_are_there(trained, small, tmp_path, task):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    words = [*small, f"model.weights={trained}/pretrain_stage2/checkpoint", *FEW]
+    results, found = check_up(tmp_path, f"task.of={task}", *words)
+    assert found["found"][task]["texts"] and verdicts(found, task)["trial"] == "fine"
+    rows = (tmp_path / "r" / task / "trial/predictions.jsonl").read_text().splitlines()
+    images = {json.loads(row)["image_id"] for row in rows}
+    assert len(images) == 2 and len(rows) == len(found["found"][task]["texts"])
+    assert "steps" not in verdicts(found, task) and "predicted_gib" not in results[task]
+    assert before == {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+
+
+def test_what_is_broken_stops_no_other_check_and_is_said_at_the_end(tmp_path, monkeypatch):
+    def fail(examined):
+        raise ZeroDivisionError("no way")
+
+    def refuse(examined):
+        raise UserError("task.prompt=x is wrong")
+
+    monkeypatch.setattr(doctor, "check_data", fail)
+    monkeypatch.setattr(doctor, "check_prompts", refuse)
+    with pytest.raises(
+        UserError, match=r"2 of \d+ lines of the check-up are broken, first pretrain_vision, data: ZeroDivision"
+    ):
+        check_up(tmp_path, "task.of=pretrain_vision", "task.steps=false", *ENOUGH)
+    found = json.loads((tmp_path / "r/doctor.json").read_text())
+    said = verdicts(found, "pretrain_vision")
+    assert (said["data"], said["prompts"], said["memory"], said["trial"]) == ("broken", "broken", "fine", "look")
+    assert verdicts(found, "machine")["versions"] == "fine"
+    traces = (tmp_path / "r/traces.txt").read_text()
+    assert "ZeroDivisionError: no way" in traces and "task.prompt" not in traces
 
 
 def test_the_longest_texts_are_the_data_sets_where_its_words_are_the_vocabulary():
@@ -157,8 +225,10 @@ def test_ranks_on_one_cpu_share_its_memory_and_the_first_saves():
 
 def test_ranks_of_this_machine_are_those_that_were_started_here():
     started = {"PADDLE_TRAINER_ENDPOINTS": "one:1,one:2,two:1,two:2", "PADDLE_CURRENT_ENDPOINT": "two:2"}
-    assert doctor.ranks_here(4, started) == 2
-    assert doctor.ranks_here(4, {}) == doctor.ranks_here(4, started | {"PADDLE_TRAINER_ENDPOINTS": "one:1"}) == 4
+    assert checkup_memory.ranks_here(4, started) == 2
+    assert (
+        checkup_memory.ranks_here(4, {}) == checkup_memory.ranks_here(4, started | {"PADDLE_TRAINER_ENDPOINTS": "one:1"}) == 4
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,32 +242,25 @@ def test_ranks_of_this_machine_are_those_that_were_started_here():
 )
 def test_what_a_cpu_cannot_do_is_not_compared_with_its_memory(words, ranks, reason):
     (cfg,) = looked_at("task.of=pretrain_stage2", *words).values()
-    assert doctor.gpu_reason(cfg, Layout.of(cfg, ranks)) == reason
+    assert checkup_memory.gpu_reason(cfg, Layout.of(cfg, ranks)) == reason
     if reason:
         said = f"No verdict, for {reason} needs GPUs and there is none here: each rank's has to have 100.0 MiB free."
-        assert doctor.no_verdict(FOUND, reason) == said
+        assert checkup_memory.no_verdict(FOUND, reason) == said
 
 
 def test_without_a_verdict_the_results_have_no_free_memory(tmp_path):
-    command = ["task=doctor", "task.of=pretrain_vision", "precision=bf16", *FEW, f"paths.outputs={tmp_path}", "run_name=r"]
-    results = launch(compose_config(command), command)
-    assert list(results["pretrain_vision"]) == ["predicted_gib"]
+    results, _ = check_up(tmp_path, "task.of=pretrain_vision", "precision=bf16", *ENOUGH)
+    assert "predicted_gib" in results["pretrain_vision"] and "free_gib" not in results["pretrain_vision"]
     assert json.loads((tmp_path / "r/memory.json").read_text())["pretrain_vision"]["free"] is None
     assert "No verdict, for precision=bf16 needs GPUs" in (tmp_path / "r/memory.md").read_text()
 
 
-def test_a_wide_terminal_gets_a_table_and_a_file_plain_lines():
-    shown = {}
-    for terminal, width in ((True, 150), (True, 80), (False, 150)):
-        console = Console(file=io.StringIO(), force_terminal=terminal, width=width, color_system=None)
-        memory_table.show(console, "title", FOUND, ["a sentence [with brackets]"])
-        found = console.file.getvalue()
-        assert "title" in found and "a sentence [with brackets]" in found
-        shown.setdefault(terminal, found)
-        assert ("──" in found) == (terminal and width == 150)
-    assert "activations" in shown[True].splitlines()[2]
-    line = "  qformer: parameters 5, trained 5, stored as float32, weights 4.0 MiB, gradients 2.0 MiB, optimizer 3.0 MiB"
-    assert shown[False].splitlines()[1] == f"{line}, activations 90.0 MiB, in all 99.0 MiB"
+def test_a_wide_terminal_gets_a_table_and_a_narrow_one_lines():
+    wide, narrow = memory_table.lines(FOUND), memory_table.lines(FOUND, 80)
+    assert memory_table.lines(FOUND, 150) == wide and wide[0].split()[-4:] == ["optimizer", "activations", "in", "all"]
+    assert len({len(row) for row in wide}) == 1 and wide[1].split()[:2] == ["qformer", "5"]
+    line = "qformer: parameters 5, trained 5, stored as float32, weights 4.0 MiB, gradients 2.0 MiB, optimizer 3.0 MiB"
+    assert narrow[0] == f"{line}, activations 90.0 MiB, in all 99.0 MiB"
 
 
 def test_free_memory_is_what_the_machine_has():
@@ -248,6 +311,6 @@ def test_limits_of_control_groups(tmp_path, line, groups, names, expected):
 
 def test_texts_say_what_they_are():
     cfg = next(iter(looked_at("task.of=pretrain_stage1").values()))
-    said = doctor.sentences(cfg, FOUND, Layout.of(cfg, 1), Texts(18, 0, {}))
+    said = checkup_memory.sentences(cfg, FOUND, Layout.of(cfg, 1), Texts(18, 0, {}))
     assert f"On a CPU the first rank's process takes {amount(FOUND.resident)} with what it copies for saving;" in said[-1]
     assert "Highest: 100.0 MiB of tensors, in this part and pass: qformer, forward." in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -21,10 +22,10 @@ from PIL import Image
 
 from blip2x.config.compose import compose_config
 from blip2x.errors import Interrupted, UserError
+from blip2x.generation.settings import GenerationSettings
 from blip2x.tasks.common.launch import launch
-from blip2x.tasks.serve import Serve, _look_often
+from blip2x.tasks.serve import Serve, _AnsweringModel, _look_often
 from blip2x.tasks.serving.app import Written, build_app
-from blip2x.tasks.serving.asked import Turn, chat_prompt
 from blip2x.tasks.serving.images import Encoded, KeptImages
 from blip2x.tasks.serving.jobs import Abandoned, Jobs
 from blip2x.tasks.serving.server import address_of, bind, is_this_machine, serving
@@ -50,6 +51,9 @@ class MadeUp:
         self.encoded += 1
         assert picture.mode == "RGB"
         return picture.size, 1000
+
+    def fits(self, prompt, settings):
+        return len(prompt) <= 200
 
     def write(self, queries, prompt, settings):
         self.asked.append((queries, prompt, settings))
@@ -170,13 +174,15 @@ def test_decoding_is_the_tasks_where_a_request_does_not_say_and_answers_are_shor
 
 
 def test_earlier_questions_are_read_before_the_question(serve):
-    turns = [Turn(question="how many?", answer="two"), Turn(question="{}?", answer="")]
-    expected = "Q: how many? A: two. Q: {}? A: . Q: why? A:"
-    assert chat_prompt("Q: {} A:", "why?", turns) == expected
     served = serve("task.question_prompt='Q: {} A:'")
-    history = [{"question": "how many?", "answer": "two"}]
-    answer = served.ask(served.image().json()["id"], "why?", history=history).json()
-    assert answer["prompt"] == "Q: how many? A: two. Q: why? A:"
+    history = [{"question": "how many?", "answer": "two"}, {"question": " {}? ", "answer": "A dog. "}]
+    image = served.image().json()["id"]
+    answer = served.ask(image, "why?", history=history).json()
+    assert answer["prompt"] == "Q: how many? A: two. Q: {}? A: A dog. Q: why? A:" and answer["earlier"] == 2
+    history += [{"question": "more?", "answer": "x" * 150}]  # the model has room for 200 characters
+    answer = served.ask(image, "why?", history=history).json()
+    assert answer["prompt"] == f"Q: {{}}? A: A dog. Q: more? A: {'x' * 150}. Q: why? A:" and answer["earlier"] == 2
+    assert served.ask(image, "why?", history=[{"question": "?", "answer": "x" * 2000}]).json()["earlier"] == 0
     assert "history" in error(served.ask("x", "why?", history=[*history] * 21), 422)
 
 
@@ -427,6 +433,20 @@ def test_mistakes_in_the_config(word):
         compose_config(["task=serve", word])
 
 
+@pytest.mark.parametrize(("positions", "room"), [(math.inf, 7), (20, 7), (14, 5)])
+def test_a_prompt_is_bounded_by_the_config_and_by_what_the_language_model_has_room_for(positions, room):
+    class Words:
+        def tokens(self, text):
+            return text.split()
+
+    model = _AnsweringModel(None, Words(), None, positions, queries=6, limit=7)
+    settings = GenerationSettings(max_new_tokens=3)
+    assert model.fits("word " * room, settings) and not model.fits("word " * (room + 1), settings)
+    sentence = "allows: task.limit_prompt_tokens=7" if room == 7 else "6 tokens and max_new_tokens=3 make more than the 8 "
+    with pytest.raises(UserError, match=sentence):
+        model.write(None, "word " * (room + 1), settings)
+
+
 def test_the_model_is_left_as_soon_as_nobody_waits():
     seen = []
 
@@ -488,6 +508,7 @@ def test_the_task_serves_what_predict_writes_until_it_is_stopped(words, pictures
                 break
             except requests.ConnectionError:
                 time.sleep(0.05)
+        found["files before"] = sorted(path.name for path in (tmp_path / "outputs/s").rglob("*"))
         try:
             image = requests.post(
                 f"{address}/api/images", data=(pictures / "b.jpg").read_bytes(), headers={"Content-Type": "image/jpeg"}
@@ -495,6 +516,7 @@ def test_the_task_serves_what_predict_writes_until_it_is_stopped(words, pictures
             found["caption"] = requests.post(f"{address}/api/caption", json={"image": image}).json()
             found["answer"] = requests.post(f"{address}/api/ask", json={"image": image, "question": "which digit?"}).json()
             found["long"] = requests.post(f"{address}/api/caption", json={"image": image, "max_new_tokens": 200}).json()
+            found["files"] = sorted(path.name for path in (tmp_path / "outputs/s").rglob("*"))
         finally:
             if callable(signal.getsignal(signal.SIGTERM)):  # else the tests would be what ends
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -505,9 +527,7 @@ def test_the_task_serves_what_predict_writes_until_it_is_stopped(words, pictures
         launch(compose_config(words(stage, port)), ["test"])
     visitor.join(5)
     assert f"serving on http://127.0.0.1:{port}" in capsys.readouterr().out
-    assert sorted(path.name for path in (tmp_path / "outputs/s").iterdir() if path.suffix != ".json") == [
-        "command.txt", "config.yaml"
-    ]  # fmt: skip
+    assert found["files"] == found["files before"]
 
     same = [word for word in words(stage, port) if "task.port" not in word and "run_name" not in word]
     launch(compose_config(["task=predict", *same[1:], f"task.inputs={pictures}/b.jpg", "run_name=p"]), ["test"])
@@ -569,6 +589,11 @@ def test_in_a_browser_a_picture_is_described_and_asked_about(page, pictures):
     )
     assert (settings.num_beams, settings.num_return_sequences, settings.temperature) == (4, 2, 1.0)
     assert tab.locator("#talk .more li").count() == 2
+    assert "; read 1 of 1 earlier answers" in tab.inner_text("#talk > li:nth-child(3) .cost")
+    long = """Array.from({length: 30}, () => history.push({question: "q", answer: "ä".repeat(3000)})) && readable(history)
+        .map((turn) => turn.answer.length)"""
+    assert tab.evaluate(long) == [2000] * 8  # of 32 KB of JSON
+    tab.evaluate("history.splice(2)")
 
     tab.fill("#num_beams", "99")
     tab.click("#caption")

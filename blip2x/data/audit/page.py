@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from PIL import Image
 
 from blip2x.data.audit.survey import Shown, Survey
 from blip2x.data.audit.verdicts import Line
-from blip2x.pages import render_page
+from blip2x.pages import data_uri, render_page
 
 _SIDE = 160  # pixels of a small picture, at most
 _QUALITY = 70
@@ -41,7 +40,7 @@ def _thumbnail(shown: Shown) -> str | None:
         picture.save(file, "JPEG", quality=_QUALITY)
     except Exception:  # one picture is not worth a page
         return None
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(file.getvalue(), "image/jpeg")
 
 
 def _tallest(bars: list[list[int]]) -> Any:

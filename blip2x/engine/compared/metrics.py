@@ -9,21 +9,9 @@ from dataclasses import dataclass, replace
 
 from blip2x.engine.compared.differences import SEED, Key
 from blip2x.engine.compared.runs import ComparedRun
-from blip2x.engine.comparisons import Measure, metric_title, stage_title
+from blip2x.engine.comparisons import HEADLINES, HIGHER, Measure, direction, metric_title, stage_title
 
-HIGHER, LOWER, UNKNOWN = 1, -1, 0
 COST = "cost"  # stands for a stage in cost columns
-_HIGHER = ("accuracy", "BLEU", "METEOR", "ROUGE", "CIDEr", "SPICE", "recall@", "r_mean", "per_second", "bleu", "rouge")
-_LOWER = ("loss", "perplexity", "seconds", "memory", "_rank", "error")
-_LOSS_PARTS = ("itc", "itm", "lm")
-_HEADLINES = ("CIDEr", "accuracy", "i2t_recall@1", "t2i_recall@1")  # a stage without any leads with its first metric
-
-
-def direction(name: str) -> int:
-    """`HIGHER` or `LOWER`, whichever is better of the metric called `name`; `UNKNOWN` of one that is no score and no cost."""
-    if name in _LOSS_PARTS or any(word in name for word in _LOWER):
-        return LOWER
-    return HIGHER if any(word in name for word in _HIGHER) else UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -99,7 +87,7 @@ def _headlines(found: dict[tuple[str, str], dict[int, Cell]]) -> set[tuple[str, 
             by_stage.setdefault(place[0], []).append(place)
     chosen: set[tuple[str, str]] = set()
     for places in by_stage.values():
-        chosen |= {place for place in places if place[1] in _HEADLINES} or set(places[:1])
+        chosen |= {place for place in places if place[1] in HEADLINES} or set(places[:1])
     return chosen
 
 
@@ -109,9 +97,9 @@ def primary(found: Sequence[Column]) -> Column | None:
 
     def weight(column: Column) -> tuple[int, bool, int, int]:
         finished = sum(cell.final for cell in column.cells.values())
-        order = _HEADLINES.index(column.name) if column.name in _HEADLINES else len(_HEADLINES)
+        order = HEADLINES.index(column.name) if column.name in HEADLINES else len(HEADLINES)
         last = max(index for index, other in enumerate(metrics) if other.stage == column.stage)
-        return finished, column.name in _HEADLINES, last, -order
+        return finished, column.name in HEADLINES, last, -order
 
     return max(metrics, key=weight, default=None)
 
@@ -178,10 +166,11 @@ def seed_groups(runs: Sequence[ComparedRun], keys: Sequence[Key], found: Sequenc
     places = [{value: place for place, value in enumerate(key.choices)} for key in others]
     ordered = sorted(groups.items(), key=lambda group: [where[value] for where, value in zip(places, group[0], strict=True)])
     made = []
-    for values, members in ordered:
+    for values, group in ordered:
+        members = list({seeds[index]: index for index in group}.values())  # a repeat of a run is no further sample
         means = {}
         for column in found:
-            numbers = [column.cells[i].measure.value for i in members if i in column.cells]
+            numbers = [column.cells[i].measure.value for i in members if i in column.cells and column.cells[i].final]
             numbers = [number for number in numbers if math.isfinite(number)]
             if numbers:
                 deviation = statistics.stdev(numbers) if len(numbers) > 1 else math.nan

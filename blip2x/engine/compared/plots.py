@@ -14,7 +14,7 @@ from blip2x.engine.compared.charts import Dot, curves, dots_by_name, dots_by_num
 from blip2x.engine.compared.differences import SEED, Key
 from blip2x.engine.compared.metrics import Column
 from blip2x.engine.compared.runs import ComparedRun
-from blip2x.engine.comparisons import stage_title
+from blip2x.engine.comparisons import LOSS_PARTS, stage_title
 
 MOST_ROWS = 24  # names in a plot
 COLOURED, GREY = 6, 24  # runs whose curves have a colour, and further ones without
@@ -22,7 +22,6 @@ _MOST_METRICS = 12  # with a plot
 _MOST_KEYS = 6  # that metrics are plotted over, one at a time
 _SIDE = 8  # values of a key in a heat table, at most
 _FILLED = 0.5  # of a heat table's fields, at least
-_LOSS_PARTS = ("loss", "itc", "itm", "lm")
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def shown_curves(runs: Sequence[ComparedRun], order: Sequence[int]) -> tuple[lis
 
 
 def _ordered(parts: dict) -> list[str]:
-    return sorted(parts, key=lambda part: (_LOSS_PARTS.index(part) if part in _LOSS_PARTS else len(_LOSS_PARTS), part))
+    return sorted(parts, key=lambda part: (LOSS_PARTS.index(part) if part in LOSS_PARTS else len(LOSS_PARTS), part))
 
 
 def _losses(run: ComparedRun) -> dict[str, dict[str, Points]]:
@@ -112,7 +111,7 @@ def _losses(run: ComparedRun) -> dict[str, dict[str, Points]]:
     found: dict[str, dict[str, dict[float, float]]] = {}
     for row in run.log:
         for name, value in row.items():
-            is_loss = name in _LOSS_PARTS or (name.endswith("loss") and not name.startswith("blind"))
+            is_loss = name in LOSS_PARTS or (name.endswith("loss") and not name.startswith("blind"))
             if is_loss and isinstance(value, (int, float)) and not isinstance(value, bool):
                 # a repeated step is a resumed run's: the later line holds
                 found.setdefault(row["stage"], {}).setdefault(name, {})[row["step"]] = float(value)

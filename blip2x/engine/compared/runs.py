@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ import yaml
 
 from blip2x.config.compose import override_key
 from blip2x.engine.comparisons import COST_KEYS, Measure, read_measures
+from blip2x.engine.reading import read_json, read_lines
 
 COMPLETE = "complete"
 NOT_DIFFERENCES = (  # of a config: where a run went and who was told, not what it did
@@ -84,7 +85,8 @@ class ComparedRun:
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl that can be read and have a stage and a step."""
-        return list(_lines(self.folder / "metrics.jsonl", self.notes))
+        rows = read_lines(self.folder / "metrics.jsonl", self.notes)
+        return [row for row in rows if isinstance(row.get("stage"), str) and _finite(row.get("step")) is not None]
 
 
 def read_runs(folders: Sequence[Path]) -> list[ComparedRun]:
@@ -117,8 +119,8 @@ def _read(folder: Path, name: str) -> ComparedRun:
     run = ComparedRun(name, folder)
     run.config = flat_config(_config(run))
     run.typed = _typed(folder / "command.txt")
-    results = _json(run, "results.json")
-    status = _json(run, "status.json")
+    results = read_json(folder / "results.json", run.notes)
+    status = read_json(folder / "status.json", run.notes)
     # runs before there was a status.json: only one that came to its end has its seconds
     state = str(status.get("state") or (COMPLETE if "seconds" in results else "not finished"))
     run.state = _STATES.get(state, state)
@@ -130,7 +132,7 @@ def _read(folder: Path, name: str) -> ComparedRun:
     if starts > 1:
         run.resumed = True
         run.notes.append(f"started {starts:.0f} times; its seconds are the last start's and take no part")
-    run.versions = {key: value for key, value in _json(run, "versions.json").items() if _is_scalar(value)}
+    run.versions = {key: value for key, value in read_json(folder / "versions.json", run.notes).items() if _is_scalar(value)}
     measured = {key: value for key, value in results.items() if isinstance(value, dict)}
     if not run.complete:
         measured = {**_validations(run.log), **measured}
@@ -198,40 +200,6 @@ def _config(run: ComparedRun) -> dict[str, Any]:
     except (OSError, ValueError, yaml.YAMLError):
         run.notes.append("config.yaml cannot be read, so it cannot be said in what this run differs")
     return {}
-
-
-def _json(run: ComparedRun, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads((run.folder / name).read_text(encoding="utf-8"))
-        if isinstance(value, dict):
-            return value
-        run.notes.append(f"{name} is not what a run writes, and was left out")
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, RecursionError):
-        run.notes.append(f"{name} cannot be read and was left out")
-    return {}
-
-
-def _lines(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    except OSError:
-        notes.append(f"{path.name} cannot be read and was left out")
-        return
-    broken = 0
-    for line in text.split("\n"):
-        try:
-            row = json.loads(line) if line.strip() else None
-        except (ValueError, RecursionError):
-            broken += 1
-            continue
-        if isinstance(row, dict) and isinstance(row.get("stage"), str) and _finite(row.get("step")) is not None:
-            yield row
-    if broken:
-        notes.append(f"{path.name}: {broken} line{'s' if broken > 1 else ''} could not be read and were left out")
 
 
 def _validations(log: list[dict[str, Any]]) -> dict[str, dict[str, float]]:

@@ -11,7 +11,9 @@ Each has ``build(cfg, *, folder, config, goes_on, say) -> Logger``, called on ra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +23,18 @@ from blip2x.registry import LOGGERS
 METRICS_FILE = "metrics.jsonl"  # in the run's folder; has a line before a logger gets it
 
 Row = Mapping[str, Any]
+
+
+def metric_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """What a metrics.jsonl has, in its order; without lines of which a run that was killed, or is writing, has only half."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and {"stage", "step"} <= row.keys():
+            yield row
 
 
 class Logger(Protocol):
@@ -39,7 +53,7 @@ class Logger(Protocol):
         """Take the content of results.json."""
 
     def close(self, failed: bool) -> None:
-        """Send or write what is left; nothing comes after it."""
+        """Send or write what is left; nothing comes after it. Called after an error of another method, too."""
 
 
 class Loggers:
@@ -90,10 +104,10 @@ class Loggers:
 
     def close(self, failed: bool) -> None:
         """Close all; a second call does nothing."""
-        self._each(lambda logger: logger.close(failed))
+        self._each(lambda logger: logger.close(failed), is_last=True)
         self._loggers.clear()
 
-    def _each(self, action: Callable[[Logger], None]) -> None:
+    def _each(self, action: Callable[[Logger], None], *, is_last: bool = False) -> None:
         for name, logger in list(self._loggers.items()):
             try:
                 action(logger)
@@ -103,6 +117,9 @@ class Loggers:
                     f"warning: logger={name} stopped ({reason(error)}); the run goes on without it, its numbers are in "
                     f"{METRICS_FILE}"
                 )
+                if not is_last:
+                    with suppress(Exception):  # what is wrong with it was said
+                        logger.close(True)  # else the next run in this process might log into what it has left open
 
 
 def reason(error: Exception) -> str:

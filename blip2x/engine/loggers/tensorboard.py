@@ -7,7 +7,6 @@ What tensorboardX offers as a whole, `SummaryWriter`, hands everything to a thre
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +21,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from blip2x.config.logger import TensorboardConfig
-from blip2x.engine.loggers import METRICS_FILE, Row
+from blip2x.engine.loggers import METRICS_FILE, Row, metric_lines
 from blip2x.engine.loggers._names import flat
 from blip2x.engine.loggers._secrets import Secrets
 from blip2x.engine.loggers._table import Table, make_table
@@ -141,9 +140,7 @@ class TensorboardLogger:
         file.add(step, session_log=SessionLog(status=SessionLog.START))
 
     def _lines(self, stage: str, step: int) -> Iterator[dict[str, Any]]:
-        path = self._folder / METRICS_FILE
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            row = json.loads(line)
+        for row in metric_lines(self._folder / METRICS_FILE):
             if row.pop("stage") == stage and row["step"] >= step:
                 yield row
 

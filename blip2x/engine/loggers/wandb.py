@@ -17,15 +17,19 @@ from typing import Any
 from PIL import Image
 
 from blip2x.config.logger import WandbConfig
+from blip2x.engine.comparisons import HIGHER, LOWER, direction
 from blip2x.engine.folders import write_whole
 from blip2x.engine.loggers import Row, reason
-from blip2x.engine.loggers._names import best_value, flat
+from blip2x.engine.loggers._names import flat
 from blip2x.engine.loggers._secrets import Secrets
 from blip2x.engine.loggers._table import make_table
+from blip2x.engine.run_files import TIMES
 from blip2x.engine.versions import versions
 from blip2x.registry import LOGGERS
 
 ID_FILE = "wandb_id.txt"  # in the run's folder: with it an interrupted run goes on as the same W&B run
+_SUMMARIES = {HIGHER: "max", LOWER: "min"}  # what stands for a run's metric, where that is not the latest value
+_HURRIED_SECONDS = 1.0  # for the end of a W&B run that nobody wants to wait for
 _SWEEPS = "sweeps"  # the folder of all sweeps, each of which is a folder of runs
 
 
@@ -107,18 +111,33 @@ class WandbLogger:
         self._worker.do(lambda: self._run.summary.update(flat(results, "results/")))
 
     def close(self, failed: bool) -> None:
-        """Send what is left.
+        """Send what is left, and end the W&B run whatever has happened: `wandb.init` gives the next one that is open.
 
         Raises:
             RuntimeError: the server did not take all of it in time; what it lacks is in the run's folder.
+            Exception: what an earlier call has come to.
         """
         seconds, sync_dir = self._cfg.finish_seconds, self._run.settings.sync_dir
-        is_written = self._worker.close(seconds)
+        error, is_written = None, False
         try:
-            self._run.finish(exit_code=int(failed))
-        except TimeoutError:
-            is_written = False
-        self._wandb.teardown()  # else its process may hold this run's id for a while, and the run could not be gone on with
+            try:
+                is_written = self._worker.close(seconds)
+            except Exception as earlier:
+                error = earlier
+            except BaseException:  # Ctrl-C; only of a run whose end has begun does the teardown not wait without limit
+                ending = Worker()
+                ending.do(lambda: self._run.finish(exit_code=int(failed)))
+                ending.close(_HURRIED_SECONDS)
+                raise
+            try:
+                self._run.finish(exit_code=int(failed))
+            except TimeoutError:
+                is_written = False
+        finally:
+            # else its process may hold this run's id for a while, and the run could not be gone on with
+            self._wandb.teardown()
+        if error:
+            raise error
         if not is_written:
             raise RuntimeError(
                 f"the server did not take everything within {seconds:g} s; send it later: "
@@ -137,7 +156,8 @@ class WandbLogger:
             return
         if step not in self._defined:
             self._run.define_metric(step, hidden=True)
-        self._run.define_metric(key, step_metric=step, summary=best_value(name))
+        summary = None if name in TIMES else _SUMMARIES.get(direction(name))  # the least time so far is no run's
+        self._run.define_metric(key, step_metric=step, summary=summary)
         self._defined |= {key, step}
 
 
@@ -161,7 +181,7 @@ def build(cfg: WandbConfig, *, folder: Path, config: dict[str, Any], goes_on: bo
         "name": folder.name,
         "group": cfg.group or (folder.parent.name if folder.parent.parent.name == _SWEEPS else None),
         "job_type": cfg.job_type or config["task"]["kind"],
-        "tags": list(cfg.tags),
+        "tags": hide.clean(list(cfg.tags)),
         "notes": cfg.notes and hide.text(cfg.notes),
         "dir": str(folder),
         "config": hide.clean({**config, "versions": versions()}),
@@ -171,6 +191,7 @@ def build(cfg: WandbConfig, *, folder: Path, config: dict[str, Any], goes_on: bo
         settings = wandb.Settings(
             silent=True,
             console="off",
+            reinit="finish_previous",  # never another run's that is still open
             init_timeout=cfg.start_seconds,
             finish_timeout=cfg.finish_seconds,
             finish_timeout_raises=True,

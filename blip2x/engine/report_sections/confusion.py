@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from blip2x.engine.report_sections.rows import Row, group
 
@@ -48,16 +49,17 @@ def confusion(rows: list[Row]) -> Confusion:
     """
     asked = [row for row in rows if row.get("answers") and isinstance(row.get("prediction"), str)]
     types = group(asked, lambda row: str(row.get("question_type") or "all questions"))
-    found = [matrix for title, own in types.items() if (matrix := _matrix(title, own)) is not None]
+    enough = {title: own for title, own in types.items() if len(own) >= MIN_QUESTIONS}
+    found = [matrix for title, own in enough.items() if (matrix := _matrix(title, own)) is not None]
     found.sort(key=lambda matrix: -matrix.questions)
     return Confusion(found[:MAX_TYPES], len(types) - len(found[:MAX_TYPES]))
 
 
 def _matrix(title: str, rows: list[Row]) -> Matrix | None:
-    """None where the type has too few questions, or answers of which none is common."""
+    """None where none of the type's answers is common."""
     pairs = [(_true(row), _plain(row["prediction"])) for row in rows]
     common = Counter(true for true, _ in pairs).most_common(MAX_ANSWERS)
-    if len(rows) < MIN_QUESTIONS or len(common) < 2 or sum(count for _, count in common) < MIN_COVERED * len(rows):
+    if len(common) < 2 or sum(count for _, count in common) < MIN_COVERED * len(rows):
         return None
     named = [answer for answer, _ in common]
     if all(answer.isdecimal() for answer in named):
@@ -74,11 +76,12 @@ def _matrix(title: str, rows: list[Row]) -> Matrix | None:
 
 
 def _true(row: Row) -> str:
-    return Counter(_plain(answer) for answer in row["answers"]).most_common(1)[0][0]
+    return Counter(_plain(str(answer)) for answer in row["answers"]).most_common(1)[0][0]
 
 
-def _plain(answer: object) -> str:
-    return " ".join(str(answer).lower().split())
+@lru_cache(maxsize=100_000)  # the same few answers come again and again
+def _plain(answer: str) -> str:
+    return " ".join(answer.lower().split())
 
 
 def _label(answer: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections import Counter
 from dataclasses import dataclass
 
 from blip2x.engine.report_sections.rows import Row, by, is_number, numbers
@@ -91,12 +92,18 @@ def _spans(rows: list[Row]) -> list[tuple[Row, int, float]]:
 
 
 def _samples(rows: list[Row]) -> int:
-    """All steps times the samples of a step, which are the least that a line's rate and time say.
+    """All steps times the samples of a step, a whole number, which is the median of what lines say by their rate and time.
 
-    They say more where there was a validation or a restart before the line, which the rate leaves out and the time does not.
+    Lines behind a validation or of a step that was taken twice say too much, as their time has more in it than their rate; the
+    others count, where there are any.
     """
-    sizes = [rate * seconds / steps for row, steps, seconds in _spans(rows) for rate in numbers([row], "samples_per_second")]
-    return round(min(sizes)) * round(max(numbers(rows, "step"))) if sizes else 0
+    steps = [row for row in rows if numbers([row], "step")]
+    validated = {row["step"] for row in steps if not numbers([row], "seconds")}
+    twice = {step for step, times in Counter(row["step"] for row in steps if numbers([row], "seconds")).items() if times > 1}
+    spans = _spans(rows)
+    spans = [span for span in spans if span[0]["step"] not in twice and span[0]["step"] - span[1] not in validated] or spans
+    sizes = [rate * seconds / steps for row, steps, seconds in spans for rate in numbers([row], "samples_per_second")]
+    return round(statistics.median_low(sizes)) * round(max(numbers(rows, "step"))) if sizes else 0
 
 
 def _wait(rows: list[Row]) -> float | None:

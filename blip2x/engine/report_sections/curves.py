@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from blip2x.engine.charts import MAX_POINTS, line_chart
-from blip2x.engine.comparisons import BASELINES, metric_title, parse_key, stage_title
+from blip2x.engine.comparisons import BASELINES, LOSS_PARTS, metric_title, parse_key, stage_title
 from blip2x.engine.report_sections.rows import Row, by, is_number
 from blip2x.optim.schedule import planned_rates
 
 MAX_LINES = 6  # in a panel: the colours that can be told apart
 
-_LOSS_PARTS = ("loss", "itc", "itm", "lm")
 _TITLES = {
     "lr": "learning rate",
     "grad_norm": "gradient norm",
@@ -86,7 +85,7 @@ def stage_curves(metrics: list[Row], schedules: dict[str, Row], finished: Collec
 
 def _panels(series: Series) -> dict[str, tuple[str, Series]]:
     """Panels by the name of their metric: (title, lines by their names in the panel)."""
-    parts = [name for name in _LOSS_PARTS if name in series]
+    parts = [name for name in LOSS_PARTS if name in series]
     panels = {"loss": ("loss" if len(parts) < 2 else "loss and its parts", {name: series[name] for name in parts})}
     whole = {parse_key(name, ())[1][1] for name in series if "/" not in name}
     plain = _PLAIN[any("/" in name for name in series)]

@@ -80,6 +80,11 @@ class AnsweringTask(Task):
         )
 
 
+def asked(prompt: str, question: QuestionSample, *, clean: bool) -> str:
+    """What the language model reads behind the queries: `prompt` with the question in place of "{}"."""
+    return prompt.replace("{}", clean_question(question.question) if clean else question.question)
+
+
 class Answering:
     """Answers all questions, sharing the images among the ranks; questions about one image share its encoding.
 
@@ -161,8 +166,7 @@ class Answering:
         return {question.question_id: answers[self._asked(question)] for question in self._questions}
 
     def _asked(self, question: QuestionSample) -> str:
-        text = clean_question(question.question) if self._cfg.task.clean_questions else question.question
-        return self._prompt.replace("{}", text)
+        return asked(self._prompt, question, clean=self._cfg.task.clean_questions)
 
     def _looking(self, rows: Mapping[int, int]) -> AbstractContextManager[None]:
         """Keep where the queries look, if they do so inside, for the places of `rows` (-> row) that were drawn."""

@@ -18,7 +18,7 @@ from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.batches import to_tensors
 from blip2x.engine.progress import show_captions
 from blip2x.engine.run import Run
-from blip2x.generation.decode import generate
+from blip2x.generation.decode import GenerationOutput, generate
 from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.caption import CaptionScores, caption_scores
 from blip2x.models.assemblies.stage1 import Stage1Model
@@ -51,6 +51,14 @@ def stage2_collate(task: PretrainStage2Config | CaptionConfig, tokenizer: TextTo
     return Stage2Collate(transform, tokenizer, task.max_txt_len, task.prompt)
 
 
+def encode_prompts(tokenizer: TextTokenizer, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """What a language model reads behind the queries before it writes: token numbers and mask, both [B, L]."""
+    # An encoder reads its text as in training, closed by the end token and without a gap behind the queries, which would shift
+    # its relative positions; a decoder goes on where the prompt stops, and counts tokens only.
+    encodes = tokenizer.family == "t5"
+    return tokenizer.encode(prompts, max_length=None, padding_side="right" if encodes else "left", add_end=encodes)
+
+
 def write_texts(
     model: Stage2Model,
     tokenizer: TextTokenizer,
@@ -60,10 +68,7 @@ def write_texts(
 ) -> list[list[Text]]:
     """For each prompt the generated texts, best first; `query_BQD` None: the language model sees no image."""
     language = model.language
-    # An encoder reads its text as in training, closed by the end token and without a gap behind the queries, which would shift
-    # its relative positions; a decoder goes on where the prompt stops, and counts tokens only.
-    side = "right" if language.is_encoder_decoder else "left"
-    ids_BL, mask_BL = tokenizer.encode(prompts, max_length=None, padding_side=side, add_end=language.is_encoder_decoder)
+    ids_BL, mask_BL = encode_prompts(tokenizer, prompts)
     prefix = join_prefix(language, query_BQD, paddle.to_tensor(ids_BL), paddle.to_tensor(mask_BL))
     return _decode(language, prefix, tokenizer, settings)
 
@@ -86,6 +91,11 @@ def captions_behind(
 def _decode(decoder: Any, prefix: Any, tokenizer: TextTokenizer, settings: GenerationSettings) -> list[list[Text]]:
     end_id, pad_id = tokenizer.end_id, tokenizer.pad_id
     out = generate(decoder, prefix, settings, eos_id=end_id, pad_id=pad_id, start_id=decoder.start_id)
+    return texts_of(out, tokenizer, settings)
+
+
+def texts_of(out: GenerationOutput, tokenizer: TextTokenizer, settings: GenerationSettings) -> list[list[Text]]:
+    """For each prefix the texts that `settings` gave, best first."""
     texts = [Text(tokenizer.decode(ids), float(score)) for ids, score in zip(out.ids, out.scores, strict=True)]
     each = settings.num_return_sequences
     return [texts[start : start + each] for start in range(0, len(texts), each)]

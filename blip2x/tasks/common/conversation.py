@@ -5,16 +5,64 @@ B images, Q queries, D width of the language model.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import paddle
 from paddle import Tensor
 
+from blip2x.config.model import OptConfig, T5Config
 from blip2x.tasks.common.captioning import Text
 
 Write = Callable[[Tensor, list[str]], list[list[Text]]]  # query_NQD, N prompts -> each prompt's texts, best first
 _STOPS = (".", "!", "?")
+
+
+def prompt_room(positions: float, queries: int, new_tokens: int) -> float:
+    """Tokens that a prompt may have, without the one that all of a decoder's texts begin with.
+
+    That one has a position, and the last new token has none, as nothing is read behind it.
+
+    Args:
+        positions: of the language model, see `positions_of`.
+        queries: that stand before the prompt.
+        new_tokens: that may be written behind it.
+    """
+    return positions - queries - new_tokens
+
+
+def positions_of(language: OptConfig | T5Config) -> float:
+    """Tokens that a language model can read, queries included; T5, whose positions are relative, has no limit."""
+    return language.max_positions if isinstance(language, OptConfig) else math.inf
+
+
+def conversation_prompt(
+    template: str, asked: str, turns: Sequence[tuple[str, str]], fits: Callable[[str], bool]
+) -> tuple[str, int]:
+    """The prompt, and how many of `turns`, (what was asked before, the answer) oldest first, stand in it.
+
+    Args:
+        template: "{}" in it is replaced by what is asked; without "{}" that is the whole prompt.
+        asked: last.
+        turns: the oldest are left out until the prompt fits.
+        fits: whether a prompt has room; it is not asked about one without turns.
+    """
+    last = _alone(template, asked)
+    told = [f"{_alone(template, question)} {_sentence(answer)}" for question, answer in turns]
+    for start in range(len(told)):
+        prompt = " ".join([*told[start:], last])
+        if fits(prompt):
+            return prompt, len(told) - start
+    return last, 0
+
+
+def _alone(template: str, asked: str) -> str:
+    return template.replace("{}", asked) if "{}" in template else asked
+
+
+def _sentence(answer: str) -> str:
+    return answer if answer.endswith(_STOPS) else f"{answer}."
 
 
 @dataclass(frozen=True)
@@ -44,7 +92,7 @@ class Asker:
 
     def alone(self, asked: str) -> str:
         """The prompt of what is asked first."""
-        return self._template.replace("{}", asked) if "{}" in self._template else asked
+        return _alone(self._template, asked)
 
     def ask(self, query_BQD: Tensor, asked: Sequence[Sequence[str]]) -> list[list[Reply]]:
         """Each image's replies, in the order of what is asked of it; some images may be asked more than others."""
@@ -69,15 +117,5 @@ class Asker:
                 yield pairs[start : start + self._batch_size]
 
     def _prompt(self, asked: str, before: Sequence[Reply]) -> tuple[str, int]:
-        """The prompt, and how many turns before stand in it."""
-        last = self.alone(asked)
-        turns = [f"{self.alone(reply.asked)} {_sentence(reply.texts[0].text)}" for reply in before] if self._chat else []
-        for start in range(len(turns)):
-            prompt = " ".join([*turns[start:], last])
-            if self._fits(prompt):
-                return prompt, len(turns) - start
-        return last, 0
-
-
-def _sentence(answer: str) -> str:
-    return answer if answer.endswith(_STOPS) else f"{answer}."
+        turns = [(reply.asked, reply.texts[0].text) for reply in before] if self._chat else []
+        return conversation_prompt(self._template, asked, turns, self._fits)

@@ -11,13 +11,13 @@ from pathlib import Path
 from blip2x.config.repeat import config_of
 from blip2x.config.run import RunConfig
 from blip2x.engine.amp import autocast, check_precision
-from blip2x.engine.memory import peak_memory_mib
+from blip2x.engine.memory import begin_peak, peak_memory_gb
 from blip2x.engine.pruning import Pruned
 from blip2x.engine.repeat import compare, environment_changes, environment_now, environment_of, sentence
 from blip2x.engine.report import write_report
 from blip2x.engine.resume import differences
-from blip2x.engine.run import Run
-from blip2x.engine.status import State, noting_status, read_status
+from blip2x.engine.run import RESULTS_FILE, Run
+from blip2x.engine.status import State, end_status, read_status
 from blip2x.engine.table import results_table
 from blip2x.errors import Interrupted, UserError
 from blip2x.parallel.context import Context
@@ -25,7 +25,6 @@ from blip2x.parallel.devices import process_rank, select_device
 from blip2x.parallel.seeding import seed_everything
 from blip2x.registry import STRATEGIES, TASKS
 
-RESULTS_FILE = "results.json"
 REPEAT_FILE = "repeat.json"  # what came of the repeat of a run
 _SHOWN = 5
 
@@ -54,6 +53,8 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
         context = Context(device=select_device(cfg.device))
     task.check(cfg)
     seed_everything(cfg.seed, 0)
+    measured = context.device if task.computes else "cpu"
+    begin_peak(measured)
     run = Run.create(cfg, context, command)
     try:
         with run, _reporting_failure(run), _noting_end(run):
@@ -75,13 +76,14 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
                 results["seconds"] = round(time.perf_counter() - started, 1)
                 if run.goes_on:
                     results["starts"] = run.starts  # the seconds are the last one's
-                results["peak_memory_gb"] = round(peak_memory_mib() / 2**10, 2)
+                if (memory := peak_memory_gb(measured)) is not None:
+                    results["peak_memory_gb"] = round(memory, 2)
                 run.write_json(results, RESULTS_FILE)
                 run.log_results(results)
             if context.is_main:
                 run.console.print(results_table(results))
-                run.console.print(f"report: {write_report(run.folder)}", markup=False, highlight=False, soft_wrap=True)
-                if cfg.run:
+                _report(run)
+                if cfg.run and Path(cfg.run).resolve() != run.root.resolve():  # else it is gone on with itself
                     _compare_with_original(Path(cfg.run), run, changes)
             return results
     except Interrupted as stop:
@@ -89,6 +91,15 @@ def launch(cfg: RunConfig, command: list[str]) -> dict[str, dict[str, float] | f
             context.barrier()  # launchers stop the other ranks when one has left, before they have their exit code
         words = [*([f"run={cfg.run}"] if cfg.run else []), f"run_name={run.root.name}", "resume=auto"]
         raise Interrupted(f"{stop}; {' '.join(words)} goes on with it") from None
+
+
+def _report(run: Run) -> None:
+    """Write the report of a run whose results are there already, so that nothing about it makes the run a failed one."""
+    try:
+        run.console.print(f"report: {write_report(run.folder)}", markup=False, highlight=False, soft_wrap=True)
+    except Exception as error:
+        run.console.print(f"warning: no report: {error}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        run.log_traceback(error)
 
 
 @contextmanager
@@ -105,23 +116,20 @@ def _reporting_failure(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _noting_end(run: Run) -> Iterator[None]:
-    """Keep status.json, and in log.txt what ends the run before its time; of a run that is complete nothing changes."""
-    if not run.context.is_main:
+    """Say in status.json how the run ends, and in log.txt what ends it before its time; of a complete one nothing changes."""
+    if not run.context.is_main or read_status(run.folder).get("state") == State.complete.value:
         yield
         return
-    is_complete = run.goes_on and "seconds" in (run.read_json(RESULTS_FILE) or {})
-    if is_complete and read_status(run.folder).get("state") == State.complete.value:
+    try:
         yield
-        return
-    with noting_status(run.folder):
-        try:
-            yield
-        except (UserError, Interrupted) as error:
+    except BaseException as error:
+        if isinstance(error, (UserError, Interrupted)):
             run.log_line(f"{'error' if isinstance(error, UserError) else 'interrupted'}: {error}")
-            raise
-        except BaseException as error:
+        else:
             run.log_traceback(error)
-            raise
+        end_status(run.folder, error)
+        raise
+    end_status(run.folder)
 
 
 def _tell_changes(cfg: RunConfig, run: Run) -> dict[str, list[str]]:

@@ -5,7 +5,6 @@ B pictures, F bytes of all their copies.
 
 from __future__ import annotations
 
-import base64
 import io
 import random
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from blip2x.data.samples import CaptionSample, Picture, PictureSample, QuestionS
 from blip2x.engine.run import Run
 from blip2x.engine.run_files import SMALL
 from blip2x.errors import UserError
+from blip2x.pages import data_uri
 
 MOST_PICTURES = 600  # that a run keeps
 EXAMPLES = 8  # that loggers get of a validation
@@ -52,9 +52,9 @@ def write_thumbnail(run: Run, image_id: int, content: bytes) -> str:
     return f"images/{name}"
 
 
-def data_uri(content: bytes) -> str:
+def thumbnail_uri(content: bytes) -> str:
     """A file that `thumbnail` made, for a page that needs nothing but itself."""
-    return f"data:image/{'png' if content.startswith(_PNG) else 'jpeg'};base64,{base64.b64encode(content).decode()}"
+    return data_uri(content, "image/png" if content.startswith(_PNG) else "image/jpeg")
 
 
 def is_small(content: bytes) -> bool:

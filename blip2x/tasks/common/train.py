@@ -83,13 +83,15 @@ def train(
             copy=copy,
         )
 
-    run.context.on_main(lambda: require_checkpoint_space(run.path(FINAL), model, optimizer=True))  # before days of work
+    keeps = run.begin_training(objective)
+    if keeps:
+        run.context.on_main(lambda: require_checkpoint_space(run.path(FINAL), model, optimizer=True))  # before days of work
     run.write_json(dtype_map(model), "dtypes.json")
     state = _go_on(cfg, run, model)
     note_samples(run, len(samples))
     loader = train_loader(cfg, run, samples, collate)
     seed_everything(cfg.seed, run.context.data_rank)
-    checkpoints = Checkpoints(run, cfg.task, prepare)
+    checkpoints = Checkpoints(run, cfg.task, prepare) if keeps else None
     pruner = MedianPruner(cfg.prune, run) if cfg.prune.metric and in_sweep() else None
     try:
         training = Training(
@@ -113,7 +115,7 @@ def train(
     report_skipped(run, loader.skipped)
     if pruner:
         pruner.warn_if_unseen()
-    if cfg.task.keep_best:
+    if checkpoints and cfg.task.keep_best:
         best = run.context.on_main(checkpoints.best)
         run.console.print(f"best by {cfg.task.best_metric}: {best}", style="dim", markup=False, highlight=False)
     return metrics

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -24,8 +25,9 @@ from blip2x.data.pictures import decode_picture
 from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
 from blip2x.pages import render_page
-from blip2x.tasks.serving.asked import AskRequest, CaptionRequest, Decoding, chat_prompt
-from blip2x.tasks.serving.guard import Guard, page_policy
+from blip2x.tasks.common.conversation import conversation_prompt
+from blip2x.tasks.serving.asked import MOST_TEXT, MOST_TURNS, AskRequest, CaptionRequest, Decoding
+from blip2x.tasks.serving.guard import MOST_JSON, Guard, page_policy
 from blip2x.tasks.serving.images import Encoded, KeptImages
 from blip2x.tasks.serving.jobs import Abandoned, Full, Job, Jobs
 from blip2x.tasks.serving.server import is_this_machine
@@ -53,6 +55,9 @@ class ServedModel(Protocol):
 
     def encode(self, picture: Image.Image) -> tuple[Any, int]:
         """An RGB picture's queries, and their memory in bytes."""
+
+    def fits(self, prompt: str, settings: GenerationSettings) -> bool:
+        """Whether the prompt leaves room for what is to be written behind it."""
 
     def write(self, queries: Any, prompt: str, settings: GenerationSettings) -> list[Written]:
         """Texts behind the prompt, best first; raises `UserError` where the prompt leaves no room for them."""
@@ -84,7 +89,11 @@ def build_app(cfg: ServeConfig, model: ServedModel, jobs: Jobs, *, name: str, ch
             "upload_mb": cfg.max_upload_mb,
             "pixels": max_pixels,
             "new_tokens": cfg.limit_new_tokens,
+            "prompt_tokens": cfg.limit_prompt_tokens,
             "beams": cfg.limit_beams,
+            "text_characters": MOST_TEXT,
+            "turns": MOST_TURNS,
+            "json_bytes": MOST_JSON,
             "queue": cfg.max_queue,
             "seconds": cfg.max_seconds,
             "images": cfg.max_images,
@@ -113,12 +122,20 @@ def build_app(cfg: ServeConfig, model: ServedModel, jobs: Jobs, *, name: str, ch
             raise HTTPException(404, "this image is not kept, or not any longer; send it again")
         return image
 
-    async def write(request: Request, key: str, prompt: str, settings: GenerationSettings) -> dict[str, Any]:
+    async def write(
+        request: Request, key: str, settings: GenerationSettings, make_prompt: Callable[[], tuple[str, int]]
+    ) -> dict[str, Any]:
+        """What is answered behind the prompt of `make_prompt`, which also says how many earlier turns stand in it."""
         image, deadline = image_of(key), time.monotonic() + cfg.max_seconds
+
+        def work() -> tuple[str, int, list[Written]]:
+            prompt, earlier = make_prompt()  # here, too: long texts take the tokenizer a while
+            return prompt, earlier, model.write(image.queries, prompt, settings)
+
         with jobs.place():
-            texts, seconds = await _done(request, jobs, lambda: model.write(image.queries, prompt, settings), deadline, cfg)
-        best = texts[0].text
-        return {"image": key, "prompt": prompt, "text": best, "texts": [asdict(text) for text in texts], "seconds": seconds}
+            (prompt, earlier, texts), seconds = await _done(request, jobs, work, deadline, cfg)
+        written = {"text": texts[0].text, "texts": [asdict(text) for text in texts]}
+        return {"image": key, "prompt": prompt, "earlier": earlier, **written, "seconds": seconds}
 
     @app.get("/", response_class=HTMLResponse, include_in_schema=False)
     async def show_page() -> str:
@@ -154,17 +171,22 @@ def build_app(cfg: ServeConfig, model: ServedModel, jobs: Jobs, *, name: str, ch
         if asked.prompt and not model.answers:
             raise UserError("this model is of stage 1, whose Q-Former takes no prompt; leave it out")
         prompt = cfg.prompt if asked.prompt is None else asked.prompt
-        return await write(request, asked.image, prompt.strip(), settings_of(asked, captions))
+        return await write(request, asked.image, settings_of(asked, captions), lambda: (prompt.strip(), 0))
 
     @app.post("/api/ask")
     async def ask(request: Request, asked: AskRequest) -> dict[str, Any]:
-        """Answer a question about an image; `text` is the best of `texts`."""
+        """Answer a question about an image; `text` is the best of `texts`, `earlier` how many turns of `history` were read."""
         if not model.answers:
             raise UserError("this model is of stage 1, which describes images and answers no questions; serve one of stage 2")
         if not asked.question.strip():
             raise UserError("the question is empty")
-        prompt = chat_prompt(cfg.question_prompt, asked.question, asked.history)
-        return await write(request, asked.image, prompt, settings_of(asked, answers))
+        settings, turns = settings_of(asked, answers), [(turn.question.strip(), turn.answer.strip()) for turn in asked.history]
+
+        def prompt() -> tuple[str, int]:
+            fits = partial(model.fits, settings=settings)
+            return conversation_prompt(cfg.question_prompt, asked.question.strip(), turns, fits)
+
+        return await write(request, asked.image, settings, prompt)
 
     return Guard(app, only_this_machine=is_this_machine(cfg.host), policy=page_policy(page))
 

@@ -1,16 +1,15 @@
-"""What requests say, as FastAPI reads and describes it, and the prompt that is made of it."""
+"""What requests say, as FastAPI reads and describes it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from blip2x.generation.settings import GenerationSettings
 
-_MOST_TEXT = 2000  # characters of a question, an answer, a prompt
-_MOST_TURNS = 20
+MOST_TEXT = 2000  # characters of a question, an answer, a prompt
+MOST_TURNS = 20
 
 
 class Decoding(BaseModel):
@@ -41,7 +40,7 @@ class CaptionRequest(Decoding):
     """Describe an image."""
 
     image: str = Field(description="the id that /api/images gave")
-    prompt: str | None = Field(None, max_length=_MOST_TEXT, description="what the text goes on from")
+    prompt: str | None = Field(None, max_length=MOST_TEXT, description="what the text goes on from")
 
 
 class Turn(BaseModel):
@@ -49,19 +48,17 @@ class Turn(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    question: str = Field(min_length=1, max_length=_MOST_TEXT)
-    answer: str = Field(max_length=_MOST_TEXT)
+    question: str = Field(min_length=1, max_length=MOST_TEXT)
+    answer: str = Field(max_length=MOST_TEXT)
 
 
 class AskRequest(Decoding):
     """Ask about an image."""
 
     image: str = Field(description="the id that /api/images gave")
-    question: str = Field(min_length=1, max_length=_MOST_TEXT)
-    history: list[Turn] = Field(default=[], max_length=_MOST_TURNS, description="read before the question, oldest first")
-
-
-def chat_prompt(template: str, question: str, history: Sequence[Turn] = ()) -> str:
-    """`template` with the question in place of "{}", behind the questions and answers before it, as in LAVIS's demo."""
-    before = [f"{template.replace('{}', turn.question.strip())} {turn.answer.strip()}." for turn in history]
-    return " ".join([*before, template.replace("{}", question.strip())])
+    question: str = Field(min_length=1, max_length=MOST_TEXT)
+    history: list[Turn] = Field(
+        default=[],
+        max_length=MOST_TURNS,
+        description="read before the question, oldest first; without the oldest where there is no room for all",
+    )

@@ -107,6 +107,8 @@ def test_a_run_that_goes_on_hides_what_came_behind_its_checkpoint(tmp_path, conf
     del first  # killed; the checkpoint was of step 4, whose line stays, and whose validation comes again
     write_line(tmp_path, "a", 2, loss=2.0)
     write_line(tmp_path, "a", 4, loss=4.0)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"stage": "a", "st\n')  # a line that was not finished
     write_line(tmp_path, "b", 9, loss=9.0)
     second = start(tmp_path, config("tensorboard"), goes_on=True)
     for step, metrics in ((4, {"CIDEr": 1.0}), (6, {"loss": 0.5})):

@@ -10,6 +10,7 @@ import pytest
 
 from blip2x.engine.loggers import Loggers
 from blip2x.engine.loggers.wandb import build
+from blip2x.errors import Interrupted
 from tests.engine.loggers.wandb_files import read
 from tests.engine.loggers.wandb_server import serve
 
@@ -182,6 +183,23 @@ def test_a_server_that_hangs_in_the_middle_costs_a_warning(folder, config, rows,
     assert len(written(folder, "run")[0].history) == 200
 
 
+def test_ctrl_c_at_the_end_waits_for_a_hanging_server_no_longer(folder, config, monkeypatch):
+    def stop(seconds):
+        raise Interrupted("SIGINT")
+
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with serve() as web:
+        monkeypatch.setenv("WANDB_BASE_URL", web.url)
+        logger = start(folder, config("wandb", "finish_seconds=600"))
+        web.hangs.set()
+        logger.log("s", 1, {"loss": 2.0})
+        monkeypatch.setattr(logger._worker, "close", stop)
+        began = time.monotonic()
+        with pytest.raises(Interrupted):
+            logger.close(failed=False)
+        assert time.monotonic() - began < SOON
+
+
 def test_a_table_that_cannot_be_sent_is_left_out_and_the_rest_goes_on(folder, config, rows, monkeypatch):
     said = []
     logger = start(folder, config("wandb", "mode=offline"), said=said)
@@ -204,6 +222,28 @@ def test_a_client_that_dies_costs_a_warning(folder, config, monkeypatch):
         loggers.log("s", step, {"loss": 2.0})
     loggers.close(failed=False)
     assert len(said) == 1 and said[0].startswith("warning: logger=wandb stopped (")
+
+
+def test_the_next_run_of_the_process_is_its_own_where_one_has_failed(folder, config, monkeypatch):
+    def fail(*arguments, **named):
+        raise OSError("no space left")
+
+    said = []
+    broken = start(folder, config("wandb", "mode=offline"))
+    loggers = Loggers({"wandb": broken}, said.append)
+    monkeypatch.setattr(broken._run, "log", fail)
+    loggers.log("s", 1, {"loss": 2.0})
+    broken._worker._thread.join()
+    loggers.log("s", 2, {"loss": 2.0})
+    loggers.close(failed=False)
+    assert len(said) == 1 and "no space left" in said[0] and written(folder)[0].exit_code == 1
+    after = folder.with_name("lr=2")
+    after.mkdir()
+    logger = start(after, config("wandb", "mode=offline"))
+    logger.log("s", 1, {"loss": 1.0})
+    logger.close(failed=False)
+    (found,) = written(after)
+    assert found.run.display_name == "lr=2" and found.history == [{"s/step": 1, "s/loss": 1.0}]
 
 
 def free_port() -> int:

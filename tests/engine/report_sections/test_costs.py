@@ -44,6 +44,16 @@ def test_steps_that_were_taken_again_count_once(run):
     assert stage_costs(run)[0].samples == "1,920"
 
 
+def test_neither_an_odd_line_nor_validations_change_the_number_of_samples(tmp_path):
+    lines = [{"stage": "a", "step": n, "seconds": n / 10, "samples_per_second": 160.0} for n in range(10, 70, 10)]
+    lines[2]["samples_per_second"] = 9.0
+    assert stage_costs(RunFiles(tmp_path, metrics=lines))[0].samples == "960"  # 60 steps of 16
+    slow = [{"stage": "a", "step": n, "seconds": n / 5, "samples_per_second": 160.0} for n in range(10, 70, 10)]
+    slow[0]["seconds"] = 1.0
+    behind = [row for line in slow for row in (line, {"stage": "a", "step": line["step"], "eval_loss": 1.0})]
+    assert stage_costs(RunFiles(tmp_path, metrics=behind))[0].samples == "960"
+
+
 def test_a_run_that_says_nothing_costs_nothing_that_is_known(tmp_path):
     run = RunFiles(tmp_path, metrics=[{"stage": "a", "step": 1, "loss": 1.0}], results={"seconds": None})
     assert stage_costs(run) == [] and whole_cost(run) == {}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from datetime import datetime
 from typing import ClassVar
 
 import pytest
 
 from blip2x.config.compose import compose_config
+from blip2x.engine import memory
 from blip2x.engine.folders import is_held
 from blip2x.engine.result import TaskResult
 from blip2x.errors import Interrupted, UserError
@@ -26,7 +28,8 @@ def command(small, tmp_path):
     return lambda *overrides: compose_config([*small, *FEW, f"paths.outputs={tmp_path}/outputs", "run_name=r", *overrides])
 
 
-def test_a_run_folder_holds_the_run(command, tmp_path, capsys):
+def test_a_run_folder_holds_the_run(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(memory, "_jobs", 0)  # as in a process of its own
     results = launch(command("task=pretrain_vision", *STEPS), ["runners/run.py", "task=pretrain_vision"])
     folder = tmp_path / "outputs/r"
     names = {path.name for path in folder.iterdir()}
@@ -40,6 +43,17 @@ def test_a_run_folder_holds_the_run(command, tmp_path, capsys):
     assert "vision" in types and set(types.values()) == {"float32"}
     said = capsys.readouterr().out
     assert "blip2x pretrain_vision" in said and "digit_accuracy" in said and "report:" in said
+
+
+def test_a_run_without_its_report_is_complete(command, tmp_path, monkeypatch, capsys):
+    def fail(folder):
+        raise ZeroDivisionError("by nothing")
+
+    monkeypatch.setattr(module, "write_report", fail)
+    launch(command("task=pretrain_vision", *STEPS), ["x"])
+    assert json.loads((tmp_path / "outputs/r/status.json").read_text())["state"] == "complete"
+    assert "warning: no report: by nothing" in capsys.readouterr().out
+    assert "ZeroDivisionError" in (tmp_path / "outputs/r/log.txt").read_text()
 
 
 def test_the_same_seed_gives_the_same_numbers(command, tmp_path):
@@ -72,7 +86,7 @@ def test_a_task_that_fails_leaves_its_folder_without_results(command, tmp_path):
 def ending(command, tmp_path, monkeypatch):
     """`ending(error)` -> (status.json while the task is working, and after it has raised `error`; log.txt)."""
 
-    def call(error, *overrides):
+    def call(error, *overrides, **changes):
         during = []
 
         class Task:
@@ -99,7 +113,7 @@ def ending(command, tmp_path, monkeypatch):
         with warnings.catch_warnings():
             warnings.simplefilter("always")
             try:
-                launch(command("task=audit", *overrides), ["x", "y z"])
+                launch(replace(command("task=audit", *overrides), **changes), ["x", "y z"])
             except BaseException as raised:
                 assert type(raised) is type(error)
         folder = tmp_path / "outputs/r"
@@ -133,10 +147,13 @@ def test_the_status_says_how_the_run_ended(ending, error, state, sentence):
     assert sentence is None or sentence in log
 
 
-def test_a_complete_run_stays_complete(ending):
+def test_a_complete_run_stays_complete(ending, tmp_path, capsys):
     _, before, _ = ending(None)
-    during, after, log = ending(KeyError("not reached"), "resume=auto")
-    assert during is None and after == before and log.count("UTC $") == 2 and "nothing to go on with" in log
+    during, after, log = ending(KeyError("not reached"), "resume=auto", "logger=tensorboard")
+    assert during is None and after == before and log.count("UTC $") == 1
+    assert "nothing to go on with" in capsys.readouterr().out
+    assert len((tmp_path / "outputs/r/command.txt").read_text().splitlines()) == 1
+    assert not (tmp_path / "outputs/r/tensorboard").exists()
 
 
 def test_what_has_changed_since_is_told_where_a_run_goes_on(ending, tmp_path):
@@ -146,3 +163,10 @@ def test_what_has_changed_since_is_told_where_a_run_goes_on(ending, tmp_path):
     during, after, log = ending(None, "resume=auto")
     assert during["state"] == "running" and after["state"] == "complete"
     assert "cpu was an abacus, is " in log and "figures may differ" in log
+
+
+def test_a_run_that_goes_on_with_itself_as_a_repeat_is_not_compared_with_itself(ending, tmp_path, capsys):
+    folder = tmp_path / "outputs/r"
+    ending(KeyError("b"))
+    ending(None, "resume=auto", run=str(folder))
+    assert "identical" not in capsys.readouterr().out and not (folder / "repeat.json").exists()

@@ -1,0 +1,112 @@
+"""The task's samples: how many there are, whether some pictures open, whether any are missing."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from blip2x.data.audit.given import SORTS, files_of
+from blip2x.data.pictures import PathImage
+from blip2x.data.source import Split
+from blip2x.errors import UserError
+from blip2x.tasks.checkup.examined import Examined
+from blip2x.tasks.checkup.findings import Findings, sentence
+from blip2x.tasks.pretrain_vision import patches_per_side
+
+_OPENED = 32  # pictures of each split
+_LOOKED_FOR = 1000  # files of each split
+_SECONDS = 10.0  # for a split; what is not looked at by then is left to task=audit
+
+
+def reads(examined: Examined) -> list[tuple[str, Split | None]]:
+    """What the task asks its data set for; of the image encoder's training, its labels."""
+    if examined.stage == "vision":
+        return [("labels", "train"), ("labels", "eval")]
+    return examined.task_class.reads(examined.cfg) if hasattr(examined.task_class, "reads") else []
+
+
+def samples_of(examined: Examined, what: str, split: Split | None) -> Sequence[Any]:
+    """Those of a split.
+
+    Raises:
+        UserError: they are not there, or not what they should be.
+    """
+    if what == "labels":
+        return examined.source.labels(split, patches_per_side=patches_per_side(examined.cfg))
+    return getattr(examined.source, what)(*([split] if split else []))
+
+
+def train_samples(examined: Examined) -> Sequence[Any]:
+    """What an epoch goes through. Errors as `samples_of`."""
+    what, split = next((what, split) for what, split in reads(examined) if split in ("train", None))
+    return samples_of(examined, what, split)
+
+
+def is_absent(examined: Examined, what: str, split: Split | None) -> bool:
+    """Whether the data set has files for it of which not one is there: nobody has fetched them yet."""
+    sorts = [what] if what in SORTS else SORTS
+    found = [files_of(examined.source, split or "train", sort) for sort in sorts]
+    paths = [getattr(files, name) for its in found for files in (its or {}).values() for name in (*SORTS, "answers")]
+    return any(paths) and not any(Path(path).exists() for path in paths if path)
+
+
+def check_data(examined: Examined) -> Findings:
+    """A line for each split that the task reads."""
+    out = Findings(examined.name)
+    wanted = reads(examined)
+    for what, split in dict.fromkeys(wanted):
+        name = f"{split or 'train'} {what}"
+        if split == "val" and examined.source.val_is_eval and (what, "eval") in wanted:
+            continue
+        try:
+            samples = samples_of(examined, what, split)
+        except UserError as error:
+            absent = is_absent(examined, what, split)
+            advice = "task=prepare fetches what may be fetched" if absent else "task=audit says more"
+            (out.look if absent else out.broken)(name, sentence(error), advice)
+            continue
+        out.record.setdefault("samples", {})[name] = len(samples)
+        if not len(samples):
+            out.broken(name, "no samples", "task=audit says more")
+        elif not hasattr(samples[0], "image"):
+            out.fine(name, f"{len(samples):,}")
+        else:
+            _judge_pictures(out, name, samples, examined.cfg.seed)
+    if not wanted:
+        out.fine("data", "the task reads nothing of a data set")
+    elif "samples" in out.record and any(split for _, split in wanted):
+        out.fine("left to task=audit", "copies of images, leaks between splits, odd texts, and pictures beyond this sample")
+    return out
+
+
+def _judge_pictures(out: Findings, name: str, samples: Sequence[Any], seed: int) -> None:
+    lot, until = random.Random(seed), time.monotonic() + _SECONDS
+    places = range(len(samples))
+    opened, failed = 0, []
+    for place in (0, *lot.sample(places[1:], min(_OPENED, len(samples)) - 1)):  # the first one is what a user sees first
+        try:
+            samples[place].image.open()
+        except UserError as error:
+            failed.append(sentence(error))
+        opened += 1
+        if time.monotonic() > until:
+            break
+    looked, missing = 0, []
+    for place in lot.sample(places, min(_LOOKED_FOR, len(samples))):
+        picture = samples[place].image
+        if isinstance(picture, PathImage):
+            looked += 1
+            missing += [] if picture.path.exists() else [picture.name]
+        if time.monotonic() > until:
+            break
+    said = f"{len(samples):,} samples; {opened} pictures opened" + (f", {looked:,} files looked for" if looked else "")
+    advice = "task=audit finds all of them; dataset.on_bad_image=skip leaves them out"
+    if failed:
+        out.broken(name, f"{said}; {len(failed)} cannot be used: {failed[0]}", advice)
+    elif missing:
+        out.broken(name, f"{said}; {len(missing)} are missing, e.g. {missing[0]}", advice)
+    else:
+        out.fine(name, said)

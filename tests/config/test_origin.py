@@ -1,0 +1,89 @@
+"""Who set a value: of real compositions, each kind of source once."""
+
+from __future__ import annotations
+
+import pytest
+
+from blip2x.config.compose import compose_config
+from blip2x.config.origin import COMMAND_LINE, PROGRAM, SCHEMA, flat, options, origins
+
+
+def of(*words, givers=None, change=None):
+    cfg = compose_config(list(words))
+    if change:
+        change(cfg)
+    return origins(cfg, list(words), givers or {})
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """A published setting, two values of it overruled."""
+    return of("experiment=caption_coco_ft_opt2.7b", "model.vision.image_size=224", "task.batch_size=2")
+
+
+def test_every_leaf_has_an_origin():
+    words = ["task=pretrain_stage1"]
+    assert list(of(*words)) == list(flat(compose_config(words)))
+
+
+@pytest.mark.parametrize(
+    ("key", "source"),
+    [
+        ("task.batch_size", COMMAND_LINE),
+        ("model.vision.image_size", COMMAND_LINE),
+        ("task.train", "conf/experiment/caption_coco_ft_opt2.7b.yaml"),
+        ("task.max_epochs", "conf/recipe/coco/caption.yaml"),
+        ("optim.lr", "conf/optim/finetune_caption.yaml"),  # which the recipe brings in
+        ("task.num_beams", "conf/task/caption.yaml"),
+        ("model.language.max_positions", "conf/model/language/opt2.7b.yaml"),
+        ("seed", "conf/config.yaml"),
+        ("task.kind", SCHEMA),
+    ],
+)
+def test_the_last_one_who_set_it_is_named(experiment, key, source):
+    assert experiment[key].source == source
+
+
+def test_who_was_overruled_and_whether_that_made_a_difference():
+    words = ["experiment=caption_coco_ft_opt2.7b", "model.vision.image_size=224", "task.train=true", "optim.lr=1e-5"]
+    found = of(*words)
+    size, train, lr = (found[key] for key in ("model.vision.image_size", "task.train", "optim.lr"))
+    assert size.before.startswith("conf/experiment/") and size.differed
+    assert train.before.startswith("conf/experiment/") and not train.differed
+    assert lr.before == "conf/optim/finetune_caption.yaml" and not lr.differed  # written 1e-5 in both, a text to YAML
+    assert not size.is_default and found["optim.beta1"].is_default
+
+
+def test_of_two_overrides_the_last_one_counts_and_others_may_have_given_it():
+    found = of("task=caption", "seed=1", "seed=2", "task.batch_size=3", givers={2: "a stage"})
+    assert (found["seed"].source, found["seed"].before) == ("a stage", COMMAND_LINE)
+    assert found["task.batch_size"].source == COMMAND_LINE
+
+
+def test_a_whole_group_of_values_can_be_given_at_once():
+    found = of("task=pretrain_stage1", "task.validation={max_images: 7}", "task.validation.num_beams=2")
+    sources = {key: found[f"task.validation.{key}"].source for key in ("max_images", "num_beams", "min_new_tokens")}
+    recipe = "conf/recipe/digits/pretrain_stage1.yaml"
+    assert sources == {"max_images": COMMAND_LINE, "num_beams": COMMAND_LINE, "min_new_tokens": recipe}
+
+
+def test_variables_of_the_environment_are_named(monkeypatch):
+    monkeypatch.setenv("BLIP2X_DATA", "elsewhere")
+    found = of("task=caption")
+    assert found["paths.data"].source == "the environment, BLIP2X_DATA" and not found["paths.data"].is_default
+    assert found["paths.weights"].source == "conf/paths/default.yaml"
+
+
+def test_what_composing_did_not_give_is_the_programs():
+    def change(cfg):
+        cfg.model.vision.depth = 77
+
+    found = of("task=caption", change=change)
+    assert found["model.vision.depth"].source == PROGRAM
+    assert found["model.vision.depth"].before == "conf/model/vision/tiny_vit.yaml"
+
+
+def test_options_are_those_that_were_chosen():
+    found = options(["experiment=caption_coco_ft_opt2.7b", "precision=bf16"])
+    assert {found[group] for group in ("task", "model", "precision")} == {"caption", "opt2.7b", "bf16"}
+    assert "logger" in found and not any(group.startswith("hydra") for group in found)
