@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import paddle
 import pytest
@@ -15,6 +16,7 @@ from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout, Part, Prediction
 from blip2x.tasks import doctor
 from blip2x.tasks.checkup import memory as checkup_memory
+from blip2x.tasks.checkup.findings import Findings
 from blip2x.tasks.checkup.memory import Texts, model_of, needed, texts_of, verdict
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.launch import launch
@@ -72,6 +74,7 @@ def test_questions_count_as_long_as_they_are_or_else_as_they_may_be():
     [
         (["task.of=doctor"], "task.of=doctor would look at itself"),
         (["task.steps=maybe"], "task.steps must be true, false or auto, got maybe"),
+        (["task.steps=1"], "task.steps must be true, false or auto, got 1"),
         (["task.of=stage1"], "unknown task 'stage1'"),
         (["task.world_size=0"], "task.world_size must be at least 1, got 0"),
         (["task.overrides=['task.batch_size=0']"], "task.batch_size must be at least 1"),
@@ -161,16 +164,32 @@ def test_what_is_broken_stops_no_other_check_and_is_said_at_the_end(tmp_path, mo
 
     monkeypatch.setattr(doctor, "check_data", fail)
     monkeypatch.setattr(doctor, "check_prompts", refuse)
+    written = []  # before a trial
+    monkeypatch.setattr(
+        doctor,
+        "check_trial",
+        lambda *_: written.append((tmp_path / "r/doctor.json").read_text()) or Findings("pretrain_vision"),
+    )
     with pytest.raises(
         UserError, match=r"2 of \d+ lines of the check-up are broken, first pretrain_vision, data: ZeroDivision"
     ):
-        check_up(tmp_path, "task.of=pretrain_vision", "task.steps=false", *ENOUGH)
+        check_up(tmp_path, "task.of=pretrain_vision", *ENOUGH)
     found = json.loads((tmp_path / "r/doctor.json").read_text())
     said = verdicts(found, "pretrain_vision")
-    assert (said["data"], said["prompts"], said["memory"], said["trial"]) == ("broken", "broken", "fine", "look")
+    assert (said["data"], said["prompts"], said["memory"]) == ("broken", "broken", "fine")
+    assert verdicts(json.loads(written[0]), "pretrain_vision") == said
     assert verdicts(found, "machine")["versions"] == "fine"
     traces = (tmp_path / "r/traces.txt").read_text()
     assert "ZeroDivisionError: no way" in traces and "task.prompt" not in traces
+
+
+def test_traces_are_of_this_check_up(run, monkeypatch):
+    run.path("traces.txt").write_text("of one before")
+    monkeypatch.setattr(doctor, "examined_of", lambda *_: [])
+    for name in ("check_versions", "check_devices", "check_disk"):
+        monkeypatch.setattr(doctor, name, lambda *_: Findings("machine"))
+    doctor.Doctor(SimpleNamespace(task=None), run).run()
+    assert not run.path("traces.txt").exists() and run.path("doctor.json").exists()
 
 
 def test_the_longest_texts_are_the_data_sets_where_its_words_are_the_vocabulary():
