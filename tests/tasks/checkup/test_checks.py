@@ -14,7 +14,7 @@ from rich.console import Console
 
 from blip2x.config.compose import compose_config
 from blip2x.config.dataset import OnBadImage
-from blip2x.config.run import RunConfig
+from blip2x.config.run import PrecisionName, RunConfig
 from blip2x.data.audit.verdicts import Verdict
 from blip2x.data.tokenize import train_tokenizer
 from blip2x.errors import UserError
@@ -60,28 +60,24 @@ def line(found: Findings, check: str):
 
 
 def test_an_experiment_that_is_overruled_is_worth_a_look(examine, run):
-    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", "task.answer_rules=vqa"))
+    where = ["paths.data=/elsewhere", "threads=1", "model.weights=/elsewhere"]  # changes no figure, nor do as many beams
+    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", "task.answer_rules=vqa", "task.num_beams=5", *where))
     assert verdicts(found) == {"config": FINE, "experiment": LOOK}
     assert line(found, "experiment").found == "task.answer_rules is not as the experiment says"
     rows = (run.folder / "vqa_zeroshot/config_origin.csv").read_text().splitlines()
     wanted = "task.answer_rules,vqa,the command line,conf/experiment/vqav2_zeroshot_opt2.7b.yaml"
     assert rows[0] == "key,value,from,instead of" and wanted in rows
     shown = "\n".join(found.shown)
-    assert "task.answer_rules = vqa" in shown and "task.num_beams" not in shown  # the option's own, in the file alone
-
-
-def test_all_keys_are_shown_on_demand(examine):
-    where = ["paths.data=/elsewhere", "threads=1", "model.weights=/elsewhere"]  # changes no figure
-    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", "task.num_beams=5", *where, all_keys=True))
-    assert verdicts(found) == {"config": FINE}  # as many beams as without a word
-    assert any(text.startswith("optim.beta1 = ") for text in found.shown)
+    assert "task.answer_rules = vqa" in shown and "task.max_new_tokens" not in shown  # the option's own, in the file alone
 
 
 def test_what_an_experiment_has_from_its_options_is_the_experiments_too(examine):
-    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", "model=opt6.7b", "optim.lr=1e-3", "task.num_beams=2"))
+    words = ["model=opt6.7b", "optim.lr=1e-3", "task.num_beams=2"]
+    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", *words, all_keys=True))
     said = line(found, "experiment").found
     assert said.count(", ") == 4 and said.endswith(" and 1 more are not as the experiment says")
     assert {"task.num_beams", "model.name", "model.language.width"} < set(said.split(" and ")[0].split(", "))
+    assert any(text.startswith("optim.beta1 = ") for text in found.shown)
 
 
 @pytest.mark.parametrize(
@@ -128,27 +124,29 @@ def test_memory_that_is_not_there_is_broken_here_and_a_look_elsewhere(examine, m
 
 
 def test_a_schedule_is_drawn_and_judged(examine):
-    good = ["task=pretrain_stage1", "task.max_steps=300", *FEW]
-    found = check_schedule(examine(*good))
+    examined = examine("task=pretrain_stage1", *FEW)
+    examined.cfg.task.max_steps = 300
+    found = check_schedule(examined)
     assert verdicts(found) == {"steps": FINE, "warm-up": FINE}
     assert "300, 300 epochs of 64 samples; 64 samples per step" in line(found, "steps").found
     assert found.shown[0].strip().startswith("0.001 │") and found.shown[-1].endswith("step 300")
-    short = check_schedule(examine(*FEW, "task=pretrain_stage1", "task.max_steps=20", "task.save_every=50"))
+    examined.cfg.task.max_steps, examined.cfg.task.save_every = 20, 50
+    short = check_schedule(examined)
     assert verdicts(short) == {"steps": FINE, "warm-up": LOOK, "intervals": LOOK}
     assert "task.log_every" not in line(short, "intervals").found
 
 
 def test_the_published_rate_belongs_to_the_published_batch(examine):
-    def rate(*words):
-        steps = ["task.max_steps=9000", "task.max_epochs=null"]
-        return line(
-            check_schedule(examine("task=pretrain_stage1", "model=opt2.7b", "dataset=coco", *steps, *words)), "learning rate"
-        )
+    def rate(accumulate=1, **optim):
+        examined = examine("task=pretrain_stage1", "model=opt2.7b", "dataset=coco")
+        examined.cfg.task.max_steps, examined.cfg.task.max_epochs, examined.cfg.task.accumulate = 9000, None, accumulate
+        examined.cfg.optim = replace(examined.cfg.optim, **optim)
+        return line(check_schedule(examined), "learning rate")
 
-    assert rate("task.accumulate=16").verdict is FINE  # 1,600 of 1,680
+    assert rate(accumulate=16).verdict is FINE  # 1,600 of 1,680
     small = rate()
     assert small.verdict is LOOK and "in proportion it would be 6.0e-06" in small.advice
-    assert rate("optim.lr=6e-6", "optim.eta_min=0").verdict is FINE
+    assert rate(lr=6e-6, eta_min=0.0).verdict is FINE
 
 
 def test_the_plot_has_its_highest_column_at_the_peak():
@@ -204,8 +202,9 @@ def test_scenes_are_fine(examine):
 
 
 def test_tokenizers_and_lengths(examine):
-    words = "task.max_txt_len=6"
-    found = check_tokenizers(examine("task=pretrain_stage1", words, *FEW))
+    examined = examine("task=pretrain_stage1", *FEW)
+    examined.cfg.task.max_txt_len = 6
+    found = check_tokenizers(examined)
     assert verdicts(found) == {"Q-Former's tokenizer": FINE, "lengths for the Q-Former": LOOK}
     assert "caption's begin '[DEC]'" in line(found, "Q-Former's tokenizer").found
     assert "are cut at task.max_txt_len=6" in line(found, "lengths for the Q-Former").found
@@ -308,7 +307,9 @@ def test_what_speaks_against_a_trial(examine, monkeypatch):
     small = ["task=pretrain_stage1", *FEW]
     assert reason(False, *small) == "not tried: task.steps=false"
     assert reason("auto", *small, lacks=["model.vision.weights=null"]) == "not tried: it lacks model.vision.weights=null"
-    assert "precision=bf16 needs a GPU" in reason(True, *small, "precision=bf16")
+    half = examine(*small)
+    half.cfg.precision.name = PrecisionName.bf16
+    assert "precision=bf16 needs a GPU" in check_trial(half, True, []).lines[0].found
     assert "neither trains nor ends with texts" in reason(True, "task=audit", *FEW)
     monkeypatch.setattr("blip2x.tasks.checkup.trial._LARGE", 1000)
     assert "781,909 parameters take minutes on a CPU; task.steps=true tries it" in reason("auto", *small)
@@ -368,9 +369,10 @@ def test_versions_are_held_against_what_the_package_says(monkeypatch):
 
 
 def test_devices(examine):
-    found = machine.check_devices([examine("task=pretrain_stage1", *FEW)])
-    assert verdicts(found) == {"devices": FINE}
-    found = machine.check_devices([examine("task=pretrain_stage1", "precision=bf16", "threads=4096", *FEW)])
+    examined = examine("task=pretrain_stage1", *FEW)
+    assert verdicts(machine.check_devices([examined])) == {"devices": FINE}
+    examined.cfg.precision.name, examined.cfg.threads = PrecisionName.bf16, 4096
+    found = machine.check_devices([examined])
     assert {line.verdict for line in found.lines} == {FINE, LOOK} and len(found.lines) == 3
 
 
