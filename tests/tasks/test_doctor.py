@@ -288,7 +288,7 @@ def test_what_a_cpu_cannot_do_is_not_compared_with_its_memory(words, ranks, reas
 
 
 def test_without_a_verdict_the_results_have_no_free_memory(run):
-    cfg = composed("task=pretrain_stage2", "precision=bf16")
+    cfg = composed("task=pretrain_stage2", "precision=bf16", *FEW)
     examined = Examined("pretrain_stage2", Wanted(cfg, []), run, Layout.of(cfg, 1))
     check_up = doctor.Doctor(SimpleNamespace(task=None), run)
     check_up.found = [checkup_memory.check_memory(examined)]
