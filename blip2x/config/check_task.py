@@ -84,7 +84,7 @@ def check_task(task: TaskConfig) -> None:
             TASKS.check(task.of)
         if task.of == "doctor":
             raise UserError("task.of=doctor would look at itself; choose another task, e.g. task.of=pretrain_stage2")
-        if task.steps not in (True, False) and task.steps != "auto":
+        if not isinstance(task.steps, bool) and task.steps != "auto":
             raise UserError(f"task.steps must be true, false or auto, got {task.steps}")
     if isinstance(task, ServeConfig):
         _check_serve(task)

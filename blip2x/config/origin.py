@@ -35,7 +35,6 @@ class Origin:
 
     source: str  # a file below the repository, or what the constants above call
     before: str | None = None  # the source whose value it replaced
-    differed: bool = False  # from the value that it replaced
 
     @property
     def is_default(self) -> bool:
@@ -90,16 +89,13 @@ def _walk(words: list[str], givers: Mapping[int, str]) -> dict[str, tuple[int, O
     """Key -> (the time at which it was set, its origin)."""
     plan = _plan(tuple(words))
     set_by: dict[str, tuple[int, Origin]] = {}
-    values: dict[str, Any] = {}
     clock = itertools.count()
 
     def put(key: str, value: Any, source: str) -> None:
         if value == {} and (not key or any(other.startswith(f"{key}.") for other in set_by)):
             return  # merging it changes nothing
         known = _own(key, set_by)
-        differed = key in values and not _same(values[key], value)
-        set_by[key] = (next(clock), Origin(source, known and known.source, differed))
-        values[key] = value
+        set_by[key] = (next(clock), Origin(source, known and known.source))
         for below in [other for other in set_by if other.startswith(f"{key}.")]:
             del set_by[below]
 

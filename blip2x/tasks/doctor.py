@@ -6,7 +6,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from textwrap import shorten
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.rule import Rule
 
@@ -54,6 +54,7 @@ class Doctor:
         Raises:
             UserError: something is broken, once all is written.
         """
+        self.run_folder.path(TRACES_FILE).unlink(missing_ok=True)  # of a check-up before, in the same run folder
         tasks = examined_of(self.task, self.run_folder)
         for examined in tasks:
             self._title(examined.name)
@@ -76,6 +77,7 @@ class Doctor:
             self._try("memory", name, lambda: check_memory(examined))
         if examined.trains:
             self._try("schedule", name, lambda: check_schedule(examined))
+        self._write()  # a trial may end the whole process, for lack of memory
         lacks = start.record.get("lacks", [])
         self._try("trial", name, lambda: check_trial(examined, self.task.steps, lacks))
 
@@ -100,12 +102,17 @@ class Doctor:
         found.show(self.run_folder.console)
         return found
 
-    def _result(self) -> TaskResult:
+    def _write(self) -> tuple[list[dict[str, Any]], dict[str, dict]]:
+        """Write doctor.json; (its lines, the records by what was looked at)."""
         lines = [{**vars(line), "verdict": line.verdict.value} for found in self.found for line in found.lines]
         records: dict[str, dict] = {}
         for found in self.found:
             records.setdefault(found.where, {}).update(found.record)
         self.run_folder.write_json({"lines": lines, "found": records}, "doctor.json")
+        return lines, records
+
+    def _result(self) -> TaskResult:
+        lines, records = self._write()
         memory = {where: record["memory"] for where, record in records.items() if "memory" in record}
         if memory:
             self.run_folder.write_json(memory, "memory.json")

@@ -15,15 +15,28 @@ def of(*words, givers=None, change=None):
     return origins(cfg, list(words), givers or {})
 
 
+def _deepen(cfg):
+    """As model=auto does when the weights say it."""
+    cfg.model.vision.depth = 77
+
+
 @pytest.fixture(scope="module")
 def experiment():
-    """A published setting, two values of it overruled."""
-    return of("experiment=caption_coco_ft_opt2.7b", "model.vision.image_size=224", "task.batch_size=2")
+    """A published setting, two values of it overruled and one filled in."""
+    return of("experiment=caption_coco_ft_opt2.7b", "model.vision.image_size=224", "task.batch_size=2", change=_deepen)
 
 
-def test_every_leaf_has_an_origin():
-    words = ["task=pretrain_stage1"]
-    assert list(of(*words)) == list(flat(compose_config(words)))
+@pytest.fixture(scope="module")
+def stage1():
+    """(Config, origins) of many words, of which the fifth is a pipeline's."""
+    words = ["task=pretrain_stage1", "task.validation={max_images: 7}", "task.validation.num_beams=2", "seed=1", "seed=2"]
+    cfg = compose_config(words)
+    return cfg, origins(cfg, words, {4: "a stage"})
+
+
+def test_every_leaf_has_an_origin(stage1):
+    cfg, found = stage1
+    assert list(found) == list(flat(cfg))
 
 
 @pytest.mark.parametrize(
@@ -44,24 +57,19 @@ def test_the_last_one_who_set_it_is_named(experiment, key, source):
     assert experiment[key].source == source
 
 
-def test_who_was_overruled_and_whether_that_made_a_difference():
-    words = ["experiment=caption_coco_ft_opt2.7b", "model.vision.image_size=224", "task.train=true", "optim.lr=1e-5"]
-    found = of(*words)
-    size, train, lr = (found[key] for key in ("model.vision.image_size", "task.train", "optim.lr"))
-    assert size.before.startswith("conf/experiment/") and size.differed
-    assert train.before.startswith("conf/experiment/") and not train.differed
-    assert lr.before == "conf/optim/finetune_caption.yaml" and not lr.differed  # written 1e-5 in both, a text to YAML
-    assert not size.is_default and found["optim.beta1"].is_default
+def test_who_was_overruled(experiment):
+    size, lr = experiment["model.vision.image_size"], experiment["optim.lr"]
+    assert size.before.startswith("conf/experiment/") and not size.is_default
+    assert experiment["optim.beta1"].is_default and lr.source == "conf/optim/finetune_caption.yaml"  # 1e-5, a text to YAML
 
 
-def test_of_two_overrides_the_last_one_counts_and_others_may_have_given_it():
-    found = of("task=caption", "seed=1", "seed=2", "task.batch_size=3", givers={2: "a stage"})
+def test_of_two_overrides_the_last_one_counts_and_others_may_have_given_it(stage1):
+    _, found = stage1
     assert (found["seed"].source, found["seed"].before) == ("a stage", COMMAND_LINE)
-    assert found["task.batch_size"].source == COMMAND_LINE
 
 
-def test_a_whole_group_of_values_can_be_given_at_once():
-    found = of("task=pretrain_stage1", "task.validation={max_images: 7}", "task.validation.num_beams=2")
+def test_a_whole_group_of_values_can_be_given_at_once(stage1):
+    _, found = stage1
     sources = {key: found[f"task.validation.{key}"].source for key in ("max_images", "num_beams", "min_new_tokens")}
     recipe = "conf/recipe/digits/pretrain_stage1.yaml"
     assert sources == {"max_images": COMMAND_LINE, "num_beams": COMMAND_LINE, "min_new_tokens": recipe}
@@ -74,13 +82,9 @@ def test_variables_of_the_environment_are_named(monkeypatch):
     assert found["paths.weights"].source == "conf/paths/default.yaml"
 
 
-def test_what_composing_did_not_give_is_the_programs():
-    def change(cfg):
-        cfg.model.vision.depth = 77
-
-    found = of("task=caption", change=change)
-    assert found["model.vision.depth"].source == PROGRAM
-    assert found["model.vision.depth"].before == "conf/model/vision/tiny_vit.yaml"
+def test_what_composing_did_not_give_is_the_programs(experiment):
+    assert experiment["model.vision.depth"].source == PROGRAM
+    assert experiment["model.vision.depth"].before == "conf/model/vision/eva_vit_g.yaml"
 
 
 def test_options_are_those_that_were_chosen():

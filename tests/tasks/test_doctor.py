@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import paddle
 import pytest
 
+from blip2x.config.check_task import check_task
 from blip2x.config.compose import compose_config
 from blip2x.engine import memory, memory_table
 from blip2x.engine.memory_table import amount
@@ -15,12 +19,20 @@ from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout, Part, Prediction
 from blip2x.tasks import doctor
 from blip2x.tasks.checkup import memory as checkup_memory
+from blip2x.tasks.checkup.examined import Examined, Wanted
+from blip2x.tasks.checkup.findings import Findings
 from blip2x.tasks.checkup.memory import Texts, model_of, needed, texts_of, verdict
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.launch import launch
 
 FEW = ["dataset.train_scenes=16", "dataset.test_scenes=12"]
 ENOUGH = ["dataset.train_scenes=64", "dataset.test_scenes=12"]  # for a batch
+
+
+@functools.cache
+def composed(*words):
+    """Composing takes longer than most of what is tested."""
+    return compose_config(list(words))
 
 
 def looked_at(*words):
@@ -58,22 +70,18 @@ def test_each_stage_of_a_pipeline_is_looked_at_without_what_earlier_ones_make():
 
 
 def test_questions_count_as_long_as_they_are_or_else_as_they_may_be():
-    (cfg,) = looked_at("task.of=vqa_finetune", *FEW).values()
+    cfg = composed("task=vqa_finetune", *FEW)
     texts, questions = texts_of(cfg), [sample.question for sample in build_source(cfg).questions("train")]
     longest = max(len(question.replace("?", " ?").split()) for question in questions)
     assert (texts.question_length, texts.output_length) == (longest + 2, 0) and longest + 2 < cfg.task.max_txt_len
     assert texts.length > texts.question_length  # the prompt and the answer
-    (cfg,) = looked_at("task.of=vqa_finetune", "model=flant5xl", "dataset=coco").values()
+    cfg = composed("task=vqa_finetune", "model=flant5xl", "dataset=coco")
     assert texts_of(cfg) == Texts(64, 64, {"qformer": 30523, "language": 32128}, 64)
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["task.of=doctor"], "task.of=doctor would look at itself"),
-        (["task.steps=maybe"], "task.steps must be true, false or auto, got maybe"),
-        (["task.of=stage1"], "unknown task 'stage1'"),
-        (["task.world_size=0"], "task.world_size must be at least 1, got 0"),
         (["task.overrides=['task.batch_size=0']"], "task.batch_size must be at least 1"),
         (["task.overrides=['task.batchsize=1']"], "batchsize"),
     ],
@@ -83,12 +91,27 @@ def test_mistakes_are_named(words, named):
         looked_at(*words)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("of", "doctor", "task.of=doctor would look at itself"),
+        ("of", "stage1", "unknown task 'stage1'"),
+        ("steps", "maybe", "task.steps must be true, false or auto, got maybe"),
+        ("steps", 1, "task.steps must be true, false or auto, got 1"),
+        ("world_size", 0, "task.world_size must be at least 1, got 0"),
+    ],
+)
+def test_wrong_settings_are_named(key, value, named):
+    with pytest.raises(UserError, match=named):
+        check_task(replace(composed("task=doctor").task, **{key: value}))
+
+
 def test_degrees_have_to_make_the_ranks():
-    (cfg,) = looked_at("task.of=pretrain_stage2", "task.overrides=['parallelism=tp2']").values()
+    cfg = composed("task=pretrain_stage2", "parallelism=tp2")
     with pytest.raises(UserError, match=r"= 1 \* 1 \* 2 = 2, but 3 process"):
         Layout.of(cfg, 3)
     assert Layout.of(cfg, 4).degrees.dp == 2
-    (cfg,) = looked_at("task.of=pretrain_stage1", "task.overrides=['parallelism=sharding3']").values()
+    cfg = composed("task=pretrain_stage2", "parallelism=sharding3")
     with pytest.raises(UserError, match=r"sharding_stage=3 with parallelism\.sharding=1"):
         Layout.of(cfg, 1)
     assert Layout.of(cfg, 4).sharding_stage == 3
@@ -161,26 +184,42 @@ def test_what_is_broken_stops_no_other_check_and_is_said_at_the_end(tmp_path, mo
 
     monkeypatch.setattr(doctor, "check_data", fail)
     monkeypatch.setattr(doctor, "check_prompts", refuse)
+    written = []  # before a trial
+    monkeypatch.setattr(
+        doctor,
+        "check_trial",
+        lambda *_: written.append((tmp_path / "r/doctor.json").read_text()) or Findings("pretrain_vision"),
+    )
     with pytest.raises(
         UserError, match=r"2 of \d+ lines of the check-up are broken, first pretrain_vision, data: ZeroDivision"
     ):
-        check_up(tmp_path, "task.of=pretrain_vision", "task.steps=false", *ENOUGH)
+        check_up(tmp_path, "task.of=pretrain_vision", *ENOUGH)
     found = json.loads((tmp_path / "r/doctor.json").read_text())
     said = verdicts(found, "pretrain_vision")
-    assert (said["data"], said["prompts"], said["memory"], said["trial"]) == ("broken", "broken", "fine", "look")
+    assert (said["data"], said["prompts"], said["memory"]) == ("broken", "broken", "fine")
+    assert verdicts(json.loads(written[0]), "pretrain_vision") == said
     assert verdicts(found, "machine")["versions"] == "fine"
     traces = (tmp_path / "r/traces.txt").read_text()
     assert "ZeroDivisionError: no way" in traces and "task.prompt" not in traces
 
 
+def test_traces_are_of_this_check_up(run, monkeypatch):
+    run.path("traces.txt").write_text("of one before")
+    monkeypatch.setattr(doctor, "examined_of", lambda *_: [])
+    for name in ("check_versions", "check_devices", "check_disk"):
+        monkeypatch.setattr(doctor, name, lambda *_: Findings("machine"))
+    doctor.Doctor(SimpleNamespace(task=None), run).run()
+    assert not run.path("traces.txt").exists() and run.path("doctor.json").exists()
+
+
 def test_the_longest_texts_are_the_data_sets_where_its_words_are_the_vocabulary():
     stage1, *stage2 = (
-        texts_of(next(iter(looked_at(*FEW, *words).values())))
+        texts_of(composed(*FEW, *words))
         for words in (
-            ["task.of=pretrain_stage1"],
-            ["task.of=pretrain_stage2"],
-            ["task.of=pretrain_stage2", "model=tiny_t5"],
-            ["task.of=pretrain_stage2", "model=tiny_t5", "task.overrides=['task.prefix_split=true','task.prompt=a photo']"],
+            ["task=pretrain_stage1"],
+            ["task=pretrain_stage2"],
+            ["task=pretrain_stage2", "model=tiny_t5"],
+            ["task=pretrain_stage2", "model=tiny_t5", "task.prefix_split=true", "task.prompt=a photo"],
         )
     )
     assert stage1.length == 18 and stage1.vocab_sizes["qformer"] > 20  # every text is filled up
@@ -192,14 +231,14 @@ def test_the_longest_texts_are_the_data_sets_where_its_words_are_the_vocabulary(
 
 def test_without_a_data_set_texts_are_as_long_as_allowed():
     for model, split, expected in (("opt2.7b", False, (32, 0)), ("flant5xl", False, (7, 32)), ("flant5xl", True, (32, 32))):
-        words = f"task.overrides=['task.prompt=a photo of','task.prefix_split={split}']"
-        (cfg,) = looked_at("task.of=pretrain_stage2", f"model={model}", "dataset=coco", words).values()
-        texts = texts_of(cfg)
+        cfg = composed("task=pretrain_stage2", f"model={model}", "dataset=coco")
+        texts = texts_of(replace(cfg, task=replace(cfg.task, prompt="a photo of", prefix_split=split)))
         assert (texts.length, texts.output_length) == expected
 
 
 def test_a_trained_part_cannot_be_split():
-    (cfg,) = looked_at("task.of=pretrain_stage2", "model.language.frozen=false", "task.overrides=['parallelism=tp2']").values()
+    cfg = copy.deepcopy(composed("task=pretrain_stage2", "parallelism=tp2"))
+    cfg.model.language.frozen = False
     with pytest.raises(UserError, match=r"model\.language\.frozen=false trains this one"):
         model_of(cfg, Layout.of(cfg, 2), {"qformer": 9, "language": 9}, {})
 
@@ -241,18 +280,22 @@ def test_ranks_of_this_machine_are_those_that_were_started_here():
     ],
 )
 def test_what_a_cpu_cannot_do_is_not_compared_with_its_memory(words, ranks, reason):
-    (cfg,) = looked_at("task.of=pretrain_stage2", *words).values()
+    cfg = composed("task=pretrain_stage2", *words)
     assert checkup_memory.gpu_reason(cfg, Layout.of(cfg, ranks)) == reason
     if reason:
         said = f"No verdict, for {reason} needs GPUs and there is none here: each rank's has to have 100.0 MiB free."
         assert checkup_memory.no_verdict(FOUND, reason) == said
 
 
-def test_without_a_verdict_the_results_have_no_free_memory(tmp_path):
-    results, _ = check_up(tmp_path, "task.of=pretrain_vision", "precision=bf16", *ENOUGH)
-    assert "predicted_gib" in results["pretrain_vision"] and "free_gib" not in results["pretrain_vision"]
-    assert json.loads((tmp_path / "r/memory.json").read_text())["pretrain_vision"]["free"] is None
-    assert "No verdict, for precision=bf16 needs GPUs" in (tmp_path / "r/memory.md").read_text()
+def test_without_a_verdict_the_results_have_no_free_memory(run):
+    cfg = composed("task=pretrain_stage2", "precision=bf16", *FEW)
+    examined = Examined("pretrain_stage2", Wanted(cfg, []), run, Layout.of(cfg, 1))
+    check_up = doctor.Doctor(SimpleNamespace(task=None), run)
+    check_up.found = [checkup_memory.check_memory(examined)]
+    found = check_up._result().stages["pretrain_stage2"]
+    assert "predicted_gib" in found and "free_gib" not in found
+    assert json.loads(run.path("memory.json").read_text())["pretrain_stage2"]["free"] is None
+    assert "No verdict, for precision=bf16 needs GPUs" in run.path("memory.md").read_text()
 
 
 def test_a_wide_terminal_gets_a_table_and_a_narrow_one_lines():
@@ -310,7 +353,7 @@ def test_limits_of_control_groups(tmp_path, line, groups, names, expected):
 
 
 def test_texts_say_what_they_are():
-    cfg = next(iter(looked_at("task.of=pretrain_stage1").values()))
+    cfg = composed("task=pretrain_stage1", *FEW)
     said = checkup_memory.sentences(cfg, FOUND, Layout.of(cfg, 1), Texts(18, 0, {}))
     assert f"On a CPU the first rank's process takes {amount(FOUND.resident)} with what it copies for saving;" in said[-1]
     assert "Highest: 100.0 MiB of tensors, in this part and pass: qformer, forward." in said

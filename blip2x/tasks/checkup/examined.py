@@ -15,6 +15,7 @@ from blip2x.config.model import ModelConfig
 from blip2x.config.run import RunConfig
 from blip2x.config.task import DoctorConfig, KeysShown, PipelineConfig, trains
 from blip2x.data.source import Source
+from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout, Prediction
@@ -23,6 +24,7 @@ from blip2x.registry import TASKS
 from blip2x.tasks.checkup.findings import sentence
 from blip2x.tasks.checkup.memory import Texts, label_classes, model_of, prediction_of, stage_of, texts_of
 from blip2x.tasks.common.inputs import build_source
+from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.common.weights import Weights
 from blip2x.tasks.pipeline import plan_stages
 
@@ -129,6 +131,23 @@ class Examined:
     def texts(self) -> Texts:
         """Lengths of texts, and vocabularies."""
         return texts_of(self.cfg)
+
+    @cached_property
+    def tokenizers(self) -> dict[str, TextTokenizer | None]:
+        """Part -> tokenizer, None: not here; those that the task uses."""
+        wanted = {"language": ["language"], "stage1": ["qformer"], "stage2": ["language"], "answering": ["qformer", "language"]}
+        cfg = copy.deepcopy(self.cfg)
+        for key in self.absent_weights:
+            (cfg.model if key == "model.weights" else getattr(cfg.model, key.split(".")[1])).weights = None
+        weights = self.task_class.weights(cfg, self.promised)
+        loader = ModelLoader(weights, texts=lambda: self.source.texts(), say=lambda text: None)
+        found: dict[str, TextTokenizer | None] = {}
+        for part in wanted.get(self.stage, []):
+            if part == "qformer" and self.stage == "answering" and weights.texts_folder():
+                found[part] = loader.question_tokenizer()
+            else:
+                found[part] = loader.own_tokenizer(part, fetch=getattr(cfg.model, part).tokenizer == "dataset")
+        return found
 
     @cached_property
     def predicted(self) -> tuple[Prediction, nn.Layer]:

@@ -19,6 +19,7 @@ from blip2x.engine.versions import versions
 from blip2x.errors import UserError
 from blip2x.tasks.checkup.examined import Examined
 from blip2x.tasks.checkup.findings import Findings, sentence
+from blip2x.tasks.checkup.memory import rank_count, ranks_here
 
 MACHINE = "machine"
 _DECISIVE = ("paddlenlp", "numpy", "hydra-core", "omegaconf", "tokenizers", "safetensors", "pyarrow", "aistudio-sdk")
@@ -81,9 +82,9 @@ def check_devices(examined: list[Examined]) -> Findings:
             check_precision(each.cfg, device)
         except UserError as error:
             lacking.setdefault(sentence(error), each.name)
-        ranks = each.layout.degrees.dp * each.layout.degrees.sharding * each.layout.degrees.tp
+        ranks = ranks_here(rank_count(each.layout), os.environ)
         if gpus and ranks > gpus:
-            lacking.setdefault(f"{ranks} ranks, and {gpus} GPUs here", each.name)
+            lacking.setdefault(f"{ranks} ranks on this machine, which has {gpus} GPUs", each.name)
     for said in lacking:
         out.look("devices", said, "as it should be where the task will run elsewhere")
     out.record = {"devices": {"device": device, "gpus": gpus, "cores": cores, "threads": threads}}

@@ -42,7 +42,7 @@ from blip2x.tasks.common.inputs import build_source
 if TYPE_CHECKING:
     from blip2x.tasks.checkup.examined import Examined
 
-SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "float64": 8}  # bytes
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "float64": 8}  # bytes
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def check_memory(examined: Examined) -> Findings:
     out = Findings(examined.name)
     free, where = free_memory(examined.device)
     if not examined.trains:
-        stored = sum(math.prod(p.shape) * SIZES[str(p.dtype).removeprefix("paddle.")] for p in examined.model.parameters())
+        stored = stored_bytes(examined.model)
         said = f"{amount(stored)} of weights, {amount(free)} free {where}; batches come on top of that"
         if stored > free:
             out.broken("memory", said, "choose a smaller model, or precision=bf16 on a GPU")
@@ -87,19 +87,24 @@ def check_memory(examined: Examined) -> Findings:
         return out
     cfg, layout, (found, _) = examined.cfg, examined.layout, examined.predicted
     lacking = gpu_reason(cfg, layout) if examined.device == "cpu" else None
-    need, whose = needed(found, examined.device, ranks_here(_count(layout), os.environ))
+    need, whose = needed(found, examined.device, ranks_here(rank_count(layout), os.environ))
     judged = no_verdict(found, lacking) if lacking else verdict(need, whose, free, where)
     said = sentences(cfg, found, layout, examined.texts)
     title = f"{examined.name}, {ranks(layout)}: memory of one rank"
     console = examined.run.console
     out.shown = [title, *lines(found, console.width - INDENT if console.is_terminal else None), *said]
-    elsewhere = _count(layout) != started_processes()  # only asked about: perhaps for another machine
+    elsewhere = rank_count(layout) != started_processes()  # only asked about: perhaps for another machine
     add = out.look if lacking or (elsewhere and need > free) else out.fine if need <= free else out.broken
     add("memory", judged)
     compared = None if lacking else free
     out.record = {"memory": {**asdict(found), "peak": found.peak, "resident": found.resident, "free": compared}}
     out.page = markdown(examined.name, found, [*said, judged])
     return out
+
+
+def stored_bytes(model: nn.Layer) -> int:
+    """What its weights take, in the types that they are stored in."""
+    return sum(math.prod(p.shape) * _SIZES[str(p.dtype).removeprefix("paddle.")] for p in model.parameters())
 
 
 def prediction_of(cfg: RunConfig, layout: Layout, texts: Texts) -> tuple[Prediction, nn.Layer]:
@@ -286,13 +291,14 @@ def no_verdict(found: Prediction, reason: str) -> str:
     return f"No verdict, for {reason} needs GPUs and there is none here: each rank's has to have {amount(found.peak)} free."
 
 
-def _count(layout: Layout) -> int:
+def rank_count(layout: Layout) -> int:
+    """On all machines."""
     return layout.degrees.dp * layout.degrees.sharding * layout.degrees.tp
 
 
 def ranks(layout: Layout) -> str:
     """How many, and how they share the work."""
-    degrees, count = layout.degrees, _count(layout)
+    degrees, count = layout.degrees, rank_count(layout)
     if count == 1:
         return "1 rank"
     stage = f", stage {layout.sharding_stage}" if layout.sharding_stage else ""

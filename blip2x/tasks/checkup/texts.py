@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,7 +18,6 @@ from blip2x.tasks.checkup.examined import Examined
 from blip2x.tasks.checkup.findings import Findings, sentence
 from blip2x.tasks.common.answering import asked
 from blip2x.tasks.common.captioning import encode_prompts, stage2_collate
-from blip2x.tasks.common.models import ModelLoader
 from blip2x.tasks.predict import pictures_and_prompts
 
 _DRAWN = 1000  # texts
@@ -33,27 +31,10 @@ _PUBLISHED = {  # of the vocabularies that come with published weights
 _PUBLISHED_SIZE = {"bert": 30_522, "opt": 50_265, "t5": 32_000}  # at least
 
 
-def tokenizers_of(examined: Examined) -> dict[str, TextTokenizer | None]:
-    """Part -> tokenizer, None: not here; those that the task uses."""
-    wanted = {"language": ["language"], "stage1": ["qformer"], "stage2": ["language"], "answering": ["qformer", "language"]}
-    cfg = copy.deepcopy(examined.cfg)
-    for key in examined.absent_weights:
-        (cfg.model if key == "model.weights" else getattr(cfg.model, key.split(".")[1])).weights = None
-    weights = examined.task_class.weights(cfg, examined.promised)
-    loader = ModelLoader(weights, texts=lambda: examined.source.texts(), say=lambda text: None)
-    found: dict[str, TextTokenizer | None] = {}
-    for part in wanted.get(examined.stage, []):
-        if part == "qformer" and examined.stage == "answering" and weights.texts_folder():
-            found[part] = loader.question_tokenizer()
-        else:
-            found[part] = loader.own_tokenizer(part, fetch=getattr(cfg.model, part).tokenizer == "dataset")
-    return found
-
-
 def check_tokenizers(examined: Examined) -> Findings:
     """Vocabulary, special tokens, a text there and back, and how many texts of the training are cut off."""
     out = Findings(examined.name)
-    for part, tokenizer in tokenizers_of(examined).items():
+    for part, tokenizer in examined.tokenizers.items():
         title, key = ("Q-Former" if part == "qformer" else "language model"), f"model.{part}.tokenizer"
         if tokenizer is None:
             name = getattr(examined.cfg.model, part).tokenizer
@@ -61,7 +42,7 @@ def check_tokenizers(examined: Examined) -> Findings:
             continue
         _judge_tokenizer(out, f"{title}'s tokenizer", tokenizer, getattr(examined.cfg.model, part).vocab_size)
         try:
-            texts = _drawn(examined)
+            texts = _drawn(examined, part)
         except UserError:  # the line on the data says it
             continue
         if texts:
@@ -75,13 +56,16 @@ def check_tokenizers(examined: Examined) -> Findings:
                 out.look(f"{title}'s unknown words", said, f"{key} says which vocabulary it has")
         limit = getattr(examined.cfg.task, "max_txt_len", None)
         if texts and limit and examined.trains:
-            _judge_lengths(out, title, tokenizer, texts, limit)
+            prompt = getattr(examined.cfg.task, "prompt", "") if part == "language" else ""
+            if tokenizer.family == "t5" and examined.stage != "answering":
+                prompt = ""  # the encoder's, and the texts are the decoder's
+            _judge_lengths(out, title, tokenizer, texts, prompt.replace("{}", ""), limit)
     return out
 
 
 def check_prompts(examined: Examined) -> Findings:
     """The token numbers of one real sample, made by what makes them in the task itself."""
-    out, tokenizers = Findings(examined.name), tokenizers_of(examined)
+    out, tokenizers = Findings(examined.name), examined.tokenizers
     if not tokenizers or None in tokenizers.values():
         return out
     task = examined.cfg.task
@@ -158,8 +142,8 @@ def _first_sample(examined: Examined) -> Any:
     return None
 
 
-def _drawn(examined: Examined) -> list[str]:
-    """Up to a thousand texts of what the task trains on, else of what it evaluates."""
+def _drawn(examined: Examined, part: str) -> list[str]:
+    """Up to a thousand texts that `part` reads of what the task trains on, else of what it evaluates."""
     wanted = sorted(reads(examined), key=lambda entry: entry[1] not in ("train", None))
     if not wanted or wanted[0][0] == "labels":
         return []
@@ -170,8 +154,13 @@ def _drawn(examined: Examined) -> list[str]:
         sample = samples[place]
         if isinstance(sample, CaptionSample):
             texts += [lot.choice(sample.captions)] if sample.captions else []
+        elif isinstance(sample, QuestionSample):
+            # one that goes on with the answer has to have room for both, an encoder for the question alone
+            goes_on = part == "language" and examined.cfg.model.language.kind != "t5" and examined.trains
+            answers = sample.answers if goes_on else ()
+            texts.append(f"{sample.question} {max(answers, key=len)}" if answers else sample.question)
         else:
-            texts.append(sample.question if isinstance(sample, QuestionSample) else sample)
+            texts.append(sample)
     return texts
 
 
@@ -195,8 +184,8 @@ def _judge_tokenizer(out: Findings, title: str, tokenizer: TextTokenizer, vocab_
         out.fine(title, said)
 
 
-def _judge_lengths(out: Findings, title: str, tokenizer: TextTokenizer, texts: list[str], limit: int) -> None:
-    around = 1 + (tokenizer.bos_id is not None)
+def _judge_lengths(out: Findings, title: str, tokenizer: TextTokenizer, texts: list[str], prompt: str, limit: int) -> None:
+    around = 1 + (tokenizer.bos_id is not None) + len(tokenizer.tokens(prompt))
     lengths = [len(tokenizer.tokens(text)) + around for text in texts]
     cut = sum(length > limit for length in lengths)
     said = f"{cut:,} of {len(texts):,} drawn by lot are cut at task.max_txt_len={limit}; the longest has {max(lengths)} tokens"

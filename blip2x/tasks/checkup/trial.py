@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import shutil
 import time
 from typing import Any
 
@@ -20,8 +21,8 @@ from blip2x.engine.amp import autocast, check_precision
 from blip2x.engine.loggers import Loggers
 from blip2x.engine.memory import free_memory
 from blip2x.engine.memory_table import amount
+from blip2x.engine.resume import NEVER
 from blip2x.engine.run import METRICS_FILE, Run
-from blip2x.engine.run_files import TIMES
 from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout
 from blip2x.models.weights.known import is_known
@@ -31,7 +32,7 @@ from blip2x.parallel.seeding import seed_everything
 from blip2x.tasks.checkup.data import is_absent, reads, samples_of
 from blip2x.tasks.checkup.examined import Examined, value_of
 from blip2x.tasks.checkup.findings import Findings, sentence
-from blip2x.tasks.checkup.memory import SIZES, prediction_of
+from blip2x.tasks.checkup.memory import prediction_of, stored_bytes
 from blip2x.tasks.common.weights import Weights
 from blip2x.tasks.predict import pictures_and_prompts
 
@@ -45,7 +46,7 @@ _CAPTIONED = re.compile(r"\d+ captions\b")  # the line above the captions of a v
 def check_start(examined: Examined) -> Findings:
     """Where the weights are, and whether the task would start."""
     out, cfg, cls = Findings(examined.name), examined.cfg, examined.task_class
-    lacking = []
+    lacking, gone = [], []
     for key in examined.weight_keys:
         value = value_of(cfg.model, key)
         if key in examined.promised:
@@ -55,12 +56,12 @@ def check_start(examined: Examined) -> Findings:
         elif key not in examined.absent_weights:
             path = str(Weights(cfg.model, cfg.paths, None).locate(value, key))
             out.fine(key, value if value == path else f"{value}: {path}")
-        else:
+        elif is_known(value):
             lacking.append(f"{key}={value}")
-            if is_known(value):
-                out.look(key, f"{value} is not here", "it is fetched when the task starts")
-            else:
-                out.look(key, examined.absent_weights[key], "put it there, or choose another one")
+            out.look(key, f"{value} is not here", "it is fetched when the task starts")
+        else:  # a path, which nothing will fetch
+            gone.append(f"{key}={value}")
+            out.broken(key, examined.absent_weights[key], "put it there, or choose another one")
     absent = []
     for what, split in reads(examined):
         try:
@@ -70,8 +71,8 @@ def check_start(examined: Examined) -> Findings:
     try:
         cls.check(cfg, *([examined.promised] if hasattr(cls, "promises") else []))
     except UserError as error:
-        (out.look if lacking or absent else out.broken)("start", f"the task would stop with: {sentence(error)}")
-        out.record = {"lacks": [*lacking, *absent] or ["what the line above says"]}
+        (out.look if (lacking or absent) and not gone else out.broken)("start", f"the task would stop with: {sentence(error)}")
+        out.record = {"lacks": [*lacking, *gone, *absent] or ["what the line above says"]}
     else:
         out.fine("start", "the task would start")
     return out
@@ -81,6 +82,9 @@ def _is_needed(examined: Examined, key: str) -> bool:
     """Whether the task cannot do without some weights, where nothing else brings them."""
     if key == "model.weights":
         return examined.task_class.starts_from(examined.cfg) is not None
+    whole = "model.weights" in examined.weight_keys and examined.cfg.model.weights is not None
+    if whole and "model.weights" not in examined.absent_weights:
+        return False  # whether it brings this part, or knows where it is, is said by the task's own check
     part = key.split(".")[1]
     return key not in examined.task_class.makes and getattr(getattr(examined.cfg.model, part), "frozen", False)
 
@@ -142,8 +146,7 @@ def _against(examined: Examined, wanted: Any, lacks: list[str]) -> str | None:
 def _needed(examined: Examined) -> int:
     """Bytes of the trial, which is one rank's."""
     if not examined.trains:
-        sizes = (math.prod(p.shape) * SIZES[str(p.dtype).removeprefix("paddle.")] for p in examined.model.parameters())
-        return sum(sizes) + _BESIDE
+        return stored_bytes(examined.model) + _BESIDE
     found, _ = prediction_of(examined.cfg, Layout(Degrees(1, 1, 1)), examined.texts)
     return found.resident if examined.device == "cpu" else found.peak
 
@@ -153,6 +156,7 @@ class TrialRun(Run):
 
     def __init__(self, examined: Examined):
         folder = examined.run.path(examined.name, "trial")
+        shutil.rmtree(folder, ignore_errors=True)  # of a check-up before, in the same run folder
         folder.mkdir(parents=True, exist_ok=True)
         console = Console(file=io.StringIO(), width=10_000, color_system=None)
         context = Context(device=examined.device)
@@ -197,6 +201,7 @@ def _small(cfg: RunConfig) -> RunConfig:
     """The task as it is, for one step and two samples; all losses at once, and no process beside this one."""
     cfg = copy.deepcopy(cfg)
     task = cfg.task
+    cfg.resume, cfg.prune.metric = NEVER, None  # it is nobody's continuation, and one step is no reason to give up
     cfg.dataset.eval_limit, cfg.dataset.num_workers = _SAMPLES, 0
     short = {
         **{"max_steps": 1, "max_epochs": None, "log_every": 1, "eval_every": None, "save_every": None},
@@ -219,8 +224,8 @@ def _judge_step(out: Findings, run: TrialRun, examined: Examined) -> None:
     line = next((row for row in run.rows(METRICS_FILE) if "lr" in row), {})
     losses = {name: value for name, value in line.items() if "loss" in name}
     rest = {name: value for name, value in line.items() if name in ("itc", "itm", "lm", "grad_norm")}
-    said = ", ".join(f"{name} {value:.4g}" for name, value in {**losses, **rest}.items() if name not in TIMES)
-    waited = line.get("data_wait", 0) * line["seconds"] if "seconds" in line else 0
+    said = ", ".join(f"{name} {value:.4g}" for name, value in {**losses, **rest}.items())
+    waited = line.get("data_wait", 0) * line["seconds"]
     took = f"{line['seconds']:.2f} s for {examined.cfg.task.batch_size} samples"
     time_said = f"{took}, {waited:.2f} s of it for the batch; later steps are quicker"
     finite = all(math.isfinite(value) for value in losses.values())

@@ -13,12 +13,14 @@ from paddle import nn
 from rich.console import Console
 
 from blip2x.config.compose import compose_config
-from blip2x.config.run import RunConfig
+from blip2x.config.dataset import OnBadImage
+from blip2x.config.run import PrecisionName, RunConfig
 from blip2x.data.audit.verdicts import Verdict
 from blip2x.data.tokenize import train_tokenizer
+from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout
 from blip2x.tasks.checkup import machine, texts
-from blip2x.tasks.checkup.data import check_data
+from blip2x.tasks.checkup.data import _judge_pictures, check_data
 from blip2x.tasks.checkup.examined import Examined, Wanted
 from blip2x.tasks.checkup.findings import Findings
 from blip2x.tasks.checkup.memory import check_memory
@@ -26,7 +28,7 @@ from blip2x.tasks.checkup.parameters import check_parameters, published
 from blip2x.tasks.checkup.schedule import check_schedule, plot
 from blip2x.tasks.checkup.settings import check_settings
 from blip2x.tasks.checkup.texts import check_prompts, check_tokenizers
-from blip2x.tasks.checkup.trial import TrialRun, _judge_step, check_start, check_trial
+from blip2x.tasks.checkup.trial import TrialRun, _judge_step, _small, check_start, check_trial
 
 FEW = ["dataset.train_scenes=64", "dataset.test_scenes=12"]
 FINE, LOOK, BROKEN = Verdict.fine, Verdict.look, Verdict.broken
@@ -58,19 +60,23 @@ def line(found: Findings, check: str):
 
 
 def test_an_experiment_that_is_overruled_is_worth_a_look(examine, run):
-    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", "task.answer_rules=vqa"))
+    where = ["paths.data=/elsewhere", "threads=1", "model.weights=/elsewhere"]  # changes no figure, nor do as many beams
+    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", "task.answer_rules=vqa", "task.num_beams=5", *where))
     assert verdicts(found) == {"config": FINE, "experiment": LOOK}
-    assert "task.answer_rules is not as the experiment says" in line(found, "experiment").found
+    assert line(found, "experiment").found == "task.answer_rules is not as the experiment says"
     rows = (run.folder / "vqa_zeroshot/config_origin.csv").read_text().splitlines()
     wanted = "task.answer_rules,vqa,the command line,conf/experiment/vqav2_zeroshot_opt2.7b.yaml"
     assert rows[0] == "key,value,from,instead of" and wanted in rows
     shown = "\n".join(found.shown)
-    assert "task.answer_rules = vqa" in shown and "task.num_beams" not in shown  # the option's own, in the file alone
+    assert "task.answer_rules = vqa" in shown and "task.max_new_tokens" not in shown  # the option's own, in the file alone
 
 
-def test_all_keys_are_shown_on_demand(examine):
-    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", "task.num_beams=1", all_keys=True))
-    assert verdicts(found) == {"config": FINE}  # the experiment says nothing of beams
+def test_what_an_experiment_has_from_its_options_is_the_experiments_too(examine):
+    words = ["model=opt6.7b", "optim.lr=1e-3", "task.num_beams=2"]
+    found = check_settings(examine("experiment=vqav2_zeroshot_opt2.7b", *words, all_keys=True))
+    said = line(found, "experiment").found
+    assert said.count(", ") == 4 and said.endswith(" and 1 more are not as the experiment says")
+    assert {"task.num_beams", "model.name", "model.language.width"} < set(said.split(" and ")[0].split(", "))
     assert any(text.startswith("optim.beta1 = ") for text in found.shown)
 
 
@@ -118,27 +124,29 @@ def test_memory_that_is_not_there_is_broken_here_and_a_look_elsewhere(examine, m
 
 
 def test_a_schedule_is_drawn_and_judged(examine):
-    good = ["task=pretrain_stage1", "task.max_steps=300", *FEW]
-    found = check_schedule(examine(*good))
+    examined = examine("task=pretrain_stage1", *FEW)
+    examined.cfg.task.max_steps = 300
+    found = check_schedule(examined)
     assert verdicts(found) == {"steps": FINE, "warm-up": FINE}
     assert "300, 300 epochs of 64 samples; 64 samples per step" in line(found, "steps").found
     assert found.shown[0].strip().startswith("0.001 │") and found.shown[-1].endswith("step 300")
-    short = check_schedule(examine(*FEW, "task=pretrain_stage1", "task.max_steps=20", "task.save_every=50"))
+    examined.cfg.task.max_steps, examined.cfg.task.save_every = 20, 50
+    short = check_schedule(examined)
     assert verdicts(short) == {"steps": FINE, "warm-up": LOOK, "intervals": LOOK}
     assert "task.log_every" not in line(short, "intervals").found
 
 
 def test_the_published_rate_belongs_to_the_published_batch(examine):
-    def rate(*words):
-        steps = ["task.max_steps=9000", "task.max_epochs=null"]
-        return line(
-            check_schedule(examine("task=pretrain_stage1", "model=opt2.7b", "dataset=coco", *steps, *words)), "learning rate"
-        )
+    def rate(accumulate=1, **optim):
+        examined = examine("task=pretrain_stage1", "model=opt2.7b", "dataset=coco")
+        examined.cfg.task.max_steps, examined.cfg.task.max_epochs, examined.cfg.task.accumulate = 9000, None, accumulate
+        examined.cfg.optim = replace(examined.cfg.optim, **optim)
+        return line(check_schedule(examined), "learning rate")
 
-    assert rate("task.accumulate=16").verdict is FINE  # 1,600 of 1,680
+    assert rate(accumulate=16).verdict is FINE  # 1,600 of 1,680
     small = rate()
     assert small.verdict is LOOK and "in proportion it would be 6.0e-06" in small.advice
-    assert rate("optim.lr=6e-6", "optim.eta_min=0").verdict is FINE
+    assert rate(lr=6e-6, eta_min=0.0).verdict is FINE
 
 
 def test_the_plot_has_its_highest_column_at_the_peak():
@@ -161,8 +169,29 @@ def test_pictures_that_do_not_open_are_broken(examine, tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
     (tmp_path / "captions.json").write_text('[{"image": "a.png", "caption": "noise"}]')
     own = ["dataset=custom", f"dataset.images={tmp_path}", f"dataset.eval_captions={tmp_path}/captions.json"]
-    found = check_data(examine("task=caption", *own, f"paths.cache={tmp_path}/cache"))
+    examined = examine("task=caption", *own, f"paths.cache={tmp_path}/cache")
+    found = check_data(examined)
     assert verdicts(found)["eval captions"] is BROKEN and "1 cannot be used" in line(found, "eval captions").found
+    samples, cfg = list(examined.source.captions("eval")), examined.cfg
+    cfg.dataset.on_bad_image = OnBadImage.skip
+    for more, wanted in (
+        ([], BROKEN),
+        ([SimpleNamespace(image=SimpleNamespace(open=lambda: None))], LOOK),
+    ):  # all are bad, or not
+        _judge_pictures(found := Findings("task"), "captions", [*samples, *more], cfg)
+        assert verdicts(found) == {"captions": wanted}
+    assert line(found, "captions").advice == "task=audit finds all of them"
+
+
+def test_annotations_without_their_images_are_not_ready(examine, tmp_path):
+    folder = tmp_path / "coco/annotations"
+    folder.mkdir(parents=True)
+    (folder / "coco_karpathy_test.json").write_text(
+        '[{"image": "val2014/COCO_val2014_000000391895.jpg", "caption": ["a cat"]}]'
+    )
+    found = check_data(examine("task=caption", "dataset=coco", f"paths.data={tmp_path}", f"paths.cache={tmp_path}/cache"))
+    assert verdicts(found) == {"eval captions": LOOK}
+    assert line(found, "eval captions").advice == "task=prepare fetches what may be fetched"
 
 
 def test_scenes_are_fine(examine):
@@ -173,13 +202,31 @@ def test_scenes_are_fine(examine):
 
 
 def test_tokenizers_and_lengths(examine):
-    words = "task.max_txt_len=6"
-    found = check_tokenizers(examine("task=pretrain_stage1", words, *FEW))
+    examined = examine("task=pretrain_stage1", *FEW)
+    examined.cfg.task.max_txt_len = 6
+    found = check_tokenizers(examined)
     assert verdicts(found) == {"Q-Former's tokenizer": FINE, "lengths for the Q-Former": LOOK}
     assert "caption's begin '[DEC]'" in line(found, "Q-Former's tokenizer").found
     assert "are cut at task.max_txt_len=6" in line(found, "lengths for the Q-Former").found
     away = check_tokenizers(examine("task=pretrain_stage2", "model=opt2.7b", "dataset=coco"))
     assert verdicts(away) == {"language model's tokenizer": LOOK}
+
+
+@pytest.mark.parametrize(
+    ("task", "given"),
+    [("pretrain_stage2", "''"), ("pretrain_stage2", "a photo of"), ("vqa_finetune", "'question : {} answer :'")],
+)
+def test_a_prompt_and_an_answer_take_their_room(examine, task, given):
+    examined = examine(f"task={task}", f"task.prompt={given}", *FEW)
+    tokenizer, source = examined.tokenizers["language"], examined.source
+    if task == "vqa_finetune":
+        samples = source.questions("train")
+        whole = [examined.cfg.task.prompt.format(s.question) + " " + max(s.answers, key=len) for s in samples]
+    else:
+        whole = [f"{examined.cfg.task.prompt} {caption}" for s in source.captions("train") for caption in s.captions]
+    longest = max(len(tokenizer.tokens(text)) for text in whole) + 2
+    found = line(check_tokenizers(examined), "lengths for the language model").found
+    assert int(found.split()[-2]) == longest
 
 
 def test_published_vocabularies_have_their_numbers():
@@ -211,10 +258,11 @@ def test_prompts_are_shown_as_token_numbers(examine):
     assert found.record["prompts"]["the language model"]["tokens"][-1] == "\n"
 
 
-def test_unknown_words_are_worth_a_look(examine, monkeypatch):
+def test_unknown_words_are_worth_a_look(examine):
     small = train_tokenizer(["a red"], "bert")
-    monkeypatch.setattr(texts, "tokenizers_of", lambda examined: {"qformer": small})
-    found = check_tokenizers(examine("task=pretrain_stage1", *FEW))
+    examined = examine("task=pretrain_stage1", *FEW)
+    examined.tokenizers = {"qformer": small}
+    found = check_tokenizers(examined)
     assert verdicts(found)["Q-Former's unknown words"] is LOOK
 
 
@@ -223,8 +271,31 @@ def test_where_a_task_would_start(examine, tmp_path):
     assert verdicts(found) == {"model.vision.weights": LOOK, "model.language.weights": LOOK, "start": LOOK}
     assert line(found, "model.vision.weights").advice == "it is fetched when the task starts"
     assert "model.weights=null" in found.record["lacks"]
+    gone = check_start(examine("task=pretrain_stage2", f"model.weights={tmp_path}/nowhere", *FEW))
+    assert verdicts(gone)["model.weights"] is verdicts(gone)["start"] is BROKEN
+    assert f"model.weights={tmp_path}/nowhere" in gone.record["lacks"]
     wrong = check_start(examine("task=pretrain_language", "task.best_metric=CIDEr", "task.keep_best=1", *FEW))
     assert verdicts(wrong) == {"start": BROKEN} and "task.best_metric=CIDEr" in line(wrong, "start").found
+
+
+def test_a_part_that_the_whole_model_brings_is_not_lacking(examine, monkeypatch, tmp_path):
+    def refuse(cfg, promised):
+        raise UserError("the pictures are normalised otherwise")
+
+    examined = examine("task=pretrain_stage2", f"model.weights={tmp_path}", *FEW)
+    monkeypatch.setattr(examined.task_class, "check", refuse)
+    found = check_start(examined)
+    assert verdicts(found) == {"model.weights": FINE, "start": BROKEN} and "normalised" in line(found, "start").found
+
+
+def test_a_trial_is_new_and_short(examine, run):
+    cfg = composed("task=pretrain_stage1", *FEW)
+    small = _small(replace(cfg, resume="auto", prune=replace(cfg.prune, metric="CIDEr")))
+    assert (small.resume, small.prune.metric, small.task.max_steps, small.dataset.eval_limit) == ("never", None, 1, 2)
+    examined = examine("task=pretrain_stage1", *FEW)
+    first = TrialRun(examined)
+    first.log_metrics("s", 1, {"lr": 1.0})
+    assert first.rows("metrics.jsonl") and not TrialRun(examined).rows("metrics.jsonl")
 
 
 def test_what_speaks_against_a_trial(examine, monkeypatch):
@@ -236,7 +307,9 @@ def test_what_speaks_against_a_trial(examine, monkeypatch):
     small = ["task=pretrain_stage1", *FEW]
     assert reason(False, *small) == "not tried: task.steps=false"
     assert reason("auto", *small, lacks=["model.vision.weights=null"]) == "not tried: it lacks model.vision.weights=null"
-    assert "precision=bf16 needs a GPU" in reason(True, *small, "precision=bf16")
+    half = examine(*small)
+    half.cfg.precision.name = PrecisionName.bf16
+    assert "precision=bf16 needs a GPU" in check_trial(half, True, []).lines[0].found
     assert "neither trains nor ends with texts" in reason(True, "task=audit", *FEW)
     monkeypatch.setattr("blip2x.tasks.checkup.trial._LARGE", 1000)
     assert "781,909 parameters take minutes on a CPU; task.steps=true tries it" in reason("auto", *small)
@@ -296,10 +369,22 @@ def test_versions_are_held_against_what_the_package_says(monkeypatch):
 
 
 def test_devices(examine):
-    found = machine.check_devices([examine("task=pretrain_stage1", *FEW)])
-    assert verdicts(found) == {"devices": FINE}
-    found = machine.check_devices([examine("task=pretrain_stage1", "precision=bf16", "threads=4096", *FEW)])
+    examined = examine("task=pretrain_stage1", *FEW)
+    assert verdicts(machine.check_devices([examined])) == {"devices": FINE}
+    examined.cfg.precision.name, examined.cfg.threads = PrecisionName.bf16, 4096
+    found = machine.check_devices([examined])
     assert {line.verdict for line in found.lines} == {FINE, LOOK} and len(found.lines) == 3
+
+
+def test_only_the_ranks_of_this_machine_need_its_gpus(examine, monkeypatch):
+    monkeypatch.setattr(machine.paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(machine.paddle.device.cuda, "device_count", lambda: 1)
+    both = [examine("task=pretrain_stage1", "parallelism=dp", *FEW, ranks=2)]
+    found = machine.check_devices(both)
+    assert "2 ranks on this machine, which has 1 GPUs" in [line.found for line in found.lines]
+    monkeypatch.setenv("PADDLE_TRAINER_ENDPOINTS", "one:1,two:1")
+    monkeypatch.setenv("PADDLE_CURRENT_ENDPOINT", "two:1")
+    assert verdicts(machine.check_devices(both)) == {"devices": FINE}
 
 
 def test_disks(examine, monkeypatch, tmp_path):
