@@ -11,24 +11,26 @@ from blip2x.config.rules import AT_LEAST_1, AT_LEAST_3, NOT_NEGATIVE, POSITIVE, 
 from blip2x.config.task import (
     AnsweringConfig,
     CaptionConfig,
-    ConvertConfig,
     DecodingConfig,
-    DoctorConfig,
-    ExtractFeaturesConfig,
-    FeatureMode,
     PipelineConfig,
-    PredictConfig,
-    PrepareConfig,
     PretrainLanguageConfig,
     PretrainStage1Config,
     PretrainStage2Config,
     RetrievalConfig,
-    ServeConfig,
     TaskConfig,
     TrainingConfig,
     ValidationConfig,
     VqaFinetuneConfig,
     trains,
+)
+from blip2x.config.tools import (
+    ConvertConfig,
+    DoctorConfig,
+    ExtractFeaturesConfig,
+    FeatureMode,
+    PredictConfig,
+    PrepareConfig,
+    ServeConfig,
 )
 from blip2x.errors import UserError
 from blip2x.registry import TASKS

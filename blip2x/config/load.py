@@ -18,9 +18,6 @@ from blip2x.config.model import VisionConfig
 from blip2x.config.rules import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, Rule, choices, numbers
 from blip2x.config.run import HybridConfig, OptimConfig, RunConfig
 from blip2x.config.task import (
-    CompareConfig,
-    DoctorConfig,
-    ExtractFeaturesConfig,
     PipelineConfig,
     PretrainLanguageConfig,
     PretrainStage1Config,
@@ -29,6 +26,7 @@ from blip2x.config.task import (
     TrainingConfig,
     trains,
 )
+from blip2x.config.tools import CompareConfig, DoctorConfig, ExtractFeaturesConfig
 from blip2x.errors import UserError
 from blip2x.registry import (
     ANNOTATION_FORMATS,

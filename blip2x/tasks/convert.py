@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from blip2x.config.auto import PARTS
 from blip2x.config.run import RunConfig
-from blip2x.config.task import Format
+from blip2x.config.tools import Format
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.checkpoint import whole_folder, write_checkpoint
 from blip2x.engine.folders import require_space

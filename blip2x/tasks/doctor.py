@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from rich.rule import Rule
 
 from blip2x.config.run import RunConfig
-from blip2x.config.task import DoctorConfig
+from blip2x.config.tools import DoctorConfig
 from blip2x.data.audit.verdicts import Verdict
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run

@@ -17,7 +17,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from blip2x.config.run import RunConfig
-from blip2x.config.task import ExtractFeaturesConfig, FeatureMode
+from blip2x.config.tools import ExtractFeaturesConfig, FeatureMode
 from blip2x.data.collate import ImageCollate
 from blip2x.data.download import WebImage, is_web_address
 from blip2x.data.loader import Loader, build_loader

@@ -15,7 +15,7 @@ import paddle
 from paddle import Tensor
 
 from blip2x.config.run import RunConfig
-from blip2x.config.task import PredictConfig, PredictionFormat
+from blip2x.config.tools import PredictConfig, PredictionFormat
 from blip2x.data.download import WebImage, is_web_address
 from blip2x.data.picture_inputs import list_pictures
 from blip2x.data.pictures import PathImage

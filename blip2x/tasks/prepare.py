@@ -15,7 +15,7 @@ from rich.text import Text
 
 from blip2x.config.dataset import ByHand, Content, ImageTextConfig, LinkedImages, RemoteFile
 from blip2x.config.run import RunConfig
-from blip2x.config.task import PrepareConfig
+from blip2x.config.tools import PrepareConfig
 from blip2x.data.pictures import to_rgb
 from blip2x.data.tokenize import clean_caption
 from blip2x.engine.result import TaskResult

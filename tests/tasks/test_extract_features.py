@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from blip2x.config.compose import compose_config
 from blip2x.config.dataset import OnBadImage
-from blip2x.config.task import FeatureFormat, FeatureMode, FloatType
+from blip2x.config.task import FloatType
+from blip2x.config.tools import FeatureFormat, FeatureMode
 from blip2x.data.tokenize import clean_caption
 from blip2x.errors import UserError
 from blip2x.models.weights.describe import follow_source

@@ -13,7 +13,8 @@ from paddle import nn
 from blip2x.config.compose import compose_config, inner_overrides
 from blip2x.config.model import ModelConfig
 from blip2x.config.run import RunConfig
-from blip2x.config.task import DoctorConfig, KeysShown, PipelineConfig, trains
+from blip2x.config.task import PipelineConfig, trains
+from blip2x.config.tools import DoctorConfig, KeysShown
 from blip2x.data.source import Source
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.run import Run

@@ -13,12 +13,8 @@ import paddle
 from paddle import nn
 
 from blip2x.config.run import PrecisionName, RunConfig
-from blip2x.config.task import (
-    DecodingConfig,
-    ExtractFeaturesConfig,
-    PretrainStage1Config,
-    PretrainStage2Config,
-)
+from blip2x.config.task import DecodingConfig, PretrainStage1Config, PretrainStage2Config
+from blip2x.config.tools import ExtractFeaturesConfig
 from blip2x.data.collate import QuestionTexts
 from blip2x.data.tokenize import TextTokenizer, build_tokenizer
 from blip2x.engine.memory import free_memory

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from blip2x.config.task import AnsweringConfig, CaptionConfig, DecodingConfig, PredictConfig, PretrainStage2Config
+from blip2x.config.task import AnsweringConfig, CaptionConfig, DecodingConfig, PretrainStage2Config
+from blip2x.config.tools import PredictConfig
 from blip2x.data.collate import LanguageCollate, LanguageEncoderDecoderCollate, LoadedCaption, QuestionTexts, Stage1Collate
 from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.data.tokenize import FAMILIES, TextTokenizer

@@ -16,7 +16,7 @@ from paddle import nn
 from rich.console import Console
 
 from blip2x.config.run import RunConfig
-from blip2x.config.task import PredictConfig
+from blip2x.config.tools import PredictConfig
 from blip2x.engine.amp import autocast, check_precision
 from blip2x.engine.loggers import Loggers
 from blip2x.engine.memory import free_memory

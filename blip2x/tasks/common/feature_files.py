@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from blip2x.config.task import FeatureFormat
+from blip2x.config.tools import FeatureFormat
 from blip2x.errors import UserError
 
 MANIFEST = "manifest.json"

@@ -20,7 +20,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 
 import blip2x
-from blip2x.config.task import ServeConfig
+from blip2x.config.tools import ServeConfig
 from blip2x.data.pictures import decode_picture
 from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
