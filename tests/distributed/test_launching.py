@@ -87,11 +87,14 @@ def test_tasks_of_slurm_find_each_other_and_notice_when_one_is_killed(begin, tmp
 
 
 def test_a_job_of_submitit_that_fails_is_said_to_fail(begin, tmp_path):
-    """Its process is another one, whose exit code must not be lost; the sweep's other job is not harmed."""
+    """Its process is another one, whose failure must not be lost; the sweep's other job is not harmed."""
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
-    (tmp_path / "taken").mkdir()
-    words = [*WORDS, "parallelism=single", "task.max_steps=2", "run_name=r,taken", "hydra/launcher=submitit_local"]
+    words = [word for word in WORDS if not word.startswith(("run_name", "task.batch_size"))]
+    words += ["parallelism=single", "task.max_steps=2", "task.batch_size=4,99", "sweep=s", "hydra/launcher=submitit_local"]
     sweep = begin("sweep", ROOT / "runners/run.py", "-m", *words)
-    assert sweep.wait(SECONDS) != 0
-    assert f"error: {tmp_path}/taken exists already" in (tmp_path / "sweep.txt").read_text()
-    assert (tmp_path / "r/results.json").is_file()
+    assert sweep.wait(SECONDS) == 2
+    assert "do not fill one batch" in (tmp_path / "sweep.txt").read_text()
+    good, bad = (tmp_path / "sweeps/s" / f"task.batch_size={size}" for size in (4, 99))
+    assert (good / "results.json").is_file()
+    status = json.loads((bad / "status.json").read_text())
+    assert status["state"] == "failed" and "do not fill one batch" in status["error"]
