@@ -82,9 +82,12 @@ def demo(tmp_path_factory) -> Callable[..., Demo]:
     return run
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """A headless Chromium, the one of the system; each test opens pages of its own with `browser.new_page()`."""
+    """A headless Chromium, the one of the system; each test opens pages of its own with `browser.new_page()`.
+
+    It lives for a file's tests only: loaders of other tests fork, and their workers would hold its pipes, so that it never ended.
+    """
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
         pytest.skip("no Chromium is installed")

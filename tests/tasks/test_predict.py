@@ -79,7 +79,8 @@ def test_all_sorts_of_inputs_each_picture_once_in_order(predict, pictures, serve
     assert [row["attention"] for row in rows] == [f"attention/{number}.png" for number in range(4)]
     assert all((folder / row["attention"]).is_file() for row in rows)
     report = (folder / "report.html").read_text(encoding="utf-8")
-    assert report.count("data:image/") == 4 and all(row["source"] in report for row in rows)
+    # four pictures, and four of where the queries look
+    assert report.count("data:image/") == 8 and all(row["source"] in report for row in rows)
     assert "All 4 pictures" in report
 
 

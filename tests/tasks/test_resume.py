@@ -223,7 +223,7 @@ def test_a_run_that_began_from_another_begins_there_again(vision, tmp_path, capf
     found = run([*longer, "resume=auto"], tmp_path, "killed")
     assert_same(found, expected)
     assert json.loads((found / "results.json").read_text())["starts"] == 2
-    assert " seconds of start 2, " in capfd.readouterr().out
+    assert " seconds of start 2" in capfd.readouterr().out
 
 
 def test_a_report_that_was_not_written_any_more_is_written(vision, tmp_path, capfd):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -161,7 +162,7 @@ def test_a_validation_scores_lemmas_where_the_evaluation_does(monkeypatch):
     pairs = [(replace(question, answers=("cat",)), {"prediction": "cats"})]
     for lemmatise, accuracy in (("true", 100), ("false", 0)):
         cfg = compose_config(["task=vqa_finetune", f"task.lemmatise={lemmatise}"])
-        assert vqa_finetune.HeldOutQuestions(cfg, None, None, None, [question])._accuracy(pairs) == accuracy
+        assert vqa_finetune.HeldOutQuestions(cfg, Mock(), None, None, [question])._accuracy(pairs) == accuracy
 
 
 def test_questions_without_answers_cannot_be_learned(run_task, start, monkeypatch):
