@@ -80,7 +80,7 @@ def test_all_sorts_of_inputs_each_picture_once_in_order(predict, pictures, serve
     assert all((folder / row["attention"]).is_file() for row in rows)
     report = (folder / "report.html").read_text(encoding="utf-8")
     # four pictures, and four of where the queries look
-    assert report.count("data:image/") == 8 and all(row["source"] in report for row in rows)
+    assert report.count('src="data:image/') == 8 and all(row["source"] in report for row in rows)
     assert "All 4 pictures" in report
 
 
