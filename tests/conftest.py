@@ -86,7 +86,7 @@ def demo(tmp_path_factory) -> Callable[..., Demo]:
 def browser() -> Iterator[Any]:
     """A headless Chromium, the one of the system; each test opens pages of its own with `browser.new_page()`.
 
-    It lives for a file's tests only: loaders of other tests fork, and their workers would hold its pipes, so that it never ended.
+    It lives for a file's tests only: loaders of other tests fork, and their workers would hold its pipes and never let it end.
     """
     found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if found is None:
