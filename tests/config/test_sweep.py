@@ -155,6 +155,7 @@ def test_a_plugin_that_is_not_installed(monkeypatch):
 
 def test_submitit_composes(begin):
     """On Slurm each job is told the sweep's folder, which is where submitit's logs are as well."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="needs the extra slurm")
     folder, job, config = begin("seed=1,2", "sweep=x", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=60")
     assert job("seed=1", "sweep=x") == "seed=1" and sweep.launcher() == "submitit_slurm"
     assert os.path.commonpath([config.hydra.launcher.submitit_folder, folder]) == str(folder)
