@@ -10,9 +10,9 @@ from typing import Any
 _FLOAT_DIGITS = 308  # an integer of more digits may be larger than any float
 
 
-def read_json(path: Path, notes: list[str], name: str = "") -> dict[str, Any]:
-    """The object in a JSON file; `notes` says by `name` (default: the file's) why there is none."""
-    name = name or path.name
+def read_json(path: Path, notes: list[str] | None = None, name: str = "") -> dict[str, Any]:
+    """The object in a JSON file; `notes`, if given, says by `name` (default: the file's) why there is none."""
+    name, notes = name or path.name, [] if notes is None else notes
     try:
         value = _parse(path.read_text(encoding="utf-8"))
         if isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import blip2x
 from blip2x.engine.hardware import hardware
 from blip2x.engine.loggers import metric_lines
+from blip2x.engine.reading import read_json
 from blip2x.engine.run_files import TIMES
 from blip2x.engine.versions import git_diff, versions
 from blip2x.parallel.context import Context
@@ -39,7 +39,7 @@ class Comparison:
 
 def environment_of(folder: Path) -> dict[str, Any]:
     """What results depend on beside the config, of the run in `folder`; what was not written down is absent."""
-    return _environment(_read(folder / "versions.json"), _read(folder / "hardware.json"), _bytes(folder / "diff.patch"))
+    return _environment(read_json(folder / "versions.json"), read_json(folder / "hardware.json"), _bytes(folder / "diff.patch"))
 
 
 def environment_now(context: Context) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def compare(original: Path, repeat: Path) -> Comparison | None:
 
     Times, memory and what else a run costs are no result.
     """
-    was, now = (_flat(_read(folder / "results.json")) for folder in (original, repeat))
+    was, now = (_flat(read_json(folder / "results.json")) for folder in (original, repeat))
     if "seconds" not in was:
         return None
     found = Comparison()
@@ -155,14 +155,6 @@ def _said(value: Any) -> str:
     if value is None or value == []:
         return "none"
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _bytes(path: Path) -> bytes | None:

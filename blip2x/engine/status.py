@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from blip2x.engine.folders import write_whole
+from blip2x.engine.reading import read_json
 from blip2x.errors import Interrupted, UserError
 
 STATUS_FILE = "status.json"
@@ -50,11 +51,7 @@ def write_status(folder: Path, state: State, started: str, ended: str | None = N
 
 def read_status(folder: Path) -> dict[str, Any]:
     """The status of the run in `folder`; empty where it has none that can be read."""
-    try:
-        status = json.loads((folder / STATUS_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status if isinstance(status, dict) else {}
+    return read_json(folder / STATUS_FILE)
 
 
 def _now() -> str:

@@ -10,7 +10,6 @@ import math
 from datetime import datetime, timezone
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,6 +19,7 @@ from blip2x.config.run import RunConfig
 from blip2x.config.task import Best
 from blip2x.engine.comparisons import HIGHER, LOWER, direction
 from blip2x.engine.folders import append_whole, is_held, write_whole
+from blip2x.engine.reading import read_json
 from blip2x.engine.resume import AUTO, NEVER, differences
 from blip2x.errors import UserError
 
@@ -73,9 +73,9 @@ def place(config: RunConfig, folder: Path, *, is_main: bool = True) -> bool:
 
 def state(folder: Path) -> str | None:
     """What status.json says of a run; where that is absent, whether it came to its end. None: nothing is known."""
-    if "state" in (status := _read(folder / STATUS_FILE)):
+    if "state" in (status := read_json(folder / STATUS_FILE)):
         return status["state"]
-    return COMPLETE if "seconds" in _read(folder / RESULTS_FILE) else None
+    return COMPLETE if "seconds" in read_json(folder / RESULTS_FILE) else None
 
 
 def record(folder: Path, state: str, error: str) -> None:
@@ -83,7 +83,7 @@ def record(folder: Path, state: str, error: str) -> None:
 
     Nothing is said of a run that a process is working on.
     """
-    status = _read(folder / STATUS_FILE)
+    status = read_json(folder / STATUS_FILE)
     if is_held(folder) or (status.get("state") == state and status.get("error")):
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,14 +102,14 @@ def note_failure(folder: Path, error: str) -> None:
 def objective(folder: Path, key: str) -> float | None:
     """The metric STAGE.METRIC in results.json of a run; None: it has none, or one that is no finite number."""
     stage, _, name = key.partition(".")
-    results = _read(folder / RESULTS_FILE)
+    results = read_json(folder / RESULTS_FILE)
     value = results.get(stage, {}).get(name) if name else None
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
 
 
 def check_objective(folder: Path, key: str) -> None:
     """Raise `UserError` where the run of `folder`, which came to its end, has not the metric that is optimised."""
-    results = _read(folder / RESULTS_FILE)
+    results = read_json(folder / RESULTS_FILE)
     known = [f"{stage}.{name}" for stage, metrics in results.items() if isinstance(metrics, dict) for name in metrics]
     if "pruned" not in results and key not in known:
         raise UserError(f"objective={key} is no metric of {folder}; it has {', '.join(known) or 'none'}")
@@ -186,14 +186,6 @@ def tell_best(folder: Path, objective: str) -> None:
     found = OmegaConf.load(folder / SEARCH_FILE)
     words = " ".join(f"{key}={value}" for key, value in found.best_params.items())
     print(f"best {objective}: {found.best_value:.6g} with {words}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _is_free(key: str) -> bool:
