@@ -28,7 +28,7 @@ def test_every_group_and_option_is_there_with_a_sentence():
 
 
 def test_parts_of_the_model_are_listed():
-    assert "    model/vision= clip_vit_l, eva_vit_g, tiny_vit" in lines()
+    assert "    model/vision= clip_vit_l, eva_vit_g, small_vit, tiny_vit" in lines()
 
 
 def test_the_defaults_are_marked():
