@@ -22,7 +22,9 @@ from blip2x.engine.result import TaskResult
 from blip2x.errors import UserError
 from blip2x.registry import TASKS
 from blip2x.tasks.common.prepared_files import Files, State, by_hand_state, places, require_space
-from blip2x.transfer.linked_images import RECORD, Limits, fetch_linked, missing_images
+from blip2x.transfer.link_record import RECORD
+from blip2x.transfer.linked_images import fetch_linked, missing_images
+from blip2x.transfer.linked_picture import Limits
 from blip2x.transfer.prepared import Prepared
 from blip2x.transfer.progress import Board, byte_count
 from blip2x.transfer.several import run_several

@@ -7,14 +7,10 @@ killed goes on behind its last whole line.
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import queue
-import re
 import threading
-import time
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,40 +18,16 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import numpy as np
-from PIL import Image, ImageOps
-
 from blip2x.errors import UserError
 from blip2x.transfer.files import beside, locked
+from blip2x.transfer.link_record import ENDINGS, FAILED, RECORD, Record, is_there, place
+from blip2x.transfer.linked_picture import FetchFailed, Limits, PictureFetcher, ToRgb
 from blip2x.transfer.links import Link, read_links
 from blip2x.transfer.progress import CountProgress, Say
 
-ToRgb = Callable[[Image.Image, str], Image.Image]
-
-RECORD = ".links.tsv"
-WAITS = (1, 4, 16)  # seconds before another attempt
-_FORMATS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp"}
-_ENDINGS = sorted(_FORMATS.values())
-_FAILED = 255
 _LINKS = 4096  # that are looked up at once
-_CHUNK = 1 << 16
 _HOSTS = 5  # that give no connection, one after the other: it is this machine that has none
 _MANY = 1000  # addresses in a row without a connection are as telling, be they of one host
-# Some servers refuse what names itself a script. Pictures are compressed already
-_HEADERS = {"User-Agent": "Mozilla/5.0 (compatible; blip2x)", "Accept-Encoding": "identity"}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of one picture, and of all."""
-
-    connections: int  # at a time
-    timeout: float  # seconds, for a whole picture
-    attempts: int  # in one run
-    max_bytes: int
-    max_pixels: int
-    max_side: int | None  # larger ones are made smaller, as JPEG; None: they stay as they are
-    retry_failed: bool  # ask again for what an earlier run could not fetch, or what has been removed since
 
 
 @dataclass
@@ -67,16 +39,6 @@ class Outcome:
     failed: int = 0
     uncaptioned: int = 0  # of those that are there: not written among the captions
     reasons: Counter[str] = field(default_factory=Counter)  # of this run
-
-
-class _Failed(Exception):
-    """Why a picture cannot be had."""
-
-    def __init__(self, reason: str, *, passing: bool = False, network: bool = False, local: bool = False):
-        super().__init__(reason)
-        self.passing = passing  # another attempt may help
-        self.network = network  # it may be this machine that has no connection
-        self.local = local  # maybe no server was asked at all
 
 
 def fetch_linked(
@@ -109,19 +71,19 @@ def fetch_linked(
             for path in lists:
                 with CountProgress(path.name, say) as progress:
                     _Fetching(images, limits, outcome, to_rgb, progress).run(path)
-            record = _Record(images / RECORD)
+            record = Record(images / RECORD)
             draft = captions and beside(captions, "new")
             if draft:
                 draft.parent.mkdir(parents=True, exist_ok=True)
             with draft.open("w", encoding="utf-8") if draft else open(os.devnull, "w") as file:
                 for link, found in _looked_up(lists, record):
-                    outcome.there += found is not None and found != _FAILED
-                    outcome.failed += found == _FAILED
-                    if found not in (None, _FAILED) and draft:
+                    outcome.there += found is not None and found != FAILED
+                    outcome.failed += found == FAILED
+                    if found not in (None, FAILED) and draft:
                         if not usable(link.caption or ""):
                             outcome.uncaptioned += 1
                             continue
-                        row = {"image": _place(link, _ENDINGS[found]), "caption": link.caption}
+                        row = {"image": place(link, ENDINGS[found]), "caption": link.caption}
                         file.write(json.dumps(row, ensure_ascii=False) + "\n")
             if draft:
                 draft.replace(captions)
@@ -141,70 +103,28 @@ def missing_images(lists: Sequence[Path], images: Path, expected: int = 0) -> in
     Raises:
         UserError: a list cannot be read.
     """
-    record = _Record(images / RECORD)
+    record = Record(images / RECORD)
     recorded = gone = 0
     for link, code in _looked_up(lists, record):
-        if code not in (None, _FAILED):
+        if code not in (None, FAILED):
             recorded += 1
-            gone += not _is_there(images, link, code)
+            gone += not is_there(images, link, code)
     return gone + max(expected - recorded, 0)
 
 
-def _is_there(images: Path, link: Link, found: int | None) -> bool:
-    if found in (None, _FAILED):
-        return False
-    path = images / _place(link, _ENDINGS[found])
-    return os.path.isfile(path) and path.stat().st_size > 0  # which takes a name that is too long for none
-
-
-def _place(link: Link, ending: str) -> str:
-    return link.name or f"{link.key[:3]}/{link.key[3:]}.{ending}"  # 4,096 folders
-
-
-def _looked_up(lists: Iterable[Path], record: _Record) -> Iterator[tuple[Link, int | None]]:
+def _looked_up(lists: Iterable[Path], record: Record) -> Iterator[tuple[Link, int | None]]:
     for path in lists:
         links = read_links(path)
         while some := list(islice(links, _LINKS)):
             yield from zip(some, record.look_up([link.key for link in some]), strict=True)
 
 
-class _Record:
-    """What became of each address; nine bytes of memory each."""
-
-    def __init__(self, path: Path):
-        keys, codes = array("Q"), array("B")
-        if path.is_file():
-            with path.open("rb") as file:
-                for line in file:
-                    fields = line.split(b"\t")
-                    # else the run was killed while it wrote, or the disk has lost some of it
-                    if line.endswith(b"\n") and len(fields) == 3 and re.fullmatch(rb"[0-9a-f]{24}", fields[0]):
-                        state = fields[1].decode(errors="replace")
-                        keys.append(int(fields[0][:16], 16))
-                        codes.append(_ENDINGS.index(state) if state in _ENDINGS else _FAILED)
-        found = np.frombuffer(keys, dtype=np.uint64)
-        order = np.argsort(found, kind="stable")  # the last line of an address holds
-        self._keys = found[order]
-        self._codes = np.frombuffer(codes, dtype=np.uint8)[order]
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-    def look_up(self, keys: Sequence[str]) -> list[int | None]:
-        """The place of each picture's ending, or `_FAILED`; None: not asked for yet."""
-        wanted = np.array([int(key[:16], 16) for key in keys], dtype=np.uint64)
-        if not len(self._keys):
-            return [None] * len(keys)
-        place = np.searchsorted(self._keys, wanted, side="right") - 1
-        hits = (place >= 0) & (self._keys[place] == wanted)
-        return [int(self._codes[at]) if hit else None for at, hit in zip(place, hits, strict=True)]
-
-
 class _Fetching:
     """One list's pictures on their way."""
 
     def __init__(self, images: Path, limits: Limits, outcome: Outcome, to_rgb: ToRgb, progress: CountProgress):
-        self.images, self.limits, self.outcome, self.to_rgb, self.progress = images, limits, outcome, to_rgb, progress
+        self.images, self.limits, self.outcome, self.progress = images, limits, outcome, progress
+        self._fetcher = PictureFetcher(limits, to_rgb)
         self._waiting: queue.Queue[tuple[Link, bool] | None] = queue.Queue(maxsize=4 * limits.connections)
         self._lock = threading.Lock()
         self._some = max(50, 2 * limits.connections)  # of them are enough to doubt the network
@@ -213,10 +133,9 @@ class _Fetching:
         self._held_one = ""  # of those, as an example
         self._is_answered = False
         self._trouble: BaseException | None = None
-        self._local = threading.local()
 
     def run(self, path: Path) -> None:
-        record = _Record(self.images / RECORD)
+        record = Record(self.images / RECORD)
         with (self.images / RECORD).open("ab+", buffering=0) as self._file:
             if self._file.tell() and os.pread(self._file.fileno(), 1, self._file.tell() - 1) != b"\n":
                 self._file.write(b"\n")
@@ -241,15 +160,15 @@ class _Fetching:
                 self._trouble = self._trouble or error  # threads end at their next picture
                 raise
 
-    def _pending(self, path: Path, record: _Record) -> Iterator[tuple[Link, bool]]:
+    def _pending(self, path: Path, record: Record) -> Iterator[tuple[Link, bool]]:
         """Whose turn it is, and whether it is known to fail."""
         links = read_links(path)
         while some := list(islice(links, _LINKS)):
             seen = set()
             for link, found in zip(some, record.look_up([link.key for link in some]), strict=True):
-                again = self.limits.retry_failed and not _is_there(self.images, link, found)
+                again = self.limits.retry_failed and not is_there(self.images, link, found)
                 if link.key not in seen and (found is None or again):
-                    yield link, found == _FAILED
+                    yield link, found == FAILED
                 seen.add(link.key)
 
     def _hand(self, work: tuple[Link, bool] | None) -> None:
@@ -282,9 +201,9 @@ class _Fetching:
             self._write(link, ending, "", tells=False)
             return
         try:
-            ending, content = self._fetch(link)
-            self._store(content, self.images / _place(link, ending))
-        except _Failed as failure:
+            ending, content = self._fetcher.fetch(link.url)
+            self._store(content, self.images / place(link, ending))
+        except FetchFailed as failure:
             tells = not failure.local and not (failure.network and has_failed)
             self._write(link, "-", str(failure), network=failure.network, tells=tells)
         else:
@@ -293,8 +212,8 @@ class _Fetching:
     def _put_by_hand(self, path: Path, url: str) -> str | None:
         """The ending of a picture that is there under its name already; None: there is none that can be read."""
         try:
-            return self._checked(path.read_bytes(), url)[0] if os.path.isfile(path) else None
-        except _Failed:
+            return self._fetcher.checked(path.read_bytes(), url)[0] if os.path.isfile(path) else None
+        except FetchFailed:
             return None
 
     def _store(self, content: bytes, target: Path) -> None:
@@ -306,7 +225,7 @@ class _Fetching:
         except OSError as error:
             draft.unlink(missing_ok=True)
             if error.errno == errno.ENAMETOOLONG:
-                raise _Failed("a name that is too long for a file") from error
+                raise FetchFailed("a name that is too long for a file") from error
             raise
 
     def _write(self, link: Link, state: str, reason: str, *, network: bool = False, tells: bool = True) -> None:
@@ -345,77 +264,3 @@ class _Fetching:
             self._file.write(b"".join(self._held))
             self._held = []
         self._held_hosts.clear()
-
-    def _fetch(self, link: Link) -> tuple[str, bytes]:
-        for attempt in range(self.limits.attempts):
-            try:
-                return self._checked(self._download(link.url), link.url)
-            except _Failed as failure:
-                if not failure.passing or attempt + 1 == self.limits.attempts:
-                    raise
-            time.sleep(WAITS[min(attempt, len(WAITS) - 1)])
-        raise AssertionError("there is at least one attempt")
-
-    def _download(self, url: str) -> bytes:
-        import requests
-        from urllib3.exceptions import HTTPError, TimeoutError
-
-        from blip2x.transfer import strangers
-
-        if not hasattr(self._local, "session"):
-            self._local.session = strangers.session()
-        content = bytearray()
-        try:
-            end = time.monotonic() + self.limits.timeout
-            with strangers.ask(self._local.session, url, end, _HEADERS) as answer:
-                if not answer.ok:
-                    busy = answer.status_code in (408, 429) or answer.status_code >= 500
-                    raise _Failed(f"HTTP {answer.status_code}", passing=busy)
-                while chunk := answer.raw.read1(_CHUNK):
-                    content += chunk
-                    if len(content) > self.limits.max_bytes:
-                        raise _Failed(f"more than {self.limits.max_bytes:,} bytes")
-        except strangers.NotPublicError as error:
-            raise _Failed(
-                "an address of this machine's own network", network=True
-            ) from error  # a hotel's page to log in, maybe
-        except requests.exceptions.ConnectTimeout as error:
-            raise _Failed("no connection", passing=True, network=True) from error
-        except (requests.Timeout, TimeoutError) as error:
-            raise _Failed("too slow", passing=True) from error
-        except HTTPError as error:
-            raise _Failed("broke off", passing=True) from error
-        except requests.ConnectionError as error:
-            raise _Failed("no connection", passing=True, network=True) from error
-        except (requests.RequestException, UnicodeError, ValueError) as error:  # addresses that are none, endless redirects
-            raise _Failed(f"no answer that is one ({type(error).__name__})", local=True) from error
-        return bytes(content)
-
-    def _checked(self, content: bytes, url: str) -> tuple[str, bytes]:
-        """The ending for a picture's name, and what to store."""
-        try:
-            with Image.open(io.BytesIO(content), formats=tuple(_FORMATS)) as picture:
-                # MPO is what phones make: a JPEG that has others, of depth or another view, behind it
-                ending = _FORMATS["JPEG" if picture.format == "MPO" else picture.format]
-                width, height = picture.size
-                if width * height > self.limits.max_pixels:
-                    raise _Failed("too many pixels")
-                if self.limits.max_side is not None and max(width, height) > self.limits.max_side:
-                    return "jpg", _smaller(picture, self.limits.max_side, self.to_rgb, url)
-                picture.load()  # what was cut off has a whole header
-        except Image.DecompressionBombError:
-            raise _Failed("too many pixels") from None
-        except _Failed:
-            raise
-        except Exception as error:  # of Pillow's readers, which raise all sorts on what is broken
-            raise _Failed("no picture that can be read") from error
-        return ending, content
-
-
-def _smaller(picture: Image.Image, side: int, to_rgb: ToRgb, url: str) -> bytes:
-    picture.draft("RGB", (side, side))
-    picture = to_rgb(ImageOps.exif_transpose(picture), url)  # the new file says nothing of how it is to be turned
-    picture.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    out = io.BytesIO()
-    picture.save(out, "JPEG", quality=95)
-    return out.getvalue()

@@ -46,7 +46,7 @@ def data(tmp_path_factory):
     def prepare(name: str) -> str:
         if name not in done:
             with pytest.MonkeyPatch.context() as patch, serve(patch) as web:
-                patch.setattr("blip2x.transfer.linked_images.WAITS", (0,))
+                patch.setattr("blip2x.transfer.linked_picture.WAITS", (0,))
                 cfg = layouts.publish(compose_config([f"dataset={name}", "task=prepare", f"paths.data={folder / name}"]), web)
                 layouts.put_by_hand(cfg, web)
                 console = Console(file=io.StringIO(), width=200)

@@ -31,7 +31,7 @@ BY_HAND = {"flickr30k", "cc3m", "laion", "coco_vg_ccs_laion"}
 @pytest.fixture
 def web(monkeypatch):
     with serve(monkeypatch) as server:
-        monkeypatch.setattr("blip2x.transfer.linked_images.WAITS", (0,))
+        monkeypatch.setattr("blip2x.transfer.linked_picture.WAITS", (0,))
         yield server
 
 

@@ -17,7 +17,9 @@ from PIL import Image
 from blip2x.data.pictures import decode_picture, to_rgb
 from blip2x.data.tokenize import clean_caption
 from blip2x.errors import UserError
-from blip2x.transfer.linked_images import RECORD, Limits, fetch_linked, missing_images
+from blip2x.transfer.link_record import RECORD
+from blip2x.transfer.linked_images import fetch_linked, missing_images
+from blip2x.transfer.linked_picture import Limits
 from blip2x.transfer.links import Link
 from blip2x.transfer.strangers import is_public
 from tests.data.layouts import picture
@@ -29,7 +31,7 @@ LIMITS = Limits(connections=3, timeout=5, attempts=2, max_bytes=100_000, max_pix
 @pytest.fixture
 def web(monkeypatch):
     with serve(monkeypatch) as server:
-        monkeypatch.setattr("blip2x.transfer.linked_images.WAITS", (0,))
+        monkeypatch.setattr("blip2x.transfer.linked_picture.WAITS", (0,))
         yield server
 
 
