@@ -41,9 +41,9 @@ class Measured:
         plain: seconds of each repeat without timers inside.
         with_timers: the same with them.
         parts: name -> the seconds of each repeat with timers, of the first rank; they add up to its whole.
-        flops: name -> multiplications and additions of a rank in a step; empty where they are not counted.
-        amounts: what they were counted for.
-        peak: of the same per second, this machine's best matrix product.
+        flops: name -> multiplications and additions of a data rank's step; empty where they are not counted.
+        amounts: what they were counted for: a data rank's micro-batch, or where nothing is trained its step.
+        peak: of the same per second, this machine's best matrix product on all ranks that share a data rank's work.
         memory_gb: highest of any rank, GB of 2**30 bytes; None: it cannot be told from what came before.
     """
 
@@ -74,7 +74,7 @@ class Measured:
 
     @property
     def flops_per_second(self) -> float | None:
-        """Of a rank."""
+        """Of a data rank."""
         return sum(self.flops.values()) / self.step.median if self.flops else None
 
     @property
@@ -136,7 +136,8 @@ def measure(
     """
     context = run.context
     has_memory = begin_part(context.device)
-    work = work_of(job, run, *build(job))
+    model, tokenizer = build(job)
+    work = work_of(job, run, model, tokenizer)
     clock, wait = Clock(waiting_for(context.device)), waiting_for(context.device)
     plain, with_timers, parts = [], [], []
 
@@ -168,9 +169,9 @@ def measure(
         plain,
         with_timers,
         _by_part(parts),
-        _flops(job, amounts),
+        _flops(job, amounts, context.data_size, tokenizer.vocab_size),
         amounts,
-        peak,
+        peak * context.tensor.size,
         None if None in memories else max(memories),
     )
 
@@ -193,8 +194,9 @@ def _by_part(repeats: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
 
 def _amounts(work: Work) -> Amounts:
     job, context = work.job, work.run.context
+    micro_batches = job.cfg.task.accumulate if job.trains else 1
     return Amounts(
-        images=-(-work.images // context.data_size),
+        images=-(-work.images // (context.data_size * micro_batches)),
         texts=work.texts,
         text_tokens=work.text_tokens,
         output_tokens=work.output_tokens,
@@ -203,7 +205,11 @@ def _amounts(work: Work) -> Amounts:
     )
 
 
-def _flops(job: Job, amounts: Amounts) -> dict[str, float]:
-    if job.trains:
-        return dict(training_flops(job.cfg.model, job.name, amounts))
-    return dict(generation_flops(job.cfg.model, amounts)) if job.decodes else {}
+def _flops(job: Job, amounts: Amounts, data_ranks: int, vocab_size: int) -> dict[str, float]:
+    words = {"language" if job.reads_language else "qformer": vocab_size}
+    if job.decodes:
+        return dict(generation_flops(job.cfg.model, amounts, vocab_sizes=words))
+    if not job.trains:
+        return {}
+    found = training_flops(job.cfg.model, job.name, amounts, data_ranks=data_ranks, vocab_sizes=words)
+    return {name: count * job.cfg.task.accumulate for name, count in found.items()}

@@ -41,7 +41,7 @@ class Work:
     Attributes:
         methods: what `timed` is to wrap.
         tokens: of all ranks in a step: that a training has to predict, or that are written; 0: none.
-        texts: of this rank in a step.
+        texts: of this rank in a micro-batch, or where nothing is trained in a step.
         text_tokens: of each of them, as long as the longest is.
         output_tokens: the same of what an encoder-decoder is trained to write.
     """
@@ -117,7 +117,7 @@ class Training(Work):
 
     def _see(self, batch: dict[str, Any]) -> None:
         lengths = {name: array.shape[1] for name, array in batch.items() if "_ids_" in name}
-        self.texts = len(batch["image_BCHW"]) * self.job.cfg.task.accumulate
+        self.texts = len(batch["image_BCHW"])
         self.text_tokens = lengths.get("text_ids_BL", lengths.get("input_ids_BL", 0))
         self.output_tokens = lengths.get("output_ids_BT", 0)
 
