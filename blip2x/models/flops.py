@@ -279,3 +279,17 @@ def _t5_decodes(cfg: T5Config, asking: int, answering: int, read: int) -> Count:
     inner = cfg.num_heads * cfg.head_width
     layer = _linear(asking, cfg.width, 6 * inner + 3 * cfg.mlp_width) + _attend(asking, answering + read, inner)
     return layer * cfg.decoder_depth
+
+
+def retrieval_flops(cfg: ModelConfig, work: Work, *, pairs: int) -> dict[str, float]:
+    """Operations of a search among `work.images` images and `work.texts` texts, of which `pairs` are matched.
+
+    Each image has its patches' keys made once to be contrasted and once for all that it is matched with.
+    """
+    own, queries, length = cfg.qformer, cfg.qformer.num_queries, work.text_tokens
+    look = _qformer_pass(cfg, queries=queries, tokens=0) + _patch_keys(cfg) * 2 + _linear(queries, own.width, own.embed_dim)
+    read = _qformer_pass(cfg, queries=0, tokens=length) + _linear(1, own.width, own.embed_dim)
+    match = _qformer_pass(cfg, queries=queries, tokens=length) + _linear(queries, own.width, 2)
+    contrast = Count(activations=2 * work.images * work.texts * queries * own.embed_dim)
+    qformer = look * work.images + read * work.texts + match * pairs + contrast
+    return {"vision": vision_count(cfg.vision).forward * work.images, "qformer": qformer.forward}

@@ -88,15 +88,13 @@ class Measured:
         found = {"images_per_second": self.images / step.median}
         if self.tokens:
             found["tokens_per_second"] = self.tokens / step.median
-        found |= {"step_seconds": step.median, "step_seconds_min": step.min, "step_seconds_max": step.max}
-        found |= {f"{name}_seconds": self.part(name).median for name in self.parts}
-        found["parts_over_step"] = self.covered
+        found |= {"step_seconds": step.median, "fastest_step_seconds": step.min, "slowest_step_seconds": step.max}
         if self.flops:
             found |= {"teraflops": sum(self.flops.values()) / 1e12, "gigaflops_per_second": self.flops_per_second / 1e9}
             found["utilisation"] = self.utilisation
         if self.memory_gb is not None:
             found["memory_gb"] = self.memory_gb
-        return found
+        return found | {f"step_seconds/part/{name}": self.part(name).median for name in self.parts}
 
     def record(self) -> dict[str, Any]:
         """For benchmark.json: everything."""
