@@ -1,0 +1,1 @@
+"""What ``task=benchmark`` measures: one module per kind of measurement."""
