@@ -60,6 +60,6 @@ def _check_memory(job: Job) -> None:
     if here * need > free:
         whose = f"{here} ranks need" if here > 1 else "a rank needs"
         raise UserError(
-            f"{job.name} does not fit into memory: {whose} {amount(here * need)}, and {amount(free)} are free {where}; choose a "
-            "smaller model, or lower task.batch_size"
+            f"{job.name} does not fit into memory: {whose} {amount(here * need)}, and {amount(free)} are free {where}; "
+            "choose a smaller model, or lower task.batch_size"
         )

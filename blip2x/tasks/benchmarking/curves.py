@@ -67,7 +67,8 @@ def planned(task: BenchmarkConfig) -> list[tuple[str, str, list[int]]]:
         tasks = [name for name in task.of if name in _APPLIES[size]]
         if not tasks:
             raise UserError(
-                f"task.curves={size}: none of {', '.join(task.of)} has such a size; add one of {', '.join(_APPLIES[size])} to task.of"
+                f"task.curves={size}: none of {', '.join(task.of)} has such a size; "
+                f"add one of {', '.join(_APPLIES[size])} to task.of"
             )
         found += [(size, name, list(getattr(task.sizes, size))) for name in tasks]
     return found

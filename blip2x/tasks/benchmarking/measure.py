@@ -11,7 +11,7 @@ from typing import Any
 from blip2x.engine.memory import begin_part, part_peak_gb
 from blip2x.engine.run import Run
 from blip2x.models.flops import Work as Amounts
-from blip2x.models.flops import generation_flops, training_flops
+from blip2x.models.flops import generation_flops, retrieval_flops, training_flops
 from blip2x.tasks.benchmarking.clock import REST, Clock, timed, waiting_for
 from blip2x.tasks.benchmarking.jobs import Job
 from blip2x.tasks.benchmarking.work import Work, work_of
@@ -43,6 +43,7 @@ class Measured:
         parts: name -> the seconds of each repeat with timers, of the first rank; they add up to its whole.
         flops: name -> multiplications and additions of a data rank's step; empty where they are not counted.
         amounts: what they were counted for: a data rank's micro-batch, or where nothing is trained its step.
+        pairs: of an image and a text that were matched there; 0 but in a search.
         peak: of the same per second, this machine's best matrix product on all ranks that share a data rank's work.
         memory_gb: highest of any rank, GB of 2**30 bytes; None: it cannot be told from what came before.
     """
@@ -55,6 +56,7 @@ class Measured:
     parts: dict[str, list[float]]
     flops: dict[str, float]
     amounts: Amounts
+    pairs: int
     peak: float
     memory_gb: float | None
 
@@ -62,6 +64,11 @@ class Measured:
     def step(self) -> Spread:
         """Seconds of a step, as it is when nobody looks inside."""
         return Spread.of(self.plain)
+
+    @property
+    def accumulate(self) -> int:
+        """Micro-batches of a step."""
+        return self.job.cfg.task.accumulate if self.job.trains else 1
 
     def part(self, name: str) -> Spread:
         """Seconds of a part of it."""
@@ -105,7 +112,7 @@ class Measured:
             "step_with_timers": {**vars(Spread.of(self.with_timers)), "seconds": self.with_timers},
             "parts": {name: {**vars(self.part(name)), "seconds": seconds} for name, seconds in self.parts.items()},
             "parts_over_step": self.covered,
-            "work": vars(self.amounts),
+            "sizes": {**vars(self.amounts), "pairs": self.pairs, "accumulate": self.accumulate},
             "flops": self.flops,
             "flops_per_second": self.flops_per_second,
             "utilisation": self.utilisation,
@@ -167,8 +174,9 @@ def measure(
         plain,
         with_timers,
         _by_part(parts),
-        _flops(job, amounts, context.data_size, tokenizer.vocab_size),
+        _flops(work, amounts, tokenizer.vocab_size),
         amounts,
+        work.pairs,
         peak * context.tensor.size,
         None if None in memories else max(memories),
     )
@@ -203,11 +211,13 @@ def _amounts(work: Work) -> Amounts:
     )
 
 
-def _flops(job: Job, amounts: Amounts, data_ranks: int, vocab_size: int) -> dict[str, float]:
+def _flops(work: Work, amounts: Amounts, vocab_size: int) -> dict[str, float]:
+    job = work.job
     words = {"language" if job.reads_language else "qformer": vocab_size}
     if job.decodes:
         return dict(generation_flops(job.cfg.model, amounts, vocab_sizes=words))
     if not job.trains:
-        return {}
+        return dict(retrieval_flops(job.cfg.model, amounts, pairs=work.pairs))
+    data_ranks = work.run.context.data_size
     found = training_flops(job.cfg.model, job.name, amounts, data_ranks=data_ranks, vocab_sizes=words)
     return {name: count * job.cfg.task.accumulate for name, count in found.items()}

@@ -8,6 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from blip2x.tasks.benchmarking.curves import Curve
 from blip2x.tasks.benchmarking.measure import Measured, Spread
 
 PARTS = {  # in the order of the table; others stand behind them
@@ -55,6 +56,18 @@ def rates_table(results: Sequence[Measured]) -> Table:
     return table
 
 
+def curves_table(curves: Sequence[Curve]) -> Table:
+    """One row per curve: how the time grows with the size, and how the counted operations do."""
+    table = Table(title="Cost against size", title_justify="left", box=box.SIMPLE_HEAD)
+    for name in ("what grows", "of", "from", "to", "seconds", "exponent", "expected"):
+        table.add_column(name, justify="left" if name in ("what grows", "of") else "right", no_wrap=True)
+    for curve in curves:
+        ends = [f"{curve.sizes[0]:,}", f"{curve.sizes[-1]:,}"]
+        seconds = f"{_shown(curve.fastest[0])} .. {_shown(curve.fastest[-1])}"
+        table.add_row(curve.size, curve.of, *ends, seconds, f"{curve.exponent:.2f}", f"{curve.expected:.2f}")
+    return table
+
+
 def _rates(found: Measured) -> Iterator[str]:
     step = found.step.median
     yield _shown(step)
@@ -78,12 +91,13 @@ def operations(count: float) -> str:
 
 
 def _sizes(found: Measured) -> str:
-    amounts, accumulate = found.amounts, getattr(found.job.cfg.task, "accumulate", 1) if found.job.trains else 1
+    amounts = found.amounts
     said = [f"{found.images} images per step"]
-    if accumulate > 1:
-        said.append(f"{accumulate} micro-batches")
-    if amounts.texts:
-        said.append(f"{amounts.texts} texts of {amounts.text_tokens} tokens")
+    if found.accumulate > 1:
+        said.append(f"{found.accumulate} micro-batches")
+    said.append(f"{amounts.texts} texts of {amounts.text_tokens} tokens")
+    if found.pairs:
+        said.append(f"{found.pairs} pairs matched")
     if amounts.new_tokens:
         beams = f" by {amounts.beams} beams" if amounts.beams > 1 else ""
         said.append(f"{amounts.new_tokens} new tokens each{beams}")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from blip2x.data.collate import Stage1Collate
 from blip2x.data.samples import QuestionSample
@@ -30,6 +31,7 @@ from blip2x.tasks.common.answering import Answering
 from blip2x.tasks.common.captioning import HeldOutCaptions, encode_prompts, stage2_collate
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.loading import train_loader, train_transform
+from blip2x.tasks.common.retrieval import Texts, searched_texts
 from blip2x.tasks.retrieval import Search
 
 Methods = list[tuple[Any, str, str]]  # object, name of its method, part that its time counts as
@@ -44,10 +46,11 @@ class Work:
         texts: of this rank in a micro-batch, or where nothing is trained in a step.
         text_tokens: of each of them, as long as the longest is.
         output_tokens: the same of what an encoder-decoder is trained to write.
+        pairs: of an image and a text that this rank matched in the last step of a search.
     """
 
     tokens = 0.0
-    texts = text_tokens = output_tokens = 0
+    texts = text_tokens = output_tokens = pairs = 0
 
     def __init__(self, job: Job, run: Run, model: Model, tokenizer: Any):
         self.job, self.run, self.model, self.tokenizer = job, run, model, tokenizer
@@ -193,10 +196,20 @@ class Searching(Work):
         self._samples = _enough(samples, self.images, job)
         passes = {"encode_image": "image", "encode_text": "text", "encode_pair": "pair"}
         self.methods += [(model.qformer, method, f"qformer_{name}") for method, name in passes.items()]
+        texts = searched_texts(job.cfg.task, self._samples)
+        self.texts = -(-sum(map(len, texts)) // run.context.data_size)
+        self.text_tokens = Texts.of(texts, tokenizer, job.cfg.task.eval_max_txt_len).ids_ML.shape[1]
+        self._matched = model.itm_logits
+        model.itm_logits = self._count
 
     def step(self, clock: Clock) -> None:
         """Search them."""
+        self.pairs = 0
         Search(self.job.cfg, self.run, self.model, self.tokenizer, self._samples)()
+
+    def _count(self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        self.pairs += ids_BL.shape[0]
+        return self._matched(patch_BPD, ids_BL, mask_BL)
 
 
 def work_of(job: Job, run: Run, model: Model, tokenizer: Any) -> Work:
@@ -213,7 +226,7 @@ def work_of(job: Job, run: Run, model: Model, tokenizer: Any) -> Work:
 def _enough(samples: Sequence[Any], images: int, job: Job) -> Sequence[Any]:
     if len(samples) < images:
         raise UserError(
-            f"task={job.name} is to be measured on {images} images, and {job.cfg.dataset.name} has {len(samples)} to evaluate on; "
-            "lower task.images, or take made-up ones with task.data=false"
+            f"task={job.name} is to be measured on {images} images, and {job.cfg.dataset.name} has {len(samples)} to evaluate "
+            "on; lower task.images, or take made-up ones with task.data=false"
         )
     return samples
