@@ -10,15 +10,14 @@ from blip2x.config.tools import BenchmarkConfig
 from blip2x.errors import UserError
 from blip2x.tasks.benchmarking.exponent import exponent
 from blip2x.tasks.benchmarking.growth import GROWTHS
-from blip2x.tasks.benchmarking.jobs import DECODES
+from blip2x.tasks.benchmarking.jobs import DECODES, TRAINS
 
 OPERATIONS = "operations"  # on data and scores, which belong to no task
-_TRAINING = ("pretrain_stage1", "pretrain_stage2")
 _APPLIES = {  # curve -> the tasks that have such a size
-    "batch": (*_TRAINING, *DECODES),  # a search has as many images as are searched
-    "image_tokens": (*_TRAINING, *DECODES, "retrieval"),
-    "text_length": (*_TRAINING, *DECODES, "retrieval"),
-    "queries": (*_TRAINING, *DECODES, "retrieval"),
+    "batch": (*TRAINS, *DECODES),  # a search has as many images as are searched
+    "image_tokens": (*TRAINS, *DECODES, "retrieval"),
+    "text_length": (*TRAINS, *DECODES, "retrieval"),
+    "queries": (*TRAINS, *DECODES, "retrieval"),
     "new_tokens": DECODES,
     "images": (*DECODES, "retrieval"),
 }

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
+from blip2x.config.check_model import check_model
+from blip2x.config.check_task import check_lengths, check_task
 from blip2x.config.compose import compose_config, inner_overrides
 from blip2x.config.run import RunConfig
-from blip2x.config.task import DecodingConfig, trains
 from blip2x.config.tools import BenchmarkConfig
 
+TRAINS = ("pretrain_stage1", "pretrain_stage2")
 DECODES = ("caption", "vqa_zeroshot")
 
 
@@ -33,7 +37,7 @@ class Job:
     @property
     def trains(self) -> bool:
         """Whether a step is one of the optimizer."""
-        return trains(self.cfg.task)
+        return self.name in TRAINS
 
     @property
     def decodes(self) -> bool:
@@ -53,7 +57,7 @@ class Job:
 
 
 def job_of(task: BenchmarkConfig, name: str, data_size: int = 1, **sizes: int) -> Job:
-    """The task `name` as `task` says, but for `sizes`, which are called as the curves are.
+    """The task `name` as `task` says, but for `sizes`, which are called as the curves are; `data_size` as in `Job.images`.
 
     Raises:
         UserError: the config that comes out is wrong, e.g. a text longer than the model's positions.
@@ -62,26 +66,36 @@ def job_of(task: BenchmarkConfig, name: str, data_size: int = 1, **sizes: int) -
     task = replace(task, **{own[size]: value for size, value in sizes.items() if size in own})
     if "batch" in sizes:
         task = replace(task, images=None)  # else there would be as many as before, in other batches
-    words = [*inner_overrides(task.words), f"task={name}", f"task.eval_batch_size={task.batch_size}"]
-    is_training = name.startswith("pretrain")
-    if name in (*DECODES, "retrieval"):
-        words += [f"dataset.eval_limit={task.images or task.batch_size * data_size}"]
-    if is_training:
-        words += [f"task.batch_size={task.batch_size}"]
-    if name == "pretrain_stage1":
-        words += ["task.contrast_steps=0"]
-    if not task.data:
-        words += ["dataset.num_workers=0"]
-        words += [f"task.max_txt_len={task.text_length}"] if name != "vqa_zeroshot" else []
-        words += [f"task.eval_max_txt_len={task.text_length}"] if name == "retrieval" else []
-    if name in DECODES:
-        words += [f"task.num_beams={task.num_beams}"] if task.num_beams else []
-        words += [f"task.max_new_tokens={task.new_tokens}"] if task.new_tokens else []
-    if "queries" in sizes:
-        words += [f"model.qformer.num_queries={sizes['queries']}"]
-    cfg = compose_config([*words, *task.overrides])
+    words = (*inner_overrides(task.words), f"task={name}", *task.overrides)
+    job = Job(task, copy.deepcopy(_composed(words)))
+    cfg, model = job.cfg, job.cfg.model
     if "image_tokens" in sizes:
-        cfg.model.vision.image_size = math.isqrt(sizes["image_tokens"]) * cfg.model.vision.patch_size
-    if isinstance(cfg.task, DecodingConfig):  # as many tokens in each run, whatever the weights would say
-        cfg.task.min_new_tokens = cfg.task.max_new_tokens
-    return Job(task, cfg)
+        model.vision.image_size = math.isqrt(sizes["image_tokens"]) * model.vision.patch_size
+    if "queries" in sizes:
+        model.qformer.num_queries = sizes["queries"]
+    cfg.task.eval_batch_size = task.batch_size
+    if job.trains:
+        cfg.task.batch_size = task.batch_size
+    else:
+        cfg.dataset.eval_limit = job.images(data_size)
+    if name == "pretrain_stage1":
+        cfg.task.contrast_steps = 0  # all three losses
+    if not task.data:
+        cfg.dataset.num_workers = 0
+        for key in ("max_txt_len", "eval_max_txt_len"):
+            if hasattr(cfg.task, key):
+                setattr(cfg.task, key, task.text_length)
+    if job.decodes:
+        cfg.task.num_beams = task.num_beams or cfg.task.num_beams
+        cfg.task.max_new_tokens = task.new_tokens or cfg.task.max_new_tokens
+        cfg.task.min_new_tokens = cfg.task.max_new_tokens  # as many in each run, whatever the weights would say
+    check_model(model)
+    check_task(cfg.task)
+    check_lengths(cfg.task, model)
+    return job
+
+
+@lru_cache(maxsize=16)
+def _composed(words: tuple[str, ...]) -> RunConfig:
+    """Composing takes most of a second, and a curve has many sizes of one task."""
+    return compose_config(list(words))

@@ -34,6 +34,7 @@ def build(job: Job, run: Run) -> tuple[Model, Any]:
         UserError: weights that are named cannot be had or do not fit, or a part cannot be split over the ranks.
     """
     loader = ModelLoader.of_run(job.cfg, run)
+    job.cfg.model = loader.cfg  # what weights say of the model's shape
     if has_weights(job.cfg):
         model, tokenizer = loader.stage2(new_projection=not job.decodes) if job.reads_language else loader.stage1()
         return model, tokenizer if job.task.data else _made_up(job, tokenizer.vocab_size)

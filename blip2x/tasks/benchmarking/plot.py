@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure  # without pyplot, which would look for a screen
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from blip2x.tasks.benchmarking.curves import Curve
 
@@ -36,9 +37,12 @@ def write_plot(curves: Sequence[Curve], path: Path) -> None:
         ticks = sorted({size for curve in own for size in curve.sizes})
         panel.set_xticks(ticks, labels=[f"{tick:,}" for tick in ticks], minor=False)
         panel.set_xticks([], minor=True)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_xlabel(_TITLES[size])
         panel.set_ylabel("seconds")
-        panel.grid(alpha=0.3, which="both")
+        panel.grid(alpha=0.3, which="major")
         panel.legend(title="exponent", fontsize="small", title_fontsize="small")
     for panel in panels[len(sizes) :]:
         panel.set_axis_off()
