@@ -32,7 +32,7 @@ from blip2x.tasks.benchmarking.measure import Measured, measure, steps_of
 from blip2x.tasks.benchmarking.models import build
 from blip2x.tasks.benchmarking.peak import matrix_peak
 from blip2x.tasks.benchmarking.plot import write_plot
-from blip2x.tasks.benchmarking.tables import curves_table, operations, parts_table, rates_table
+from blip2x.tasks.benchmarking.tables import curves_table, operations, parts_table, rates_table, title
 
 FILE, PLOT = "benchmark.json", "curves.png"
 
@@ -67,6 +67,7 @@ class Benchmark:
         for name in self.task.of:
             results.append(self._measure(job_of(self.task, name, context.data_size), peak))
             if context.is_main:
+                run.console.print(title(results[-1]), style="bold", markup=False, highlight=False)
                 run.console.print(parts_table(results[-1]))
         if context.is_main:
             run.console.print(rates_table(results))
@@ -107,7 +108,7 @@ class Benchmark:
 
     def _measured(self, job: Job, peak: float, advance: Callable[[int], None], *, timers: bool = True) -> Measured:
         run = _quiet(self.run_folder)
-        seed_everything(self.cfg.seed, self.context.data_rank)
+        seed_everything(self.cfg.seed, 0)  # the same weights on all ranks
         try:
             return measure(job, run, lambda job: build(job, run), peak=peak, advance=advance, timers=timers)
         finally:

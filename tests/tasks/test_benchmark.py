@@ -114,6 +114,13 @@ def test_real_data_and_curves(measure):
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_weights_that_are_named_are_read(measure, trained):
+    words = [f"model.weights={trained}/pretrain_stage2/checkpoint", "task.of=[caption]"]
+    _, record, _ = measure(*words)
+    checkpoint = json.loads((trained / "pretrain_stage2" / "checkpoint" / "manifest.json").read_text())
+    assert record["tasks"]["caption"]["flops"]["language"] > 0 and checkpoint["kind"] == "pretrain_stage2"
+
+
 CONFIG = compose_config(["task=benchmark"])
 
 

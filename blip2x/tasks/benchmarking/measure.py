@@ -12,6 +12,7 @@ from blip2x.engine.memory import begin_part, part_peak_gb
 from blip2x.engine.run import Run
 from blip2x.models.flops import Work as Amounts
 from blip2x.models.flops import generation_flops, retrieval_flops, training_flops
+from blip2x.parallel.seeding import seed_everything
 from blip2x.tasks.benchmarking.clock import REST, Clock, timed, waiting_for
 from blip2x.tasks.benchmarking.jobs import Job
 from blip2x.tasks.benchmarking.work import Work, work_of
@@ -97,7 +98,8 @@ class Measured:
             found["tokens_per_second"] = self.tokens / step.median
         found |= {"step_seconds": step.median, "fastest_step_seconds": step.min, "slowest_step_seconds": step.max}
         if self.flops:
-            found |= {"teraflops": sum(self.flops.values()) / 1e12, "gigaflops_per_second": self.flops_per_second / 1e9}
+            found["gigaflop_per_step"] = sum(self.flops.values()) / 1e9
+            found["gigaflop_per_second"] = self.flops_per_second / 1e9
             found["utilisation"] = self.utilisation
         if self.memory_gb is not None:
             found["memory_gb"] = self.memory_gb
@@ -142,6 +144,7 @@ def measure(
     context = run.context
     has_memory = begin_part(context.device)
     model, tokenizer = build(job)
+    seed_everything(job.cfg.seed, context.data_rank)
     work = work_of(job, run, model, tokenizer)
     clock, wait = Clock(waiting_for(context.device)), waiting_for(context.device)
     plain, with_timers, parts = [], [], []

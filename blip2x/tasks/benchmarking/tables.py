@@ -31,8 +31,7 @@ PARTS = {  # in the order of the table; others stand behind them
 
 def parts_table(found: Measured) -> Table:
     """One row per part, then their sum, then the step without timers."""
-    job = found.job
-    table = Table(title=f"{job.name}, {_sizes(found)}", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD)
     for name in ("part", "median", "min .. max", "share"):
         table.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
     total = sum(found.part(name).median for name in found.parts)
@@ -90,9 +89,10 @@ def operations(count: float) -> str:
     return f"{count / 1e6:.3g} MFLOP"
 
 
-def _sizes(found: Measured) -> str:
+def title(found: Measured) -> str:
+    """What was measured, and how large it was."""
     amounts = found.amounts
-    said = [f"{found.images} images per step"]
+    said = [found.job.name, f"{found.images} images per step"]
     if found.accumulate > 1:
         said.append(f"{found.accumulate} micro-batches")
     said.append(f"{amounts.texts} texts of {amounts.text_tokens} tokens")
