@@ -11,6 +11,7 @@ LAYOUTS = {
     "sharding2": Layout(Degrees(1, 2), 2),
     "tp2": Layout(Degrees(1, 1, 2)),
 }
+CASES = {"dp": ("stage1",), "sharding1": ("stage1",), "sharding2": ("opt",), "tp2": ("opt", "t5")}
 TRAININGS = {
     "stage1": ("task=pretrain_stage1", "task.contrast_steps=0", "optim.clip_grad_norm=null"),
     "opt": ("task=pretrain_stage2", "optim.clip_grad_norm=null"),

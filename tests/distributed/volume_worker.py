@@ -1,4 +1,4 @@
-"""One rank of two that train tiny models by one step each: `volume_worker.py <folder>`; writes what it exchanged to rank<n>.json.
+"""One rank of two that train tiny models by one step each: `volume_worker.py <folder>`; writes rank<n>.json.
 
 Bytes are those that are handed to paddle's collectives, and those that left this process by its sockets.
 """
@@ -25,12 +25,11 @@ from blip2x.config.run import Device, HybridConfig
 from blip2x.models.assemblies.stage1 import build_stage1
 from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.models.freeze import freeze
-from blip2x.models.plan.traffic import Batch
 from blip2x.objectives.stage1 import Stage1Objective
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.optim.build import build_optimizer
 from blip2x.registry import STRATEGIES
-from tests.distributed.volume_plan import BATCH, LAYOUTS, TRAININGS, WORDS, layout_config
+from tests.distributed.volume_plan import BATCH, CASES, TRAININGS, WORDS, layout_config
 
 TCP_BYTES_SENT = 200  # where Linux's tcp_info has it
 
@@ -116,12 +115,11 @@ def step(counts, objective, optimizer, batch, context):
 def main(folder):
     counts, found = Counter(), {}
     watch(counts)
-    for layout in LAYOUTS:
+    configs = {kind: compose_config(list(words)) for kind, words in TRAININGS.items()}
+    for layout, kinds in CASES.items():
         context = STRATEGIES.get("hybrid")(HybridConfig(**layout_config(layout)), Device.cpu)
-        for kind, words in TRAININGS.items():
-            if layout.startswith("tp") and kind == "stage1":
-                continue
-            cfg = compose_config(list(words))
+        for kind in kinds:
+            cfg = configs[kind]
             paddle.seed(0)
             objective = objective_of(cfg, kind, context)
             optimizer, _ = build_optimizer(cfg.optim, objective, 10)

@@ -19,9 +19,7 @@ from blip2x.models.plan.assumptions import (
     MEMORY_USED,
     OVERLAP,
     PICTURE_SECONDS,
-    STEP_OVERHEAD,
     UPDATE_BYTES,
-    UTILISATION,
     Machine,
 )
 from blip2x.models.plan.parameters import Parameter, parameters, trained
@@ -80,9 +78,7 @@ class Training:
     @property
     def words(self) -> dict[str, int]:
         """Vocabulary sizes by part."""
-        return {
-            part: getattr(self.cfg, part).vocab_size or self.vocab_sizes.get(part, 0) for part in ("qformer", "language")
-        }
+        return {part: getattr(self.cfg, part).vocab_size or self.vocab_sizes.get(part, 0) for part in ("qformer", "language")}
 
     def batch(self, layout: Layout, accumulate: int) -> Batch:
         """A rank's part of a step, rounded up."""
@@ -194,6 +190,7 @@ class Estimate:
         backward: the same of all that comes after.
         update: of the optimizer.
         sending: that nothing hides.
+        overhead: in which nothing is computed.
         sent: bytes that leave or enter a GPU, the larger of both.
         memory: at the fullest moment.
         peak_share: of the machine's peak, by operations that are needed.
@@ -206,6 +203,7 @@ class Estimate:
     backward: float
     update: float
     sending: float
+    overhead: float
     sent: float
     memory: int
     peak_share: float
@@ -214,7 +212,7 @@ class Estimate:
     @property
     def step(self) -> float:
         """Seconds."""
-        return self.forward + self.backward + self.update + self.sending + STEP_OVERHEAD
+        return self.forward + self.backward + self.update + self.sending + self.overhead
 
     @property
     def samples(self) -> int:
@@ -233,7 +231,7 @@ def estimate(training: Training, machine: Machine, layout: Layout, accumulate: i
     operations = training.operations(layout, batch)
     forward = backward = 0.0
     for part, (there, back) in operations.items():
-        speed = machine.peak * UTILISATION[part]
+        speed = machine.peak * machine.utilisation[part]
         reading = accumulate * training.read_weights(part, layout) / (machine.memory_speed * MEMORY_SPEED_USED)
         forward += max(there / speed, reading) if there else 0
         backward += max(back / speed, reading) if back else 0
@@ -241,7 +239,7 @@ def estimate(training: Training, machine: Machine, layout: Layout, accumulate: i
     exchanged = [(one, *wire(one, machine, layout)) for one in training.traffic(layout, batch)]
     hidden = sum(seconds for one, _, seconds in exchanged if one.hidden)
     sending = sum(seconds for one, _, seconds in exchanged if not one.hidden) + max(0.0, hidden - OVERLAP * backward)
-    step = forward + backward + update + sending + STEP_OVERHEAD
+    step = forward + backward + update + sending + machine.overhead
     needed = sum(sum(pair) for pair in operations.values())
     per_node = min(machine.node, layout.ranks) / layout.degrees.tp * batch.samples / step
     return Estimate(
@@ -251,6 +249,7 @@ def estimate(training: Training, machine: Machine, layout: Layout, accumulate: i
         backward,
         update,
         sending,
+        machine.overhead,
         sum(size for _, size, _ in exchanged),
         training.kept(layout) + training.activations(layout, batch) if memory else 0,
         needed / (step * machine.peak),

@@ -168,6 +168,4 @@ def _t5(cfg: ModelConfig, batch: Batch, tp: int, low: int, words: int) -> Iterat
     # Nothing before the first look at the encoder depends on what is trained.
     back = 3 * own.decoder_depth - 2 + 1
     yield Traffic("decoder, back", "all_reduce", "tensor", back * written * low, back)
-    yield Traffic(
-        "logits", "all_gather", "tensor", batch.rows * batch.output_length * math.ceil(words / tp) * low
-    )
+    yield Traffic("logits", "all_gather", "tensor", batch.rows * batch.output_length * math.ceil(words / tp) * low)
