@@ -53,7 +53,7 @@ class Training:
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
     classes: Sequence[int] = ()
     steps: int | None = None
-    _activations: dict[tuple[int, ...], int] = field(default_factory=dict, repr=False)
+    _activations: dict[tuple[int, ...], int] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def parameters(self) -> list[Parameter]:

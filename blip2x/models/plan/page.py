@@ -65,8 +65,8 @@ def assumed() -> list[str]:
         *markdown(rows, columns),
         "",
         f"- Of the peak, products get: {shares}. A guess, below the 44 % of Megatron-LM on A100 (arXiv 2104.04473, table 1).",
-        f"- {percent(own.MEMORY_USED)} of the memory are for tensors; {percent(own.MEMORY_SPEED_USED)} of its speed are got, and",
-        f"  {percent(own.LINK_USED)} of a link's.",
+        f"- {percent(own.MEMORY_USED)} of the memory are for tensors.",
+        f"- Of the memory's speed {percent(own.MEMORY_SPEED_USED)} are got, of a link's {percent(own.LINK_USED)}.",
         f"- An exchange takes at least {1e6 * own.LATENCY:.0f} µs for each doubling of its ranks. In "
         f"{1000 * own.STEP_OVERHEAD:.0f} ms of a step nothing is computed.",
         f"- Behind {percent(own.OVERLAP)} of the way back, sums of gradients can hide.",
