@@ -141,6 +141,14 @@ class KeysShown(Enum):
     all = "all"
 
 
+class PlannedOn(Enum):
+    """GPUs that a check-up plans for, see docs/scaling.md."""
+
+    a100_40gb = "a100_40gb"
+    a100_80gb = "a100_80gb"
+    h100_80gb = "h100_80gb"
+
+
 @schema("task", "doctor")
 @dataclass
 class DoctorConfig(TaskConfig):
@@ -152,6 +160,7 @@ class DoctorConfig(TaskConfig):
     world_size: Optional[int] = MISSING  # ranks; null: as many as were started
     steps: Any = MISSING  # one training step and one generation: true | false | auto (where memory and, on a CPU, time allow)
     keys: KeysShown = MISSING  # of the config to print: those that are not the options' own, or all; a file has all of them
+    plan_on: Optional[PlannedOn] = MISSING  # of a training: time, memory and layout on 1 to 512 of these GPUs; null: no plan
     words: Optional[List[str]] = MISSING  # the other overrides; null: those of this command line
 
 

@@ -11,12 +11,15 @@ B rows, T positions that ask, S positions that answer, Q queries, L text tokens,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from blip2x.config.model import LanguageConfig, ModelConfig, OptConfig, QFormerConfig, T5Config, VisionConfig
 from blip2x.errors import UserError
+
+STAGE1_KINDS = ("pretrain_stage1", "retrieval")
+KINDS = ("pretrain_vision", "pretrain_language", *STAGE1_KINDS, "pretrain_stage2", "caption", "vqa_finetune")
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,34 @@ def training_flops(
     Raises:
         UserError: an unknown task, or a number of words that neither the config nor `vocab_sizes` says.
     """
+    counts = training_counts(
+        cfg, kind, work, data_ranks=data_ranks, question_tokens=question_tokens, vocab_sizes=vocab_sizes, classes=classes
+    )
+    trained = trained_parts(cfg, kind)
+    backward = sum(backward_flops(part, count, trained) for part, count in counts.items())
+    return {**{part: count.forward for part, count in counts.items()}, "backward": backward}
+
+
+def training_counts(
+    cfg: ModelConfig,
+    kind: str,
+    work: Work,
+    *,
+    data_ranks: int = 1,
+    question_tokens: int | None = None,
+    vocab_sizes: Mapping[str, int] | None = None,
+    classes: Sequence[int] = (),
+) -> dict[str, Count]:
+    """Of the forward pass by part, "vision", "qformer" and "language"; arguments and errors as of `training_flops`."""
     words = _Words(cfg, vocab_sizes or {})
     vision, qformer, language = vision_count(cfg.vision) * work.images, Count(), Count()
-    trains_vision, trains_language = not cfg.vision.frozen, not cfg.language.frozen
     if kind == "pretrain_vision":
         vision += _linear(work.images * (patches(cfg.vision) - 1), cfg.vision.width, sum(classes))
-        trains_vision = True
     elif kind == "pretrain_language":
-        vision, trains_language = Count(), True
-        language = _read_and_write(cfg.language, words, work, queries=0)
-    elif kind in ("pretrain_stage1", "retrieval"):
+        vision, language = Count(), _read_and_write(cfg.language, words, work, queries=0)
+    elif kind in STAGE1_KINDS:
         qformer = _stage1(cfg, words, work, data_ranks)
-    elif kind in ("pretrain_stage2", "caption", "vqa_finetune"):
+    elif kind in KINDS:
         asked = 0
         if kind == "vqa_finetune":
             asked = work.text_tokens if question_tokens is None else question_tokens
@@ -108,21 +127,22 @@ def training_flops(
         language = _read_and_write(cfg.language, words, work, queries=cfg.qformer.num_queries)
     else:
         raise UserError(f"task {kind!r} trains nothing whose operations are known; choose one of {', '.join(KINDS)}")
-    backward = qformer.backward(trained=True) + language.backward(trained=trains_language)
-    if trains_vision:
-        backward += vision.backward(trained=True)
-    return {"vision": vision.forward, "qformer": qformer.forward, "language": language.forward, "backward": backward}
+    return {"vision": vision, "qformer": qformer, "language": language}
 
 
-KINDS = (
-    "pretrain_vision",
-    "pretrain_language",
-    "pretrain_stage1",
-    "pretrain_stage2",
-    "caption",
-    "vqa_finetune",
-    "retrieval",
-)
+def trained_parts(cfg: ModelConfig, kind: str) -> set[str]:
+    """Of "vision", "qformer" and "language", those that the task changes; the Q-Former with its norm and its heads."""
+    if kind in ("pretrain_vision", "pretrain_language"):
+        return {kind.removeprefix("pretrain_")}
+    parts = ("vision",) if kind in STAGE1_KINDS else ("vision", "language")
+    return {"qformer", *(part for part in parts if not getattr(cfg, part).frozen)}
+
+
+def backward_flops(part: str, count: Count, trained: Collection[str]) -> float:
+    """Operations of going back through `part`; nothing goes back through a frozen image encoder."""
+    if part == "vision" and part not in trained:
+        return 0.0
+    return count.backward(trained=part in trained)
 
 
 def generation_flops(
@@ -210,6 +230,12 @@ def _qformer_pass(cfg: ModelConfig, *, queries: int, tokens: int, past: int = 0)
     count = _linear(length, own.width, 4 * own.width + 2 * own.mlp_width) + _attend(length, past + length, own.width)
     look = _linear(queries, own.width, 2 * own.width) + _attend(queries, patches(cfg.vision), own.width)
     return count * own.depth + look * _looking_layers(own)
+
+
+def contrast_count(cfg: ModelConfig, pairs: int, length: int) -> Count:
+    """Of the features that are contrasted, which cached contrast computes once more (blip2x/objectives/cached.py)."""
+    look = _qformer_pass(cfg, queries=cfg.qformer.num_queries, tokens=0) + _patch_keys(cfg)
+    return (look + _qformer_pass(cfg, queries=0, tokens=length)) * pairs
 
 
 def _stage1(cfg: ModelConfig, words: _Words, work: Work, data_ranks: int) -> Count:
