@@ -23,7 +23,7 @@ from blip2x.engine.evaluate import track
 from blip2x.engine.report import FOUND, shown_searches
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
-from blip2x.metrics.retrieval import Hits, Reranked, Shortlists
+from blip2x.metrics.retrieval import Hits, Reranked, Shortlists, largest, right_candidates
 from blip2x.models.assemblies.stage1 import Stage1Model
 from blip2x.registry import TASKS
 from blip2x.tasks.common.inputs import require_captions
@@ -128,7 +128,7 @@ class Search:
         chosen: list[Shortlists] = []
 
         def choose() -> np.ndarray:
-            chosen.append(Shortlists.of(similarities(image_NQE, text_ME, size), self._task.k_test))
+            chosen.append(Shortlists.of(similarities(image_NQE, text_ME), self._task.k_test))
             return chosen[0].pairs()
 
         pair_K = context.on_main(choose)  # once: ranks could choose differently where similarities are close
@@ -183,12 +183,12 @@ class Search:
 
         stage, owner_M, image_N = self._run.stage, texts.owner_M, np.arange(len(samples))
         rows = []
-        for image, sample in enumerate(samples):
-            rank, best = _best(texts_of, image, owner_M == image)
+        for image, (sample, own) in enumerate(zip(samples, right_candidates(image_N, owner_M), strict=True)):
+            rank, best = _best(texts_of, image, own)
             found = [{"text": originals[text], **entry} for text, entry in best]
             rows.append({"stage": stage, "group": sample.group, **about(image), "rank": rank, "retrieved_texts": found})
         for text, owner in enumerate(owner_M.tolist()):
-            rank, best = _best(images_of, text, image_N == owner)
+            rank, best = _best(images_of, text, np.array([owner]))
             found = [{**about(image), **entry} for image, entry in best]
             own = {"text": originals[text], "image_id": samples[owner].image_id, "rank": rank}
             rows.append({"stage": stage, "group": samples[owner].group, **own, "retrieved_images": found})
@@ -202,23 +202,23 @@ class Search:
         return rows
 
 
-def _best(ranking: Reranked, query: int, right_C: np.ndarray) -> tuple[int, list[tuple[int, dict[str, Any]]]]:
-    """The place of the best right candidate, counted from 1, and the first candidates: place, and what is said of them."""
+def _best(ranking: Reranked, query: int, right: np.ndarray) -> tuple[int, list[tuple[int, dict[str, Any]]]]:
+    """The place of the best `right` candidate, counted from 1, and the first candidates: place, and what is said of them."""
     row_C = ranking.row(query)
-    order = np.argsort(-row_C, kind="stable")[:_SHOWN].tolist()
-    matched = set(ranking.shortlist_RS[query].tolist())
+    order = largest(row_C, _SHOWN).tolist()
+    matched, rights = set(ranking.shortlist_RS[query].tolist()), set(right.tolist())
     best = [
         (
             place,
             {
                 "score": float(row_C[place]) if place in matched else None,
                 "similarity": float(ranking.similarity_RC[query, place]),
-                "right": bool(right_C[place]),
+                "right": place in rights,
             },
         )
         for place in order
     ]
-    return 1 + int((row_C > row_C[right_C].max()).sum()), best
+    return 1 + np.count_nonzero(row_C > row_C[right].max()), best
 
 
 def _together(reranked: Mapping[str, Hits], by_contrast: Mapping[str, Hits]) -> dict[str, float]:
