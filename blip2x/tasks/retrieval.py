@@ -30,6 +30,7 @@ from blip2x.tasks.common.inputs import require_captions
 from blip2x.tasks.common.loading import Share
 from blip2x.tasks.common.merge import gather_array
 from blip2x.tasks.common.models import ModelLoader
+from blip2x.tasks.common.pair_batches import pair_batches
 from blip2x.tasks.common.patch_store import PatchStore
 from blip2x.tasks.common.pictures import save_pictures
 from blip2x.tasks.common.results import interval_metrics, metric_key
@@ -159,17 +160,14 @@ class Search:
     def _match(self, store: PatchStore, found: np.ndarray, texts: Texts, pair_K: np.ndarray) -> np.ndarray:
         """The logits [K] of "matches", of all ranks' images."""
         image_K, text_K = np.divmod(pair_K, len(texts.texts))
-        size, batches = self._task.pair_batch_size, []
-        for row in np.flatnonzero(np.isin(found, store.places)):
-            first, last = np.searchsorted(image_K, [row, row + 1])
-            batches += [np.arange(start, min(start + size, last)) for start in range(first, last, size)]
-        logits = []
-        for places_B in track(self._run, batches, "match", len(batches)):
-            patch_1PD = store.patches(int(found[image_K[places_B[0]]]))
-            logit_B2 = self._model.itm_logits(patch_1PD, *texts.tensors(text_K[places_B]))
-            logits.append(logit_B2[:, 1].astype("float32").numpy())
-        own = np.concatenate(batches) if batches else np.zeros(0, np.int64)
-        return gather_array(self._run.context, own, logits, np.arange(len(pair_K)))
+        own = np.flatnonzero(np.isin(found[image_K], store.places))
+        batches = pair_batches(image_K[own], texts.mask_ML.sum(axis=1)[text_K[own]], self._task.pair_batch_size)
+        logit_K = np.empty(len(own), np.float32)
+        for place_GT in track(self._run, batches, "match", len(batches)):
+            patch_GPD = store.patches(found[image_K[own[place_GT[:, 0]]]].tolist())
+            logit_B2 = self._model.itm_logits(patch_GPD, *texts.tensors(text_K[own[place_GT.ravel()]]))
+            logit_K[place_GT.ravel()] = logit_B2[:, 1].astype("float32").numpy()
+        return gather_array(self._run.context, own, [logit_K], np.arange(len(pair_K)))
 
     def _predictions(
         self, samples: Sequence[CaptionSample], texts: Texts, texts_of: Reranked, images_of: Reranked
