@@ -22,6 +22,7 @@ from blip2x.config.task import (
     TrainingConfig,
     ValidationConfig,
     VqaFinetuneConfig,
+    WeightsType,
     trains,
 )
 from blip2x.config.tools import (
@@ -231,6 +232,11 @@ def _check_decoding(task: DecodingConfig) -> None:
     numbers("task", task, POSITIVE, "temperature", "repetition_penalty")
     numbers("task", task, ("above 0 and at most 1", lambda value: 0 < value <= 1), "top_p")
     numbers("task", task, ("finite", math.isfinite), "length_penalty")
+    if task.weights_dtype is not WeightsType.float32 and trains(task):
+        raise UserError(
+            f"task.weights_dtype={task.weights_dtype.value} is for writing texts only, and task.train=true trains "
+            "through these weights; set task.weights_dtype=float32, or evaluate in a run of its own"
+        )
     if task.min_new_tokens > task.max_new_tokens:
         raise UserError(f"task.min_new_tokens={task.min_new_tokens} is more than task.max_new_tokens={task.max_new_tokens}")
 

@@ -1,7 +1,7 @@
 """What operations on data cost as data grow: each makes data of a size, and takes the time of the operation alone.
 
-Each is one that a run does once, or once per epoch, with all of its samples. Their exponents (seconds ~ size ** exponent) should
-be near 1: sorting adds a logarithm, and what is small has fixed costs, which make the exponent smaller.
+Each is one that a run does once, or once per epoch, with all of its samples. Their exponents (seconds ~ size ** exponent)
+should be near 1: sorting adds a logarithm, and what is small has fixed costs, which make the exponent smaller.
 """
 
 from __future__ import annotations
