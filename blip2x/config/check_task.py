@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from pathlib import PurePath
 from typing import Any
 
@@ -21,9 +22,11 @@ from blip2x.config.task import (
     TrainingConfig,
     ValidationConfig,
     VqaFinetuneConfig,
+    WeightsType,
     trains,
 )
 from blip2x.config.tools import (
+    BenchmarkConfig,
     ConvertConfig,
     DoctorConfig,
     ExtractFeaturesConfig,
@@ -35,6 +38,7 @@ from blip2x.config.tools import (
 from blip2x.errors import UserError
 from blip2x.registry import TASKS
 
+BENCHMARKS = ("pretrain_stage1", "pretrain_stage2", "caption", "vqa_zeroshot", "retrieval")
 CAPTION_METRICS = ("BLEU", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 
 
@@ -88,8 +92,37 @@ def check_task(task: TaskConfig) -> None:
             raise UserError("task.of=doctor would look at itself; choose another task, e.g. task.of=pretrain_stage2")
         if not isinstance(task.steps, bool) and task.steps != "auto":
             raise UserError(f"task.steps must be true, false or auto, got {task.steps}")
+    if isinstance(task, BenchmarkConfig):
+        _check_benchmark(task)
     if isinstance(task, ServeConfig):
         _check_serve(task)
+
+
+def _check_benchmark(task: BenchmarkConfig) -> None:
+    known = [field.name for field in fields(task.sizes)]
+    choices("task.of", task.of, BENCHMARKS)
+    choices("task.curves", task.curves, tuple(known))
+    if not task.of:
+        raise UserError(f"task.of=[] measures nothing; choose of {', '.join(BENCHMARKS)}")
+    for key in ("of", "curves"):
+        names = getattr(task, key)
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise UserError(f"task.{key} has {', '.join(twice)} more than once")
+    numbers("task", task, AT_LEAST_1, "batch_size", "images", "questions", "new_tokens", "num_beams", "repeats")
+    numbers("task", task, AT_LEAST_3, "text_length")
+    numbers("task", task, NOT_NEGATIVE, "warmup")
+    lists = {"task.matmul_sizes": task.matmul_sizes, **{f"task.sizes.{name}": getattr(task.sizes, name) for name in known}}
+    for key, sizes in lists.items():
+        if not sizes or min(sizes) < 1:
+            raise UserError(f"{key} must be sizes of at least 1, got {sizes}")
+    for name in task.curves:
+        sizes = getattr(task.sizes, name)
+        if len(sizes) < 2 or sizes != sorted(set(sizes)):
+            raise UserError(f"task.sizes.{name} must be at least two sizes, rising, got {sizes}")
+    if "image_tokens" in task.curves:
+        for size in task.sizes.image_tokens:
+            if math.isqrt(size) ** 2 != size:
+                raise UserError(f"task.sizes.image_tokens: {size} patches form no square image; e.g. 64, 144 and 256 do")
 
 
 def _check_validation(cfg: ValidationConfig) -> None:
@@ -199,6 +232,11 @@ def _check_decoding(task: DecodingConfig) -> None:
     numbers("task", task, POSITIVE, "temperature", "repetition_penalty")
     numbers("task", task, ("above 0 and at most 1", lambda value: 0 < value <= 1), "top_p")
     numbers("task", task, ("finite", math.isfinite), "length_penalty")
+    if task.weights_dtype is not WeightsType.float32 and trains(task):
+        raise UserError(
+            f"task.weights_dtype={task.weights_dtype.value} is for writing texts only, and task.train=true trains "
+            "through these weights; set task.weights_dtype=float32, or evaluate in a run of its own"
+        )
     if task.min_new_tokens > task.max_new_tokens:
         raise UserError(f"task.min_new_tokens={task.min_new_tokens} is more than task.max_new_tokens={task.max_new_tokens}")
 

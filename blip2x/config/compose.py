@@ -84,7 +84,7 @@ def override_key(override: str) -> str:
 
 
 def inner_overrides(overrides: Sequence[str]) -> list[str]:
-    """Those of a run's `overrides` that hold for the tasks inside it as well: a pipeline's stages, what the doctor looks at."""
+    """Those of a run's `overrides` that hold inside it as well: for stages of a pipeline, for what is looked at or measured."""
     return [word for word in overrides if override_key(word).split(".")[0] not in OWN_KEYS]
 
 

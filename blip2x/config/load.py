@@ -26,7 +26,7 @@ from blip2x.config.task import (
     TrainingConfig,
     trains,
 )
-from blip2x.config.tools import CompareConfig, DoctorConfig, ExtractFeaturesConfig
+from blip2x.config.tools import BenchmarkConfig, CompareConfig, DoctorConfig, ExtractFeaturesConfig
 from blip2x.errors import UserError
 from blip2x.registry import (
     ANNOTATION_FORMATS,
@@ -61,7 +61,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
         raise UserError(f"config key {error.full_key}: {error.msg}") from error
     if isinstance(config.task, PipelineConfig) and config.task.overrides is None:
         config.task.overrides = list(overrides)
-    if isinstance(config.task, DoctorConfig) and config.task.words is None:
+    if isinstance(config.task, (BenchmarkConfig, DoctorConfig)) and config.task.words is None:
         config.task.words = list(overrides)
     _check_kinds(config)
     numbers("", config, NOT_NEGATIVE, "seed")

@@ -63,6 +63,14 @@ class ValidationConfig:
     min_new_tokens: int = MISSING  # of a caption, at least
 
 
+class WeightsType(Enum):
+    """In which type the weights of image encoder and language model are kept where nothing is trained."""
+
+    float32 = "float32"  # as `precision` says
+    bfloat16 = "bfloat16"  # two bytes each, brought to the type of the computation when they are used
+    int8 = "int8"  # one byte each, and a scale per output
+
+
 @dataclass
 class DecodingConfig(TaskConfig):
     """A task that generates text; lengths count new tokens only."""
@@ -77,6 +85,7 @@ class DecodingConfig(TaskConfig):
     length_penalty: float = MISSING  # a beam scores sum of log-probabilities / length ** length_penalty
     repetition_penalty: float = MISSING  # what the scores of tokens that are there already are divided by; 1: none
     num_return_sequences: int = MISSING  # texts per image; of a beam search at most num_beams
+    weights_dtype: WeightsType = MISSING  # of image encoder and language model, to fit large ones; float32: as precision says
     early_stopping: bool = MISSING  # stop a beam search when num_beams texts are finished, whatever the others could become
 
 
@@ -166,6 +175,11 @@ class CaptionConfig(TrainingConfig, DecodingConfig):
 def trains(task: TaskConfig) -> bool:
     """Whether it changes weights: of those with a training's settings, all but the ones whose `train` is false."""
     return isinstance(task, TrainingConfig) and getattr(task, "train", True)
+
+
+def weights_dtype(task: TaskConfig) -> WeightsType:
+    """How the task keeps image encoder and language model."""
+    return task.weights_dtype if isinstance(task, DecodingConfig) else WeightsType.float32
 
 
 class AnswerRules(Enum):

@@ -141,6 +141,14 @@ class KeysShown(Enum):
     all = "all"
 
 
+class PlannedOn(Enum):
+    """GPUs that a check-up plans for, see docs/scaling.md."""
+
+    a100_40gb = "a100_40gb"
+    a100_80gb = "a100_80gb"
+    h100_80gb = "h100_80gb"
+
+
 @schema("task", "doctor")
 @dataclass
 class DoctorConfig(TaskConfig):
@@ -152,6 +160,43 @@ class DoctorConfig(TaskConfig):
     world_size: Optional[int] = MISSING  # ranks; null: as many as were started
     steps: Any = MISSING  # one training step and one generation: true | false | auto (where memory and, on a CPU, time allow)
     keys: KeysShown = MISSING  # of the config to print: those that are not the options' own, or all; a file has all of them
+    plan_on: Optional[PlannedOn] = MISSING  # of a training: time, memory and layout on 1 to 512 of these GPUs; null: no plan
+    words: Optional[List[str]] = MISSING  # the other overrides; null: those of this command line
+
+
+@dataclass
+class SizesConfig:
+    """The sizes at which each curve is measured, all rising."""
+
+    batch: List[int] = MISSING  # samples per rank and step
+    image_tokens: List[int] = MISSING  # patches of an image, the class token not counted: square numbers
+    text_length: List[int] = MISSING  # tokens of a text
+    queries: List[int] = MISSING  # of the Q-Former
+    new_tokens: List[int] = MISSING  # written per text
+    images: List[int] = MISSING  # that are captioned, asked about or searched in a repeat
+    operations: List[int] = MISSING  # entries that operations on data and scores handle
+
+
+@schema("task", "benchmark")
+@dataclass
+class BenchmarkConfig(TaskConfig):
+    """Measure what tasks cost, part by part; weights are random where none are given, and nothing is trained or kept."""
+
+    kind: str = "benchmark"
+    of: List[str] = MISSING  # of pretrain_stage1, pretrain_stage2, caption, vqa_zeroshot, retrieval
+    data: bool = MISSING  # the data set's pictures and texts; false: made-up ones, which need no data set and no tokenizer
+    batch_size: int = MISSING  # samples per rank and step
+    images: Optional[int] = MISSING  # of all ranks in a repeat where nothing is trained; null: a batch of each rank
+    text_length: int = MISSING  # tokens of made-up captions, prompts and questions with their prompts
+    questions: int = MISSING  # about each made-up image
+    new_tokens: Optional[int] = MISSING  # that every written text has, no more and no less; null: the task's max_new_tokens
+    num_beams: Optional[int] = MISSING  # null: the task's
+    warmup: int = MISSING  # steps before those that count
+    repeats: int = MISSING  # steps that count, each once with timers inside and once without
+    matmul_sizes: List[int] = MISSING  # sides of the square matrices whose quickest product is the machine's peak
+    curves: List[str] = MISSING  # which of task.sizes are measured, e.g. [batch,image_tokens]
+    sizes: SizesConfig = field(default_factory=SizesConfig)
+    overrides: List[str] = MISSING  # of each task in task.of, as on the command line, e.g. "task.accumulate=2"
     words: Optional[List[str]] = MISSING  # the other overrides; null: those of this command line
 
 

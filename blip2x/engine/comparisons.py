@@ -12,7 +12,11 @@ BASELINES = {
     "blind": "no picture",
     "majority": "commonest answer",
 }
-PARTS = {"question_type": "question type", "answer_type": "answer type"}  # what an accuracy is split by
+PARTS = {  # what a metric is split by
+    "question_type": "question type",
+    "answer_type": "answer type",
+    "part": "part of a step",
+}
 COST_KEYS = ("seconds", "peak_memory_gb")
 _NO_METRICS = (*COST_KEYS, "pruned")  # the step at which a sweep stopped the run
 Place = tuple[str, str, str]  # scope, name, part: see `Measure`

@@ -10,18 +10,26 @@ from pathlib import Path, PurePosixPath
 import paddle
 
 _jobs = 0  # that this process has begun; those of a sweep with the launcher `basic` share one
+_CLEAR, _CLEAR_PEAK = Path("/proc/self/clear_refs"), "5"  # see proc(5)
+_highest_mib = _highest_gpu = 0.0  # MiB and bytes, of this job before the newest `begin_part`
 
 
 def peak_memory_mib() -> float:
     """Highest resident size of this process so far, in MiB (its loader workers are not counted)."""
+    return max(_highest_mib, _peak_mib())
+
+
+def _peak_mib() -> float:
+    """As `peak_memory_mib`, since `begin_part`."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
 
 
 def begin_peak(device: str) -> None:
     """Have `peak_memory_gb` count from here, where a job begins, which need not be this process's first."""
-    global _jobs
+    global _jobs, _highest_gpu
     _jobs += 1
+    _highest_gpu = 0.0
     if _is_gpu(device):
         paddle.device.cuda.reset_max_memory_allocated()
 
@@ -32,8 +40,29 @@ def peak_memory_gb(device: str) -> float | None:
     None: another job was in this process before, and no system tells what of its highest resident size is whose.
     """
     if _is_gpu(device):
-        return paddle.device.cuda.max_memory_allocated() / 2**30
+        return max(_highest_gpu, paddle.device.cuda.max_memory_allocated()) / 2**30
     return None if _jobs > 1 else peak_memory_mib() / 2**10
+
+
+def begin_part(device: str) -> bool:
+    """Have `part_peak_gb` count from here; false: this system keeps the highest since the process began, and no other."""
+    global _highest_mib, _highest_gpu
+    if _is_gpu(device):
+        _highest_gpu = max(_highest_gpu, paddle.device.cuda.max_memory_allocated())
+        paddle.device.cuda.reset_max_memory_allocated()
+        return True
+    before = _peak_mib()
+    try:
+        _CLEAR.write_text(_CLEAR_PEAK, encoding="ascii")
+    except OSError:  # not Linux, or not allowed
+        return False
+    _highest_mib = max(_highest_mib, before)
+    return True
+
+
+def part_peak_gb(device: str) -> float:
+    """What was used at most since `begin_part`, in the unit of `peak_memory_gb`."""
+    return paddle.device.cuda.max_memory_allocated() / 2**30 if _is_gpu(device) else _peak_mib() / 2**10
 
 
 def _is_gpu(device: str) -> bool:

@@ -274,12 +274,14 @@ def _choose(
 
 
 def _parts(measures: list[Measure]) -> dict[str, list[tuple[str, Measure]]]:
-    """By what an accuracy was split by, each type with its measure."""
+    """By what a metric was split by, each type with its measure; with the stage before it where several have any."""
     found: dict[str, list[tuple[str, Measure]]] = {}
+    several = len({measure.stage for measure in measures if measure.part and not measure.scope}) > 1
     for measure in measures:
         if measure.part and not measure.scope:
             kind, _, label = measure.part.partition("/")
             title, label = (PARTS[kind], label) if kind in PARTS else ("type", measure.part)
+            label = f"{stage_title(measure.stage)}: {label}" if several else label
             found.setdefault(title, []).append((label, measure))
     return found
 

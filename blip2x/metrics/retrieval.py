@@ -6,7 +6,7 @@ N images, M texts, K pairs, R queries (images or texts), C candidates of each, S
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
 
@@ -14,6 +14,8 @@ import numpy as np
 
 from blip2x.errors import UserError
 from blip2x.metrics.bootstrap import Interval, interval, resampled_means
+
+_AT_ONCE = 1 << 22  # scores that are looked at together
 
 
 def recall_at_k(
@@ -68,16 +70,28 @@ def hits_of_rows(
     Raises:
         UserError: a query has no partner.
     """
-    candidate_id_C = np.asarray(candidate_id_C)
-    _check_partners(np.isin(query_id_R, candidate_id_C))
+    right_of = right_candidates(query_id_R, candidate_id_C)
     hit_RK = np.empty((len(query_id_R), len(ks)))
-    for place, (row, query_id) in enumerate(zip(rows, query_id_R, strict=True)):
-        positive = candidate_id_C == query_id
-        best = row[positive].max()
-        ahead = int((row > best).sum())
-        right, tied = int((row[positive] == best).sum()), int((row[~positive] == best).sum())
-        hit_RK[place] = [_probability(k - ahead, right, tied) for k in ks]
+    for place, (row, right) in enumerate(zip(rows, right_of, strict=True)):
+        own = row[right]
+        best = own.max()
+        ahead, equal = np.count_nonzero(row > best), np.count_nonzero(row == best)
+        tied = np.count_nonzero(own == best)
+        hit_RK[place] = [_probability(k - ahead, tied, equal - tied) for k in ks]
     return {f"{name}_recall@{k}": hit_R for k, hit_R in zip(ks, hit_RK.T, strict=True)}
+
+
+def right_candidates(query_id_R: Sequence[int], candidate_id_C: Sequence[int]) -> Iterator[np.ndarray]:
+    """For each query the places of the candidates that have its number, rising; they are sorted once for all queries.
+
+    Raises:
+        UserError: a query has no partner.
+    """
+    order_C = np.argsort(candidate_id_C, kind="stable")
+    sorted_C = np.asarray(candidate_id_C)[order_C]
+    first_R, last_R = (np.searchsorted(sorted_C, query_id_R, side=side) for side in ("left", "right"))
+    _check_partners(first_R < last_R)
+    return (order_C[first:last] for first, last in zip(first_R.tolist(), last_R.tolist(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,8 @@ class Hits:
 
 def require_finite(scores: np.ndarray) -> None:
     """Raise `UserError` where a score of an image and a text is no number."""
-    broken = int((~np.isfinite(scores)).sum())
+    flat = np.ravel(scores)  # in pieces, since a mask of all would take a quarter of their memory
+    broken = sum(np.count_nonzero(~np.isfinite(flat[start : start + _AT_ONCE])) for start in range(0, len(flat), _AT_ONCE))
     if broken:
         raise UserError(f"{broken} of {scores.size} image-text scores are not finite; the model's weights are broken")
 
@@ -130,8 +145,19 @@ def shortlist(similarity_RC: np.ndarray, size: int) -> np.ndarray:
     size = min(size, similarity_RC.shape[1])
     best = np.empty((len(similarity_RC), size), dtype=np.int64)
     for place, row in enumerate(similarity_RC):
-        best[place] = np.argpartition(-row, size - 1)[:size]
+        best[place] = np.argpartition(row, -size)[-size:]
     return best
+
+
+def largest(row_C: np.ndarray, count: int) -> np.ndarray:
+    """Places of the `count` largest, falling; of equal ones the first. Only these are sorted."""
+    if count < len(row_C):
+        least = np.partition(row_C, -count)[-count]
+        above, equal = np.flatnonzero(row_C > least), np.flatnonzero(row_C == least)
+        chosen = np.concatenate([above, equal[: count - len(above)]])
+    else:
+        chosen = np.arange(len(row_C))
+    return chosen[np.lexsort((chosen, -row_C[chosen]))]
 
 
 @dataclass(frozen=True)
@@ -227,15 +253,24 @@ def hardest_pairs(similarity_NM: np.ndarray, captions: Sequence[Sequence[str]]) 
     for image, own in enumerate(captions):
         for text in own:
             images_with.setdefault(text, set()).add(image)
-    other_NM = similarity_NM[:, : len(texts)].copy()
-    for column, text in enumerate(texts):
-        other_NM[list(images_with[text]), column] = -np.inf
     image_N = np.arange(len(captions))
     first_N = np.cumsum([0, *(len(own) for own in captions)])[:-1]
-    text_N, other_image_N = other_NM.argmax(axis=1), other_NM[:, first_N].argmax(axis=0)
+    same_of: list[list[int]] = [[] for _ in captions]  # the texts that are no negatives of an image
+    for column, text in enumerate(texts):
+        for image in images_with[text]:
+            same_of[image].append(column)
+    text_N, score_N = np.empty(len(captions), np.int64), np.empty(len(captions))
+    other_image_N, other_score_N = np.zeros(len(captions), np.int64), np.full(len(captions), -np.inf)
+    for image, same in enumerate(same_of):  # a row at a time: a copy of all would be as large as they are
+        row_M = similarity_NM[image, : len(texts)].copy()
+        row_M[same] = -np.inf
+        text_N[image] = row_M.argmax()
+        score_N[image] = row_M[text_N[image]]
+        better_N = row_M[first_N] > other_score_N
+        other_image_N[better_N], other_score_N[better_N] = image, row_M[first_N][better_N]
     negatives = [
-        np.stack([image, text, np.zeros_like(image)], axis=1)[np.isfinite(other_NM[image, text])]
-        for image, text in ((image_N, text_N), (other_image_N, first_N))
+        np.stack([image, text, np.zeros_like(image)], axis=1)[np.isfinite(score)]
+        for image, text, score in ((image_N, text_N, score_N), (other_image_N, first_N, other_score_N))
     ]
     return np.concatenate([np.stack([image_N, first_N, np.ones_like(image_N)], axis=1), *negatives])
 

@@ -14,6 +14,9 @@ from paddle import Tensor, nn
 
 from blip2x.config.model import ModelConfig
 from blip2x.config.run import PrecisionName
+from blip2x.config.task import WeightsType
+from blip2x.models.compact import CompactEmbedding, CompactLinear, compact_of, keep_compact
+from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, SplitHead
 
 LOW = {PrecisionName.bf16: "bfloat16", PrecisionName.fp16: "float16"}
 
@@ -72,6 +75,27 @@ def store_in(part: nn.Layer, dtype: str) -> None:
             if id(old) not in made:
                 made[id(old)] = _without_memory(layer, old, dtype)
             setattr(layer, name, made[id(old)])
+
+
+def store_compact(part: nn.Layer, dtype: WeightsType, stored: str) -> None:
+    """Have `part`, which is stored in `stored`, keep its matrices as a task's `weights_dtype` says (`compact`).
+
+    These are all linear layers and the word embeddings; before they have memory, which `fill` gives them. Biases, norms,
+    positions and an image encoder's first projection stay: a hundredth of the memory. What has two bytes already is left as it
+    is by bfloat16.
+    """
+    if dtype is WeightsType.float32 or (dtype is WeightsType.bfloat16 and stored != "float32"):
+        return
+    for layer in part.sublayers(include_self=True):
+        for name, child in list(layer.named_children()):
+            if type(child) in (nn.Linear, RowLinear, SplitHead):
+                keep_compact(child, dtype.value, outputs=1)
+            elif type(child) in (nn.Embedding, SplitEmbedding) and name in ("word_embeddings", "shared"):
+                keep_compact(child, dtype.value, outputs=0)
+            if type(child) is nn.Linear:
+                setattr(layer, name, CompactLinear(child.weight, child.bias))
+            elif type(child) is nn.Embedding and compact_of(child.weight):
+                setattr(layer, name, CompactEmbedding(child.weight))
 
 
 def autocast_to(dtype: str) -> AbstractContextManager[None]:

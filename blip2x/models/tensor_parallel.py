@@ -18,11 +18,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from blip2x.config.model import ModelConfig
 from blip2x.errors import UserError
+from blip2x.models.compact import embedding, linear, linear_of_words
 from blip2x.parallel.context import TensorGroup
 from blip2x.parallel.tensor_ops import copy_to, gather_from, reduce_from
 
@@ -126,7 +126,7 @@ class RowLinear(nn.Layer):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The bias, whole on every rank, is added once."""
-        total = reduce_from(F.linear(hidden, self.weight), self.group)
+        total = reduce_from(linear(hidden, self.weight), self.group)
         return total if self.bias is None else total + self.bias
 
 
@@ -148,12 +148,12 @@ class SplitEmbedding(nn.Layer):
         rows = self.weight.shape[0]
         own_BL = ids_BL - self.group.rank * rows
         known_BL = (own_BL >= 0) & (own_BL < rows)
-        found_BLD = F.embedding(paddle.where(known_BL, own_BL, paddle.zeros_like(own_BL)), self.weight)
+        found_BLD = embedding(paddle.where(known_BL, own_BL, paddle.zeros_like(own_BL)), self.weight)
         return reduce_from(found_BLD * known_BL.unsqueeze(-1).astype(found_BLD.dtype), self.group)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V], where these embeddings are the head, too; the input as that of `split_columns`."""
-        return whole_logits(paddle.matmul(hidden, self.weight, transpose_y=True), self.weight, self.group)
+        return whole_logits(linear_of_words(hidden, self.weight), self.weight, self.group)
 
 
 class SplitHead(nn.Layer):
@@ -171,7 +171,7 @@ class SplitHead(nn.Layer):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
-        return whole_logits(F.linear(hidden, self.weight), self.weight, self.group)
+        return whole_logits(linear(hidden, self.weight), self.weight, self.group)
 
 
 def whole_logits(part: Tensor, weight: Tensor, group: TensorGroup) -> Tensor:

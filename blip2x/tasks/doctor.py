@@ -23,6 +23,7 @@ from blip2x.tasks.checkup.findings import Findings, sentence
 from blip2x.tasks.checkup.machine import MACHINE, check_devices, check_disk, check_versions
 from blip2x.tasks.checkup.memory import check_memory
 from blip2x.tasks.checkup.parameters import check_parameters
+from blip2x.tasks.checkup.plan import check_plan
 from blip2x.tasks.checkup.schedule import check_schedule
 from blip2x.tasks.checkup.settings import check_settings
 from blip2x.tasks.checkup.texts import check_prompts, check_tokenizers
@@ -76,7 +77,10 @@ class Doctor:
             self._try("parameters", name, lambda: check_parameters(examined))
             self._try("memory", name, lambda: check_memory(examined))
         if examined.trains:
-            self._try("schedule", name, lambda: check_schedule(examined))
+            schedule = self._try("schedule", name, lambda: check_schedule(examined)).record.get("schedule", {})
+            if self.task.plan_on:
+                steps = schedule.get("total_steps")
+                self._try("plan", name, lambda: check_plan(examined, self.task.plan_on, steps))
         self._write()  # a trial may end the whole process, for lack of memory
         lacks = start.record.get("lacks", [])
         self._try("trial", name, lambda: check_trial(examined, self.task.steps, lacks))

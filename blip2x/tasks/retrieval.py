@@ -23,13 +23,14 @@ from blip2x.engine.evaluate import track
 from blip2x.engine.report import FOUND, shown_searches
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
-from blip2x.metrics.retrieval import Hits, Reranked, Shortlists
+from blip2x.metrics.retrieval import Hits, Reranked, Shortlists, largest, right_candidates
 from blip2x.models.assemblies.stage1 import Stage1Model
 from blip2x.registry import TASKS
 from blip2x.tasks.common.inputs import require_captions
 from blip2x.tasks.common.loading import Share
 from blip2x.tasks.common.merge import gather_array
 from blip2x.tasks.common.models import ModelLoader
+from blip2x.tasks.common.pair_batches import pair_batches
 from blip2x.tasks.common.patch_store import PatchStore
 from blip2x.tasks.common.pictures import save_pictures
 from blip2x.tasks.common.results import interval_metrics, metric_key
@@ -128,7 +129,7 @@ class Search:
         chosen: list[Shortlists] = []
 
         def choose() -> np.ndarray:
-            chosen.append(Shortlists.of(similarities(image_NQE, text_ME, size), self._task.k_test))
+            chosen.append(Shortlists.of(similarities(image_NQE, text_ME), self._task.k_test))
             return chosen[0].pairs()
 
         pair_K = context.on_main(choose)  # once: ranks could choose differently where similarities are close
@@ -159,17 +160,14 @@ class Search:
     def _match(self, store: PatchStore, found: np.ndarray, texts: Texts, pair_K: np.ndarray) -> np.ndarray:
         """The logits [K] of "matches", of all ranks' images."""
         image_K, text_K = np.divmod(pair_K, len(texts.texts))
-        size, batches = self._task.pair_batch_size, []
-        for row in np.flatnonzero(np.isin(found, store.places)):
-            first, last = np.searchsorted(image_K, [row, row + 1])
-            batches += [np.arange(start, min(start + size, last)) for start in range(first, last, size)]
-        logits = []
-        for places_B in track(self._run, batches, "match", len(batches)):
-            patch_1PD = store.patches(int(found[image_K[places_B[0]]]))
-            logit_B2 = self._model.itm_logits(patch_1PD, *texts.tensors(text_K[places_B]))
-            logits.append(logit_B2[:, 1].astype("float32").numpy())
-        own = np.concatenate(batches) if batches else np.zeros(0, np.int64)
-        return gather_array(self._run.context, own, logits, np.arange(len(pair_K)))
+        own = np.flatnonzero(np.isin(found[image_K], store.places))
+        batches = pair_batches(image_K[own], texts.mask_ML.sum(axis=1)[text_K[own]], self._task.pair_batch_size)
+        logit_K = np.empty(len(own), np.float32)
+        for place_GT in track(self._run, batches, "match", len(batches)):
+            patch_GPD = store.patches(found[image_K[own[place_GT[:, 0]]]].tolist())
+            logit_B2 = self._model.itm_logits(patch_GPD, *texts.tensors(text_K[own[place_GT.ravel()]]))
+            logit_K[place_GT.ravel()] = logit_B2[:, 1].astype("float32").numpy()
+        return gather_array(self._run.context, own, [logit_K], np.arange(len(pair_K)))
 
     def _predictions(
         self, samples: Sequence[CaptionSample], texts: Texts, texts_of: Reranked, images_of: Reranked
@@ -183,12 +181,12 @@ class Search:
 
         stage, owner_M, image_N = self._run.stage, texts.owner_M, np.arange(len(samples))
         rows = []
-        for image, sample in enumerate(samples):
-            rank, best = _best(texts_of, image, owner_M == image)
+        for image, (sample, own) in enumerate(zip(samples, right_candidates(image_N, owner_M), strict=True)):
+            rank, best = _best(texts_of, image, own)
             found = [{"text": originals[text], **entry} for text, entry in best]
             rows.append({"stage": stage, "group": sample.group, **about(image), "rank": rank, "retrieved_texts": found})
         for text, owner in enumerate(owner_M.tolist()):
-            rank, best = _best(images_of, text, image_N == owner)
+            rank, best = _best(images_of, text, np.array([owner]))
             found = [{**about(image), **entry} for image, entry in best]
             own = {"text": originals[text], "image_id": samples[owner].image_id, "rank": rank}
             rows.append({"stage": stage, "group": samples[owner].group, **own, "retrieved_images": found})
@@ -202,23 +200,23 @@ class Search:
         return rows
 
 
-def _best(ranking: Reranked, query: int, right_C: np.ndarray) -> tuple[int, list[tuple[int, dict[str, Any]]]]:
-    """The place of the best right candidate, counted from 1, and the first candidates: place, and what is said of them."""
+def _best(ranking: Reranked, query: int, right: np.ndarray) -> tuple[int, list[tuple[int, dict[str, Any]]]]:
+    """The place of the best `right` candidate, counted from 1, and the first candidates: place, and what is said of them."""
     row_C = ranking.row(query)
-    order = np.argsort(-row_C, kind="stable")[:_SHOWN].tolist()
-    matched = set(ranking.shortlist_RS[query].tolist())
+    order = largest(row_C, _SHOWN).tolist()
+    matched, rights = set(ranking.shortlist_RS[query].tolist()), set(right.tolist())
     best = [
         (
             place,
             {
                 "score": float(row_C[place]) if place in matched else None,
                 "similarity": float(ranking.similarity_RC[query, place]),
-                "right": bool(right_C[place]),
+                "right": place in rights,
             },
         )
         for place in order
     ]
-    return 1 + int((row_C > row_C[right_C].max()).sum()), best
+    return 1 + np.count_nonzero(row_C > row_C[right].max()), best
 
 
 def _together(reranked: Mapping[str, Hits], by_contrast: Mapping[str, Hits]) -> dict[str, float]:

@@ -126,6 +126,22 @@ def test_best_is_printed_bold(tmp_path):
     assert re.findall(r"\x1b\[1m *([\d.]+)", console.file.getvalue()) == ["1.50"]
 
 
+def test_rates_and_times_have_their_ratio_to_the_best(tmp_path):
+    for batch, rate in ((4, 10.0), (8, 25.0)):
+        results = {"caption": {"images_per_second": rate, "step_seconds": batch / rate, "step_seconds/part/vision": 1 / rate}}
+        make(tmp_path / f"batch={batch}", config={"task": {"kind": "benchmark", "batch_size": batch}}, results=results)
+    printed, page, _ = written(tmp_path)
+    assert re.search(r"batch=8 +8 +25\.0 ", printed) and re.search("batch=4 +4 +10.0 0.40\u00d7", printed)
+    assert "\u00d7 the best" in printed
+    ratios = re.findall(r"([\d.]+)&times;</small>", page)
+    assert ratios == ["0.40", *ratios[1:]] and {"1.25", "2.50"} <= set(ratios)  # a step; its image encoder
+
+
+def test_scores_have_no_ratio(tmp_path):
+    sweep(tmp_path)
+    assert "\u00d7" not in written(tmp_path)[0]
+
+
 def test_seeds_are_put_together(tmp_path):
     for beams in (1, 5):
         for seed in (1, 2, 3):

@@ -22,6 +22,7 @@ class Cell:
     final: bool  # false: of a run that did not come to its end, so that it takes no part
     best: bool = False
     close: bool = False  # not the best, but its interval and the best's overlap
+    times: float | None = None  # of a rate or a time that is not the best: what it is times the best
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,11 @@ class Column:
     def better(self) -> int:
         """Which direction is good."""
         return direction(self.name)
+
+    @property
+    def is_pace(self) -> bool:
+        """Whether it is a rate, or the time that a step or a part of it takes, of which ratios are what one asks for."""
+        return self.name.endswith(("_per_second", "_seconds"))
 
     def ranked(self) -> list[int]:
         """Places of the runs with a finite value, best first (else by their order), those that did not finish last."""
@@ -130,7 +136,8 @@ def _judge(column: Column) -> Column:
         is_best = measure.value == best
         own = measure.interval
         close = not is_best and own is not None and any(own[0] <= high and low <= own[1] for low, high in intervals)
-        cells[index] = replace(cells[index], best=is_best, close=close)
+        times = measure.value / best if column.is_pace and not is_best and best else None
+        cells[index] = replace(cells[index], best=is_best, close=close, times=times)
     return replace(column, cells=cells)
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 from blip2x.engine.compared.differences import Key, shortened
 from blip2x.engine.compared.metrics import HIGHER, Column
 from blip2x.engine.compared.runs import ComparedRun
+from blip2x.engine.comparisons import TIMES
 
 MOST_ROWS = 40
 CLOSE = "\u2248"  # within the interval of the best
@@ -66,6 +67,7 @@ def comparison_table(
         table.add_row(name, *(cells[place] for _, cells, _ in shown))
     close = any(CLOSE in cell.plain for _, cells, _ in shown for cell in cells)
     said = [f"{CLOSE} its interval overlaps the best's"] if close else []
+    said += [f"{TIMES} the best"] if any(TIMES in cell.plain for _, cells, _ in shown for cell in cells) else []
     said += ["( ) not final"] if any(cell.plain.startswith("(") for _, cells, _ in shown for cell in cells) else []
     said += [f"{left} more column{'s' if left > 1 else ''}"] if left else []
     said += [f"{len(order) - len(rows)} more runs"] if len(order) > len(rows) else []
@@ -95,4 +97,5 @@ def _figure(column: Column, index: int) -> Text:
         return Text("")
     if not cell.final:
         return Text(f"({cell.measure.shown()})", style="dim")
-    return Text(f"{cell.measure.shown()}{f' {CLOSE}' if cell.close else ''}", style="bold" if cell.best else "")
+    times = "" if cell.times is None else f" {cell.times:.2f}{TIMES}"
+    return Text(f"{cell.measure.shown()}{f' {CLOSE}' if cell.close else ''}{times}", style="bold" if cell.best else "")

@@ -51,7 +51,7 @@ class Stage1Model(nn.Layer):
         return F.normalize(self.text_proj(self.qformer.encode_text(ids_BL, mask_BL)[:, 0]), axis=-1)
 
     def itm_logits(self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Logits [B, 2] of "does not match" and "matches", the mean over the queries; patches [1, P, D] do for all texts."""
+        """Logits [B, 2] of "does not match" and "matches", the mean over the queries; images as in `encode_pair`."""
         return self.itm_head(self.qformer.encode_pair(patch_BPD, ids_BL, mask_BL)).mean(axis=1)
 
 

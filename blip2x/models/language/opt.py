@@ -15,6 +15,7 @@ from paddlenlp.transformers.opt.modeling import MultiHeadAttention, OPTModel
 
 from blip2x.config.model import OptConfig
 from blip2x.errors import UserError
+from blip2x.models.compact import linear_of_words, type_of
 from blip2x.models.language._common import Cache, LayerNorm, build_pretrained, select_rows
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.precision import without_autocast
@@ -126,7 +127,7 @@ class OptLanguageModel(nn.Layer):
             raise UserError(f"a text of {total} tokens, queries included, is longer than OPT's {self.max_positions} positions")
         visible_B11S = mask_BS.astype("bool").unsqueeze([1, 2])
         visible = visible_B11S if length == 1 else visible_B11S & causal(total)[:, :, total - length :]
-        embeds_BLD = embeds_BLD.astype(self.opt.embeddings.word_embeddings.weight.dtype)  # the queries' may be another
+        embeds_BLD = embeds_BLD.astype(type_of(self.opt.embeddings.word_embeddings.weight))  # the queries' may be another
         bias = for_all_heads(attention_bias(visible, embeds_BLD.dtype), self.num_heads, length)
         past = None if cache is None else [MultiHeadAttention.Cache(*block) for block in cache]
         with without_autocast():
@@ -142,7 +143,7 @@ class OptLanguageModel(nn.Layer):
         words = self.opt.embeddings.word_embeddings
         if isinstance(words, SplitEmbedding):
             return words.logits(hidden)
-        return paddle.matmul(hidden, words.weight, transpose_y=True)
+        return linear_of_words(hidden, words.weight)
 
 
 @LANGUAGE_MODELS.register("opt")

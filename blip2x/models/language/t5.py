@@ -14,6 +14,7 @@ from paddlenlp.transformers.t5.configuration import T5Config as PaddleNlpConfig
 from paddlenlp.transformers.t5.modeling import T5Attention, T5DenseGatedGeluDense, T5LayerNorm, T5Stack
 
 from blip2x.config.model import Activation, T5Config
+from blip2x.models.compact import type_of
 from blip2x.models.language._common import Cache, build_pretrained, select_rows
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.precision import never_float16, without_autocast
@@ -167,7 +168,7 @@ class T5LanguageModel(nn.Layer):
 
     def _encode(self, embeds_BSD: Tensor, mask_BS: Tensor) -> Tensor:
         length = embeds_BSD.shape[1]
-        embeds_BSD = embeds_BSD.astype(self.shared.weight.dtype)  # the queries' may be another
+        embeds_BSD = embeds_BSD.astype(type_of(self.shared.weight))  # the queries' may be another
         visible_B11S = mask_BS.astype("bool").unsqueeze([1, 2])
         bias_BHSS = self._position_bias(self.encoder, length, length) + attention_bias(visible_B11S, embeds_BSD.dtype)
         hidden_BSD = self.encoder.dropout(embeds_BSD)

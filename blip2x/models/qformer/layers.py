@@ -116,6 +116,8 @@ class QFormerLayer(nn.Layer):
     ) -> tuple[Tensor, KeysValues]:
         """Positions `[queries][text]`, the first `num_queries` of them queries, behind the keys and values in `past`.
 
+        There may be fewer images than rows: then each has as many rows, one image's after the other's.
+
         Returns the new hidden states and the self-attention's keys and values, `past` included.
         """
         keys_values = self.attention.keys_values(hidden_BTD)
@@ -126,7 +128,12 @@ class QFormerLayer(nn.Layer):
         if num_queries:
             query_BQD = hidden_BTD[:, :num_queries]
             if self.cross_attention is not None:
+                shape, images = query_BQD.shape, patch_BPD.shape[0]
+                if images < shape[0]:  # with several texts each: their queries ask an image's keys as those of one row
+                    query_BQD = query_BQD.reshape([images, -1, shape[2]])
                 query_BQD = self.cross_attention(query_BQD, self.cross_attention.keys_values(patch_BPD), None)
+                if images < shape[0]:
+                    query_BQD = query_BQD.reshape(shape)
             parts.append(self.query_ffn(query_BQD))
         if num_queries < hidden_BTD.shape[1]:
             parts.append(self.text_ffn(hidden_BTD[:, num_queries:]))

@@ -120,8 +120,8 @@ class QFormer(nn.Layer):
     def encode_pair(self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """The queries' output [B, Q, D] where queries and text see each other (bidirectional mask).
 
-        `patch_BPD` may be of a single image, [1, P, D], with which all the texts are paired: then each layer makes its keys and
-        values once for all of them.
+        `patch_BPD` may be of fewer images than there are texts, each of which is paired with as many texts, one image's after
+        the other's: then each layer makes an image's keys and values once for all of them.
         """
         embeds_BTD = paddle.concat([self._queries(ids_BL), self.text.embed(ids_BL)], axis=1)
         query_mask_BQ = paddle.ones([mask_BL.shape[0], self.num_queries], dtype=mask_BL.dtype)

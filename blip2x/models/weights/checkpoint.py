@@ -12,7 +12,8 @@ import paddle
 from paddle import Tensor, nn
 
 from blip2x.errors import UserError
-from blip2x.models.tensor_parallel import share_of
+from blip2x.models.compact import Compact, compact_of, quantise
+from blip2x.models.tensor_parallel import Where, share_of
 from blip2x.models.weights.source import Source, open_source
 from blip2x.models.weights.stored import BFLOAT16, StoredTensor, is_real, require_finite
 
@@ -131,7 +132,7 @@ def fill(
             report.adapted[name] = f"{list(tensors[name].shape)} to {list(wanted)}"
         elif found != wanted:
             report.adapted[name] = f"{wanted[0] - found[0]} rows are new"
-        if is_real(tensors[name].dtype) != is_real(_numpy_type(target)):
+        if is_real(tensors[name].dtype) != (is_real(_numpy_type(target)) or compact_of(target) is not None):
             raise UserError(
                 f"{tensors[name].where}: {name} is {tensors[name].dtype} in the file, but {_numpy_type(target)} in the model"
             )
@@ -165,6 +166,7 @@ def _whole_shape(target: Tensor) -> tuple[int, ...]:
 def _write(target: Tensor, array: np.ndarray, where: str) -> None:
     """Numbers into a parameter's first rows, or its share of them, converted on the way; on a CPU without a copy between."""
     share, on_cpu, dtype = share_of(target), target.place.is_cpu_place(), _numpy_type(target)
+    compact = compact_of(target)
     if on_cpu:
         to = _view(target)
     elif share is None and array.ndim and len(array) < target.shape[0]:
@@ -177,9 +179,12 @@ def _write(target: Tensor, array: np.ndarray, where: str) -> None:
         pieces = share.pieces()
         if share.is_padded:
             to[...] = 0
-    for piece, place in pieces:
-        _copy(array[piece], to[place])
-        require_finite(to[place], where)
+    if compact is not None and compact.scale is not None:
+        _write_int8(compact, array, to, pieces if share else [((...,), (...,))], where)
+    else:
+        for piece, place in pieces:
+            _copy(array[piece], to[place])
+            require_finite(to[place], where)
     if not on_cpu:
         target.set_value(to.view(np.uint16) if dtype == BFLOAT16 else to)  # which Paddle gives and takes as whole numbers
 
@@ -194,6 +199,21 @@ def _copy(array: np.ndarray, to: np.ndarray) -> None:
         rows = stored[row : row + _BLOCK].astype(to.dtype)
         for column in range(0, stored.shape[1], _BLOCK):
             to[column : column + _BLOCK, row : row + _BLOCK] = rows[:, column : column + _BLOCK].T
+
+
+def _write_int8(compact: Compact, array: np.ndarray, to: np.ndarray, pieces: Iterable[tuple[Where, Where]], where: str) -> None:
+    """Numbers as int8, with the scales of their outputs; some outputs at a time, so that no whole copy is made."""
+    scale_M = np.zeros(compact.scale.shape, np.float32)
+    for piece, place in pieces:
+        outputs = place[compact.outputs] if len(place) > compact.outputs else ...
+        rows, stored, scale = (array[piece], to[place], scale_M[outputs])
+        if compact.outputs == 1:
+            rows, stored = rows.T, stored.T
+        for start in range(0, len(rows), _BLOCK):
+            own = slice(start, start + _BLOCK)
+            stored[own], scale[own] = quantise(rows[own])
+    require_finite(scale_M, where)
+    compact.scale.set_value(scale_M)
 
 
 def _view(target: Tensor) -> np.ndarray:

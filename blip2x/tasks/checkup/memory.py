@@ -13,7 +13,7 @@ import paddle
 from paddle import nn
 
 from blip2x.config.run import PrecisionName, RunConfig
-from blip2x.config.task import DecodingConfig, PretrainStage1Config, PretrainStage2Config
+from blip2x.config.task import DecodingConfig, PretrainStage1Config, PretrainStage2Config, WeightsType, weights_dtype
 from blip2x.config.tools import ExtractFeaturesConfig
 from blip2x.data.collate import QuestionTexts
 from blip2x.data.tokenize import TextTokenizer, build_tokenizer
@@ -25,7 +25,7 @@ from blip2x.models.assemblies.stage1 import build_stage1
 from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.models.freeze import freeze
 from blip2x.models.memory.predict import Layout, Prediction, predict
-from blip2x.models.precision import storage_types, store_in
+from blip2x.models.precision import storage_types, store_compact, store_in
 from blip2x.models.tensor_parallel import check_split
 from blip2x.models.weights.known import locate_tokenizer
 from blip2x.parallel.context import TensorGroup
@@ -38,7 +38,7 @@ from blip2x.tasks.common.inputs import build_source
 if TYPE_CHECKING:
     from blip2x.tasks.checkup.examined import Examined
 
-_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int64": 8, "float64": 8}  # bytes
+_SIZES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "int64": 8, "float64": 8}  # bytes
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,10 @@ def check_memory(examined: Examined) -> Findings:
         stored = stored_bytes(examined.model)
         said = f"{amount(stored)} of weights, {amount(free)} free {where}; batches come on top of that"
         if stored > free:
-            out.broken("memory", said, "choose a smaller model, or precision=bf16 on a GPU")
+            smaller = isinstance(examined.cfg.task, DecodingConfig) and weights_dtype(examined.cfg.task) is not WeightsType.int8
+            advice = "set task.weights_dtype=int8, or " if smaller else ""
+            advice += "choose a smaller model, or precision=bf16 on a GPU"
+            out.broken("memory", said, advice)
         else:
             out.fine("memory", said)
         return out
@@ -158,6 +161,7 @@ def model_of(cfg: RunConfig, layout: Layout, vocab_sizes: Mapping[str, int], cla
             part.split_over(TensorGroup(0, size))
         if types[name] != "float32":
             store_in(part, types[name])
+        store_compact(part, weights_dtype(cfg.task), types[name])
         if getattr(shape, name).frozen:
             freeze(part)
     return model

@@ -14,13 +14,14 @@ from paddle import nn
 
 from blip2x.config.model import Missing
 from blip2x.config.run import PrecisionName, RunConfig
+from blip2x.config.task import WeightsType, weights_dtype
 from blip2x.data.tokenize import TextTokenizer, build_tokenizer, has_tokenizer
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.models.assemblies.stage1 import Stage1Model, build_stage1
 from blip2x.models.assemblies.stage2 import Stage2Model, build_stage2
 from blip2x.models.freeze import freeze
-from blip2x.models.precision import storage_types, store_in
+from blip2x.models.precision import storage_types, store_compact, store_in
 from blip2x.models.tensor_parallel import check_split
 from blip2x.models.weights.checkpoint import Adapt, fill
 from blip2x.models.weights.describe import follow_source
@@ -46,6 +47,7 @@ class ModelLoader:
         say: told what was loaded.
         warn: told what may be a mistake; None: `say` is.
         precision: decides the types that frozen parts are stored in; the other parts have paddle's default type.
+        weights_dtype: how image encoder and language model are kept, of a task that trains nothing.
         tensor: the ranks that share the matrices of `split`, parts that have to be frozen.
         split: of "language" and "vision" those that are split over `tensor`; this rank's model has its share of them.
     """
@@ -58,11 +60,12 @@ class ModelLoader:
         say: Callable[[str], None],
         warn: Callable[[str], None] | None = None,
         precision: PrecisionName = PrecisionName.fp32,
+        weights_dtype: WeightsType = WeightsType.float32,
         tensor: TensorGroup = TensorGroup(),  # noqa: B008  # it is frozen
         split: Collection[str] = (),
     ):
         self.weights = weights
-        self._precision = precision
+        self._precision, self._weights_dtype = precision, weights_dtype
         self._tensor, self._split = tensor, split if tensor.size > 1 else ()
         self.cfg = follow_source(weights.cfg, weights.source)
         self._texts = texts
@@ -85,6 +88,7 @@ class ModelLoader:
             say=say,
             warn=warn,
             precision=cfg.precision.name,
+            weights_dtype=weights_dtype(cfg.task),
             tensor=tensor,
             split=["language", "vision"] if tensor.size > 1 and cfg.parallelism.tp_vision else ["language"],
         )
@@ -251,6 +255,8 @@ class ModelLoader:
         for part, dtype in storage_types(self._precision, self.cfg).items():
             if dtype != "float32" and hasattr(model, part):
                 store_in(getattr(model, part), dtype)
+            if part in parts and part in ("vision", "language") and self.weights.folder(part):
+                store_compact(getattr(model, part), self._weights_dtype, dtype)
         sources = list(self.weights.sources(parts, reads_texts=reads_texts))
         tensors: dict[str, StoredTensor] = {}
         for source, found in sources:

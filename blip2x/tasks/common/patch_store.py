@@ -56,9 +56,10 @@ class PatchStore:
         self._patch_NPD[first : first + len(places)] = patch_BPD.astype("float32").numpy()
         self._rows |= {place: first + row for row, place in enumerate(places)}
 
-    def patches(self, place: int) -> Tensor:
-        """Patches [1, P, D] of an image, in float32."""
-        return paddle.to_tensor(self._patch_NPD[self._rows[place]].astype("float32")).unsqueeze(0)
+    def patches(self, places: Sequence[int]) -> Tensor:
+        """Patches [B, P, D] of the images at `places`, in float32."""
+        rows = [self._rows[place] for place in places]
+        return paddle.to_tensor(self._patch_NPD[rows].astype("float32", copy=False))
 
     def _make(self, shape: tuple[int, ...]) -> np.ndarray:
         size = int(np.prod(shape, dtype=np.int64)) * self._dtype.itemsize

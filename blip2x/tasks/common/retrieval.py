@@ -36,6 +36,7 @@ from blip2x.tasks.common.loading import Share
 from blip2x.tasks.common.merge import gather_array, gather_rows
 from blip2x.tasks.common.results import metric_key
 
+_PRODUCTS = 1 << 23  # of queries and texts in memory, 32 MB
 RECALLS = tuple(f"{way}_recall@{k}" for way in ("i2t", "t2i") for k in (1, 5, 10))
 
 Row = Callable[[int], np.ndarray]  # place of an image or a text -> the scores of all texts or images
@@ -79,13 +80,15 @@ def text_features(context: Context, model: Stage1Model, texts: Texts, batch_size
     return gather_array(context, own, blocks, np.arange(len(texts.texts)))
 
 
-def similarities(image_NQE: np.ndarray, text_ME: np.ndarray, batch_size: int) -> np.ndarray:
-    """Scores [N, M] of all pairs, each by its best query, in float32; `batch_size` images at a time."""
-    found_NM, text = np.empty((len(image_NQE), len(text_ME)), dtype=np.float32), paddle.to_tensor(text_ME)
+def similarities(image_NQE: np.ndarray, text_ME: np.ndarray) -> np.ndarray:
+    """Scores [N, M] of all pairs, each by its best query, in float32; there is little in memory beside them."""
+    (images, queries, _), texts = image_NQE.shape, len(text_ME)
+    found_NM, text = np.empty((images, texts), dtype=np.float32), paddle.to_tensor(text_ME)
+    at_once = max(1, _PRODUCTS // (queries * texts))
     with full_precision():
-        for start in range(0, len(image_NQE), batch_size):
-            image_BQE = paddle.to_tensor(image_NQE[start : start + batch_size])
-            found_NM[start : start + batch_size] = paddle.matmul(image_BQE, text, transpose_y=True).max(axis=1).numpy()
+        for start in range(0, images, at_once):
+            image_BQE = paddle.to_tensor(image_NQE[start : start + at_once])
+            found_NM[start : start + at_once] = paddle.matmul(image_BQE, text, transpose_y=True).max(axis=1).numpy()
     return found_NM
 
 
@@ -170,7 +173,7 @@ class Stage1Validation:
         captioned = share.found if limit is None else share.found[share.found < limit]
 
         def compare() -> tuple[dict[str, float], np.ndarray]:
-            similarity_NM = similarities(image_NQE, text_ME, self._task.eval_batch_size)
+            similarity_NM = similarities(image_NQE, text_ME)
             require_finite(similarity_NM)
             pairs_K3 = hardest_pairs(similarity_NM[: len(captioned)], captions[: len(captioned)])
             found = hits(similarity_NM.__getitem__, similarity_NM.T.__getitem__, samples, texts.owner_M)

@@ -63,6 +63,13 @@ def test_rows_do_not_mix(qformer, patches):
     assert changed(pair[1:], qformer.encode_pair(patches[1:], ids[1:], mask[1:])) < ATOL
 
 
+def test_several_texts_may_share_each_image(qformer, patches):
+    ids, mask = texts(*IDS, *IDS[::-1]), texts(*MASK, *MASK[::-1])
+    shared = qformer.encode_pair(patches[:2], ids, mask)
+    assert changed(shared, qformer.encode_pair(patches[:2].repeat_interleave(2, axis=0), ids, mask)) < ATOL
+    assert changed(shared, qformer.encode_pair(patches[:1], ids, mask)) > 0.1  # the second image has a say
+
+
 def test_text_alone_sees_what_follows_but_no_queries(qformer):
     ids, ones = texts([3, 4, 5]), paddle.ones([1, 3], dtype="int64")
     before, tokens = qformer.encode_text(ids, ones), qformer.query_tokens.numpy().copy()

@@ -25,8 +25,9 @@ def test_patches_come_back_by_place(tmp_path, memory, on_disk, dtype):
     assert store.places == [7, 4, 1] and store.is_on_disk is on_disk
     expected = patches.numpy().astype(dtype).astype("float32")
     for row, place in enumerate(store.places):
-        assert store.patches(place).shape == [1, 4, 5] and str(store.patches(place).dtype) == "paddle.float32"
-        np.testing.assert_array_equal(store.patches(place).numpy()[0], expected[row])
+        assert store.patches([place]).shape == [1, 4, 5] and str(store.patches([place]).dtype) == "paddle.float32"
+        np.testing.assert_array_equal(store.patches([place]).numpy()[0], expected[row])
+    np.testing.assert_array_equal(store.patches([1, 7]).numpy(), expected[[2, 0]])
     assert not (tmp_path / "new").exists() or not os.listdir(tmp_path / "new")
 
 

@@ -1,0 +1,1 @@
+"""What task=benchmark is made of: the work that is measured, the clock, and what becomes of its figures."""

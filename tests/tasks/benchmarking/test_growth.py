@@ -1,0 +1,12 @@
+"""Each operation whose growth is measured can be measured, and does what it says."""
+
+from __future__ import annotations
+
+import pytest
+
+from blip2x.tasks.benchmarking.growth import GROWTHS
+
+
+@pytest.mark.parametrize("name", GROWTHS)
+def test_each_works_at_a_small_size(name):
+    assert 0 < GROWTHS[name](50) < float("inf")

@@ -1,0 +1,176 @@
+"""All kinds of work run, what is written about them is right, and nothing begins that cannot be measured. No times."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+
+from blip2x.config.check_task import BENCHMARKS, check_task
+from blip2x.config.compose import compose_config
+from blip2x.engine import memory
+from blip2x.errors import UserError
+from blip2x.models.flops import Work, generation_flops, retrieval_flops, training_flops
+from blip2x.tasks.benchmark import Benchmark
+from blip2x.tasks.benchmarking import checks
+from blip2x.tasks.benchmarking.jobs import job_of
+from blip2x.tasks.common.launch import launch
+
+QUICK = [
+    *("task.batch_size=2", "task.repeats=1", "task.warmup=0", "task.text_length=8", "task.questions=3"),
+    *("task.new_tokens=3", "task.num_beams=2", "task.matmul_sizes=[32]"),
+    *("dataset.train_scenes=16", "dataset.test_scenes=8"),
+]
+WORDS = ["model.qformer.vocab_size=50", "model.language.vocab_size=60"]
+PARTS = {
+    "pretrain_stage1": {"vision", *(f"qformer_{name}" for name in ("image", "text", "pair", "caption")), "losses"},
+    "pretrain_stage2": {"vision", "qformer_image", "language", "losses"},
+    "caption": {"vision", "qformer_image", "prefill", "decode", "reorder"},
+    "vqa_zeroshot": {"vision", "qformer_image", "prefill", "decode", "reorder"},
+    "retrieval": {"vision", "qformer_image", "qformer_text", "qformer_pair"},
+}
+
+
+@pytest.fixture(scope="module")
+def measure(tmp_path_factory, small):
+    """`measure(*overrides)`: results.json and benchmark.json of a tiny run, and its folder."""
+
+    def run(*overrides):
+        words = ["task=benchmark", *small, *QUICK, *overrides, f"paths.outputs={tmp_path_factory.mktemp('benchmark')}"]
+        memory._jobs = 0  # as in a process of its own
+        cfg = compose_config([*words, "run_name=run"])
+        results = launch(cfg, ["runners/run.py", *words])
+        folder = tmp_path_factory.getbasetemp().joinpath(cfg.paths.outputs, "run")
+        return results, json.loads((folder / "benchmark.json").read_text()), folder
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def all_kinds(measure):
+    """Every kind of work on made-up pictures and texts."""
+    return measure(*WORDS)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_every_kind_of_work_is_measured(all_kinds, name):
+    results, record, _ = all_kinds
+    found, own = results[name], record["tasks"][name]
+    assert found["images_per_second"] == 2 / found["step_seconds"]
+    expected = PARTS[name] | {"data", "rest"} | ({"backward", "optimizer"} if name.startswith("pretrain") else set())
+    assert set(own["parts"]) == expected
+    assert {key for key in found if "/" in key} == {f"step_seconds/part/{part}" for part in expected}
+    (whole,) = own["step_with_timers"]["seconds"]
+    assert sum(part["seconds"][0] for part in own["parts"].values()) == pytest.approx(whole, rel=0.2, abs=2e-3)
+    assert len(own["step"]["seconds"]) == 1
+    assert found["memory_gb"] is not None and found["utilisation"] > 0
+
+
+def test_operations_are_those_of_the_model(all_kinds, small):
+    _, record, _ = all_kinds
+    model = compose_config(["task=caption", *small, *WORDS]).model
+    found = {name: own["flops"] for name, own in record["tasks"].items()}
+    pairs = Work(images=2, texts=2, text_tokens=8)
+    assert found["pretrain_stage1"] == training_flops(model, "pretrain_stage1", pairs)
+    assert found["pretrain_stage2"] == training_flops(model, "pretrain_stage2", pairs)
+    assert found["caption"] == generation_flops(model, replace(pairs, new_tokens=3, beams=2))
+    assert found["vqa_zeroshot"] == generation_flops(model, replace(pairs, texts=6, new_tokens=3, beams=2))
+    assert found["retrieval"] == retrieval_flops(model, pairs, pairs=4)
+
+
+def test_tokens_are_those_that_are_predicted_or_written(all_kinds):
+    _, record, _ = all_kinds
+    tokens = {name: own["tokens"] for name, own in record["tasks"].items()}
+    # stage 1 predicts all but the first token; stage 2 all but bos
+    written = {"pretrain_stage1": 2 * 7, "pretrain_stage2": 2 * 7, "caption": 2 * 3, "vqa_zeroshot": 2 * 3 * 3, "retrieval": 0}
+    assert tokens == written
+
+
+def test_the_record_says_on_what_it_was_measured(all_kinds):
+    _, record, folder = all_kinds
+    assert record["hardware"]["cpu"] and record["versions"]["paddlepaddle"] and "git_commit" in record["versions"]
+    assert record["command"].startswith("runners/run.py task=benchmark") and record["model"]["vision"]["depth"] == 1
+    assert record["matrix_peak"] > 0 and (record["device"], record["ranks"], record["precision"]) == ("cpu", 1, "fp32")
+    assert not (folder / "scratch").exists()
+    assert "Step by part" in (folder / "report.html").read_text() and "part of a step" in (folder / "report.html").read_text()
+
+
+def test_real_data_and_curves(measure):
+    sizes = ["task.sizes.new_tokens=[2,4]", "task.sizes.operations=[10,20]", "task.sizes.batch=[1,2]"]
+    words = ["task.of=[pretrain_stage1,caption]", "task.data=true", "task.curves=[batch,new_tokens,operations]", *sizes]
+    results, record, folder = measure(*words, "task.overrides=['task.accumulate=2']")
+    stage1, caption = (record["tasks"][name] for name in ("pretrain_stage1", "caption"))
+    assert (stage1["images"], stage1["sizes"]["images"], stage1["sizes"]["accumulate"]) == (4, 2, 2)
+    assert (caption["images"], caption["sizes"]["text_tokens"]) == (2, 1)  # bos: the data set's recipe has no prompt
+    curves = {(curve["size"], curve["of"]): curve for curve in record["curves"]}
+    assert {("batch", "pretrain_stage1"), ("batch", "caption"), ("new_tokens", "caption")} < set(curves)
+    assert curves["batch", "caption"]["expected"] == pytest.approx(1)
+    assert curves["batch", "caption"]["sizes"] == [1, 2] and len(curves["batch", "caption"]["fastest"]) == 2
+    assert 0 < curves["new_tokens", "caption"]["expected"] < 1  # the picture and the prompt stay
+    assert results["caption"]["new_tokens_exponent"] == curves["new_tokens", "caption"]["exponent"]
+    assert "merging_exponent" in results["operations"]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_weights_that_are_named_are_read(measure, trained):
+    words = [f"model.weights={trained}/pretrain_stage2/checkpoint", "task.of=[caption]"]
+    _, record, _ = measure(*words)
+    checkpoint = json.loads((trained / "pretrain_stage2" / "checkpoint" / "manifest.json").read_text())
+    assert record["tasks"]["caption"]["flops"]["language"] > 0 and checkpoint["kind"] == "pretrain_stage2"
+
+
+CONFIG = compose_config(["task=benchmark"])
+
+
+def changed(**values):
+    """The task's config with other values; those of "sizes" are of task.sizes."""
+    task = copy.deepcopy(CONFIG.task)
+    sizes = replace(task.sizes, **values.pop("sizes", {}))
+    return replace(task, **values, sizes=sizes)
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"of": ["caption", "paint"]}, "'paint'; known: pretrain_stage1"),
+        ({"of": []}, "measures nothing"),
+        ({"of": ["caption", "caption"]}, "more than once"),
+        ({"curves": ["width"]}, "'width'; known: batch"),
+        ({"batch_size": 0}, "task.batch_size must be at least 1"),
+        ({"repeats": 0}, "task.repeats must be at least 1"),
+        ({"text_length": 2}, "task.text_length must be at least 3"),
+        ({"sizes": {"queries": [8, 0]}}, "task.sizes.queries must be sizes of at least 1"),
+        ({"matmul_sizes": []}, "task.matmul_sizes must be sizes of at least 1"),
+        ({"curves": ["batch"], "sizes": {"batch": [4, 2]}}, "rising"),
+        ({"curves": ["batch"], "sizes": {"batch": [4]}}, "at least two sizes"),
+        ({"curves": ["image_tokens"], "sizes": {"image_tokens": [16, 20]}}, "20 patches form no square"),
+    ],
+)
+def test_wrong_settings_are_refused(values, named):
+    with pytest.raises(UserError, match=named):
+        check_task(changed(**values))
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"curves": ["new_tokens"], "of": ["retrieval"]}, "none of retrieval has such a size; add one of caption"),
+        ({"of": ["caption"], "text_length": 120}, "task.text_length=120 and 30 new tokens make more than .*=128"),
+        ({"of": ["pretrain_stage1"], "text_length": 600}, "max_txt_len=600 is more than"),
+        ({"of": ["pretrain_stage2"], "curves": ["queries"], "sizes": {"queries": [1, 120]}}, "120 queries .*=128"),
+        ({"of": ["caption"], "overrides": ["task.beams=2"]}, "beams"),
+        ({"of": ["caption"], "overrides": ["model.weights=nowhere"]}, "nowhere"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_it_begins(values, named):
+    with pytest.raises(UserError, match=named):
+        Benchmark.check(replace(CONFIG, task=changed(**values)))
+
+
+@pytest.mark.parametrize("name", ["pretrain_stage2", "caption"])
+def test_a_model_that_does_not_fit_is_refused(monkeypatch, name):
+    monkeypatch.setattr(checks, "free_memory", lambda device: (2**20, "on this machine"))
+    with pytest.raises(UserError, match=f"{name} does not fit into memory: a rank needs .* and 1.0 MiB are free on this"):
+        checks.check_job(job_of(CONFIG.task, name))
