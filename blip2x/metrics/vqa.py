@@ -130,7 +130,9 @@ def majority_answers(train: Iterable[Question], questions: Iterable[Question]) -
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for question in train:
         counts[question.question_type].update(question.answers)
-    overall = sum(counts.values(), Counter())
+    overall: Counter[str] = Counter()
+    for counter in counts.values():  # their sum() would copy what is there for each type
+        overall.update(counter)
     if not overall:
         raise UserError("the commonest answer is unknown: the training split has no question with an answer")
     by_type, usual = {kind: _commonest(counter) for kind, counter in counts.items() if counter}, _commonest(overall)

@@ -85,6 +85,14 @@ def asked(prompt: str, question: QuestionSample, *, clean: bool) -> str:
     return prompt.replace("{}", clean_question(question.question) if clean else question.question)
 
 
+def by_image(questions: Sequence[QuestionSample]) -> list[list[int]]:
+    """Places of the questions about each image, in the order in which the images first occur."""
+    units: dict[int, list[int]] = {}
+    for place, question in enumerate(questions):
+        units.setdefault(question.image_id, []).append(place)
+    return list(units.values())
+
+
 class Answering:
     """Answers all questions, sharing the images among the ranks; questions about one image share its encoding.
 
@@ -121,11 +129,9 @@ class Answering:
         self.images_encoded = 0
         self._cfg, self._run, self._model, self._tokenizer, self._questions = cfg, run, model, tokenizer, questions
         self._settings, self._prompt, self._encode, self._queries = settings, prompt, encode, queries
-        units: dict[int, list[int]] = {}
-        for place, question in enumerate(questions):
-            units.setdefault(question.image_id if group else place, []).append(place)
-        self._units = list(units.values())  # places of the questions that share a pass through the encoder
-        self._looked_at = draw_looks(sorted({places[0] for places in units.values()}))  # each an image's first question
+        # places of the questions that share a pass through the encoder
+        self._units = by_image(questions) if group else [[place] for place in range(len(questions))]
+        self._looked_at = draw_looks([places[0] for places in self._units])  # each an image's first question
         self._shares: dict[int, np.ndarray] = {}  # place -> where the queries looked
 
     @paddle.no_grad()
