@@ -14,6 +14,7 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import paddle
@@ -39,6 +40,7 @@ from blip2x.tasks.common.answering import Answering
 from blip2x.tasks.common.captioning import HeldOutCaptions
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.models import ModelLoader
+from blip2x.tasks.vqa_zeroshot import VqaZeroshot
 
 Batch = dict[str, Tensor]
 
@@ -96,17 +98,22 @@ def caption(made: Made, way: str) -> Prepared:
     return captions, None
 
 
+class Asked(VqaZeroshot):
+    """The task up to where it begins to answer."""
+
+    answering: Answering
+
+    def results(self, answering: Answering, *_: Any) -> dict[str, float]:
+        self.answering = answering
+        return {}
+
+
 def vqa(made: Made, way: str) -> Prepared:
-    cfg, run = made.config("vqa_zeroshot", f"task.eval_batch_size={made.sizes['batch']}"), made.run()
-    model, tokenizer = ModelLoader.of_run(cfg, run).stage2(new_projection=False)
-    questions, settings = build_source(cfg).questions("eval"), GenerationSettings.from_config(cfg.task)
+    task = Asked(made.config("vqa_zeroshot", f"task.eval_batch_size={made.sizes['batch']}"), made.run())
+    task.run()
 
     def answers() -> Answer:
-        answering = Answering(
-            cfg, run, model, tokenizer, questions, settings=settings, prompt=cfg.task.prompt, encode=model.encode,
-            queries=lambda feature_NQD, _: feature_NQD,
-        )  # fmt: skip
-        return {"texts": [answer["prediction"] for _, answer in answering.answer()]}
+        return {"texts": [answer["prediction"] for _, answer in task.answering.answer()]}
 
     return answers, None
 
