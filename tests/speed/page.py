@@ -45,8 +45,8 @@ _HOW = """
   of a random model says nothing, but every step of the search that leads to it does what it does with trained weights.
 - Training steps are forward, backward and AdamW with the Q-Former's dropout. Their losses are compared before the first step,
   without dropout and with the same negatives; in the steps that are timed each side draws its own.
-- LAVIS's way is written out of the modules of transformers: what LAVIS computes, in its order, with its loops over rows. LAVIS's
-  own attention is not PyTorch's fused one, which the image encoder has here, so these rows favour LAVIS.
+- LAVIS's way is written out of the modules of transformers: what LAVIS computes, in its order, with its loops over rows.
+  Its own attention is not PyTorch's fused one, which the image encoder has here, so these rows favour LAVIS.
 
 ## Again
 
