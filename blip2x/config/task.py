@@ -168,6 +168,12 @@ def trains(task: TaskConfig) -> bool:
     return isinstance(task, TrainingConfig) and getattr(task, "train", True)
 
 
+def may_keep_features(task: TaskConfig) -> bool:
+    """Whether ``dataset.cache=features`` concerns it: it evaluates or trains what stands behind an image encoder."""
+    without = (PretrainVisionConfig, PretrainLanguageConfig)  # which train the encoder, or have none
+    return isinstance(task, (TrainingConfig, AnsweringConfig)) and not isinstance(task, without)
+
+
 class AnswerRules(Enum):
     """Which published evaluation an answer is scored by."""
 
