@@ -17,6 +17,7 @@ import secrets
 import shutil
 import time
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -269,5 +270,6 @@ def _write(file: BinaryIO, data: Any) -> None:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             rest = rest[written:]
     except OSError:
-        file.truncate(start)
+        with suppress(OSError):
+            file.truncate(start)
         raise

@@ -75,8 +75,7 @@ class Features:
     @classmethod
     def of(cls, cfg: RunConfig, run: Run, model: nn.Layer) -> Features | None:
         """Of a model's image encoder; None: the config wants no cache, or the task trains the encoder or has none."""
-        kept = cfg.dataset.cache is Cache.features and may_keep_features(cfg.task)
-        return cls(cfg, run, model.vision) if kept else None
+        return cls(cfg, run, model.vision) if keeps_features(cfg) else None
 
     def collate(self, collate: Collate) -> Collate:
         """The same with a transform that looks for rows before it opens pictures."""
@@ -187,6 +186,11 @@ class Features:
 
     def _warn(self, text: str) -> None:
         self._run.console.print(f"warning: features: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def keeps_features(cfg: RunConfig) -> bool:
+    """Whether the config wants a cache, and its task has use for one."""
+    return cfg.dataset.cache is Cache.features and may_keep_features(cfg.task)
 
 
 def row_shape(cfg: VisionConfig) -> tuple[int, int]:
