@@ -233,5 +233,5 @@ def _hash(encoder: nn.Layer) -> str:
     for name, tensor in sorted(encoder.state_dict().items()):
         array = tensor.numpy()
         found.update(f"{name} {tensor.dtype} {array.shape}\n".encode())
-        found.update(np.ascontiguousarray(array).data.cast("B"))
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
     return found.hexdigest()
