@@ -19,6 +19,13 @@ class OnBadImage(Enum):
     skip = "skip"  # leave the sample out; each one is counted and named in the log
 
 
+class Cache(Enum):
+    """What is kept of a data set's images."""
+
+    none = "none"
+    features = "features"  # a frozen image encoder's outputs, below paths.cache; see docs/features.md
+
+
 @dataclass
 class TransformConfig:
     """From a picture to numbers; the evaluation transform is the plain resize to the square."""
@@ -39,6 +46,9 @@ class DatasetConfig:
     on_bad_image: OnBadImage = MISSING  # what to do with one that is missing or cannot be decoded
     num_workers: int = MISSING  # loader processes; 0: in the training process
     max_pixels: int = MISSING  # larger pictures are refused before they are decoded
+    crops: Optional[int] = MISSING  # fixed training crops per image, epoch e uses number e mod crops; null: new ones each epoch
+    cache: Cache = MISSING  # features: what the frozen image encoder gives is kept, so that no image is encoded twice
+    cache_gb: Optional[float] = MISSING  # 10^9 bytes that kept features of one encoder may take; null: as the disk allows
     eval_limit: Optional[int] = MISSING  # evaluate on the first N images only; null: all
 
 

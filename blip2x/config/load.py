@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from blip2x.config.auto import AUTO, auto_model, typed
 from blip2x.config.check_model import check_model
 from blip2x.config.check_task import check_lengths, check_task
-from blip2x.config.dataset import DatasetConfig, ImageTextConfig, check_transform
+from blip2x.config.dataset import Cache, DatasetConfig, ImageTextConfig, check_transform
 from blip2x.config.logger import check_loggers
 from blip2x.config.model import VisionConfig
 from blip2x.config.rules import AT_LEAST_1, NOT_NEGATIVE, POSITIVE, SHARE, Rule, choices, numbers
@@ -24,6 +24,7 @@ from blip2x.config.task import (
     PretrainVisionConfig,
     TaskConfig,
     TrainingConfig,
+    may_keep_features,
     trains,
 )
 from blip2x.config.tools import BenchmarkConfig, CompareConfig, DoctorConfig, ExtractFeaturesConfig
@@ -74,6 +75,7 @@ def load_config(cfg: DictConfig, overrides: Sequence[str]) -> RunConfig:
     _check_sweep(config)
     check_task(config.task)
     check_lengths(config.task, config.model)
+    _check_cache(config)
     _check_layer_decay(config)
     _check_resume(config)
     _check_runs(config)
@@ -148,12 +150,36 @@ def _check_kinds(config: RunConfig) -> None:
 
 def _check_dataset(cfg: DatasetConfig) -> None:
     check_transform(cfg.transform)
-    numbers("dataset", cfg, AT_LEAST_1, "max_pixels", "eval_limit")
+    numbers("dataset", cfg, AT_LEAST_1, "max_pixels", "eval_limit", "crops")
+    numbers("dataset", cfg, POSITIVE, "cache_gb")
     numbers("dataset", cfg, NOT_NEGATIVE, "num_workers")
     if isinstance(cfg, ImageTextConfig):
         for name, part in cfg.parts.items():
             numbers(f"dataset.parts.{name}", part, POSITIVE, "weight")
             ANNOTATION_FORMATS.check(part.format)
+
+
+def _check_cache(config: RunConfig) -> None:
+    """Whether features can be kept, by the tasks that do it."""
+    dataset, task = config.dataset, config.task
+    if dataset.cache is not Cache.features or not may_keep_features(task):
+        return
+    if not config.model.vision.frozen:
+        raise UserError(
+            "dataset.cache=features keeps what a frozen image encoder gives, and model.vision.frozen=false trains it; set "
+            "dataset.cache=none"
+        )
+    if isinstance(config.parallelism, HybridConfig) and config.parallelism.tp > 1:
+        raise UserError(
+            f"dataset.cache=features is for ranks with samples of their own, and parallelism.tp={config.parallelism.tp} lets "
+            "several work on the same; set parallelism.tp=1 or dataset.cache=none"
+        )
+    transform = dataset.transform
+    if trains(task) and dataset.crops is None and (transform.crop_scale is not None or transform.flip):
+        raise UserError(
+            "dataset.cache=features needs training crops that come again, and dataset.crops=null draws new ones each epoch; "
+            "set dataset.crops=1 (or more), or dataset.transform.crop_scale=null and dataset.transform.flip=false"
+        )
 
 
 def _check_optim(cfg: OptimConfig) -> None:

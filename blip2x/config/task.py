@@ -182,6 +182,12 @@ def weights_dtype(task: TaskConfig) -> WeightsType:
     return task.weights_dtype if isinstance(task, DecodingConfig) else WeightsType.float32
 
 
+def may_keep_features(task: TaskConfig) -> bool:
+    """Whether ``dataset.cache=features`` concerns it: it evaluates or trains what stands behind an image encoder."""
+    without = (PretrainVisionConfig, PretrainLanguageConfig)  # which train the encoder, or have none
+    return isinstance(task, (TrainingConfig, AnsweringConfig)) and not isinstance(task, without)
+
+
 class AnswerRules(Enum):
     """Which published evaluation an answer is scored by."""
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
+from blip2x.data.feature_rows import LoadedRow, stack_images
 from blip2x.data.samples import CaptionSample, LabelledImage, Picture, QuestionSample
 from blip2x.data.tokenize import TextTokenizer, clean_question
 from blip2x.errors import UserError
@@ -24,13 +24,10 @@ Batch = dict[str, np.ndarray]
 
 
 class Transform(Protocol):
-    """From a picture to [3, size, size] float32; see `blip2x.data.transforms`."""
+    """From a picture to [3, size, size] float32, see `blip2x.data.transforms`, or to what stands for it."""
 
-    def load(self, picture: Picture, rng: random.Random) -> np.ndarray:
+    def load(self, picture: Picture, rng: random.Random) -> np.ndarray | LoadedRow:
         """Open, crop and normalise; raises `UserError` where that is impossible."""
-
-    def __call__(self, image: Image.Image, rng: random.Random) -> np.ndarray:
-        """The same of an opened picture."""
 
 
 class Collate(Protocol):
@@ -47,7 +44,7 @@ class Collate(Protocol):
 class LoadedCaption:
     """A picture with the caption chosen for it in this epoch."""
 
-    image_CHW: np.ndarray
+    image: np.ndarray | LoadedRow  # as the transform gives it
     image_id: int
     caption: str
 
@@ -58,13 +55,13 @@ class ImageCollate:
 
     transform: Transform
 
-    def load(self, sample: CaptionSample | QuestionSample, rng: random.Random) -> tuple[np.ndarray, int]:
+    def load(self, sample: CaptionSample | QuestionSample, rng: random.Random) -> tuple[np.ndarray | LoadedRow, int]:
         """Open the picture."""
         return self.transform.load(sample.image, rng), sample.image_id
 
-    def __call__(self, items: list[tuple[np.ndarray, int]]) -> Batch:
+    def __call__(self, items: list[tuple[np.ndarray | LoadedRow, int]]) -> Batch:
         """Stack."""
-        return {"image_BCHW": np.stack([image for image, _ in items]), "image_id_B": _int64([i for _, i in items])}
+        return {**stack_images([image for image, _ in items]), "image_id_B": _int64([i for _, i in items])}
 
 
 @dataclass(frozen=True)
@@ -226,7 +223,7 @@ def _in_and_out(tokenizer: TextTokenizer, inputs: list[str], outputs: list[str],
 
 
 def _images(items: list[LoadedCaption]) -> Batch:
-    return {"image_BCHW": np.stack([item.image_CHW for item in items])}
+    return stack_images([item.image for item in items])
 
 
 def _int64(values: list[int]) -> np.ndarray:
@@ -296,11 +293,11 @@ class QuestionCollate:
     transform: Transform
     texts: QuestionTexts
 
-    def load(self, sample: QuestionSample, rng: random.Random) -> tuple[np.ndarray, str, str]:
+    def load(self, sample: QuestionSample, rng: random.Random) -> tuple[np.ndarray | LoadedRow, str, str]:
         """Open the picture and choose an answer: each as often as annotators gave it."""
         return self.transform.load(sample.image, rng), sample.question, rng.choice(sample.answers)
 
-    def __call__(self, items: list[tuple[np.ndarray, str, str]]) -> Batch:
+    def __call__(self, items: list[tuple[np.ndarray | LoadedRow, str, str]]) -> Batch:
         """Stack and tokenize."""
         images, questions, answers = zip(*items, strict=True)
-        return {"image_BCHW": np.stack(images), **self.texts.asked(questions), **self.texts.answered(questions, answers)}
+        return {**stack_images(images), **self.texts.asked(questions), **self.texts.answered(questions, answers)}

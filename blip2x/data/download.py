@@ -26,6 +26,11 @@ class WebImage:
         """The address."""
         return self.url
 
+    @property
+    def identity(self) -> str:
+        """The address; what is there now is known only by fetching it."""
+        return self.url
+
     def open(self, crop: Crop | None = None) -> Image.Image:
         """Fetch and decode to RGB, see `decode_picture`; raises `UserError` if that is impossible."""
         return decode_picture(fetch(self.url), self.name, self.max_pixels, crop)

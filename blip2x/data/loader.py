@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
 from blip2x.config.dataset import OnBadImage
 from blip2x.data.collate import Batch, Collate
 from blip2x.data.sequences import shuffled
+from blip2x.data.transforms import Lot
 from blip2x.errors import UserError
 
 _MOST_BAD_IN_A_ROW = 100
@@ -37,6 +37,19 @@ class _Made(TypedDict):
     seconds: float  # that making it took
 
 
+class Completion(Protocol):
+    """What becomes of batches in the process that asks for them; see `blip2x.tasks.common.features`."""
+
+    def begin(self) -> None:
+        """An iteration begins; worker processes start after this, and know what this one knows."""
+
+    def complete(self, batch: Batch) -> dict[str, Any]:
+        """The batch as it is given away."""
+
+    def end(self) -> None:
+        """It ends, perhaps before the last batch."""
+
+
 class Loader:
     """Iterable over batches, again and again; see `build_loader`.
 
@@ -44,13 +57,14 @@ class Loader:
         skipped: one sentence per bad image that was left out so far, in the order in which they were met.
         samples: places in the data set of the samples in the batch that was given last.
         left_out: how many samples could not be loaded so far, also where several have the same bad image.
-        images: how many pictures are in the batches that were given so far.
+        images: how many pictures were opened for the batches that were given so far.
         loading_seconds: how long it took to make those batches; with several workers, the sum of their times.
     """
 
-    def __init__(self, batches: _Batches, num_workers: int):
+    def __init__(self, batches: _Batches, num_workers: int, completion: Completion | None):
         self._batches = batches
         self._num_workers = num_workers
+        self._completion = completion
         self.skipped: list[str] = []
         self._known: set[str] = set()
         self.samples: list[int] = []
@@ -67,7 +81,18 @@ class Loader:
         self._batches.epoch = epoch
         self._first = first
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if self._completion is None:
+            yield from self._arrays()
+            return
+        self._completion.begin()
+        try:
+            for batch in self._arrays():
+                yield self._completion.complete(batch)
+        finally:
+            self._completion.end()
+
+    def _arrays(self) -> Iterator[Batch]:
         for made in self._made():
             problems = made["problems"]
             if problems and self._batches.on_bad_image is OnBadImage.stop:
@@ -192,7 +217,7 @@ class _Batches:
             place = (index + step) % len(self.samples)
             lot = index + step if index >= len(self.samples) else place
             try:
-                return place, self.collate.load(self.samples[place], random.Random(f"{self.seed}/{self.epoch}/{lot}"))
+                return place, self.collate.load(self.samples[place], Lot.of(self.seed, self.epoch, lot))
             except UserError as error:
                 problems.append(str(error))
         return index, None
@@ -210,6 +235,7 @@ def build_loader(
     rank: int = 0,
     world_size: int = 1,
     drop_last: bool = False,
+    completion: Completion | None = None,
 ) -> Loader:
     """Batches of `samples` for one rank, as dicts of NumPy arrays.
 
@@ -225,6 +251,7 @@ def build_loader(
         rank: this rank takes the samples rank, rank + world_size, ...
         world_size: number of ranks.
         drop_last: leave out what does not fill a batch on every rank, so that all ranks do the same number of steps.
+        completion: what batches go through in this process; None: nothing.
 
     Raises:
         UserError: there is no sample, or not one full batch where `drop_last` asks for it.
@@ -245,7 +272,7 @@ def build_loader(
     if drop_last and not len(batches):
         ranks = f"one batch of {batch_size} on {world_size} rank(s)"
         raise UserError(f"{len(samples)} samples do not fill {ranks}; lower task.batch_size")
-    return Loader(batches, num_workers)
+    return Loader(batches, num_workers, completion)
 
 
 def _unchanged(batch: Any) -> Any:

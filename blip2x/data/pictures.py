@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -70,6 +71,11 @@ class PathImage:
         """The path."""
         return str(self.path)
 
+    @property
+    def identity(self) -> str:
+        """Path, size and time of the last change."""
+        return file_identity(self.path, f"image {self.path}")
+
     def open(self, crop: Crop | None = None) -> Image.Image:
         """Decode to RGB, see `decode_picture`; raises `UserError` if that is impossible."""
         try:
@@ -79,6 +85,17 @@ class PathImage:
         except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
             raise UserError(f"image {self.path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         return decode_picture(data, self.name, self.max_pixels, crop)
+
+
+def file_identity(path: Path, what: str) -> str:
+    """Absolute path, bytes and time of the last change of a file; raises `UserError` about `what` if it cannot be seen."""
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise UserError(f"{what} does not exist") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        raise UserError(f"{what} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    return f"{os.path.abspath(path)} {found.st_size} {found.st_mtime_ns}"
 
 
 def decode_picture(data: bytes, name: str, max_pixels: int, crop: Crop | None = None) -> Image.Image:

@@ -19,6 +19,14 @@ class Picture(Protocol):
     def name(self) -> str:
         """How messages and reports call the picture: a path or an address."""
 
+    @property
+    def identity(self) -> str:
+        """Words that change where the picture's content does, as far as that is seen without opening it.
+
+        Raises:
+            UserError: there is no such picture.
+        """
+
     def open(self, crop: Crop | None = None) -> Image.Image:
         """Decode to RGB; with `crop`, only that part of the upright picture, resized.
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from blip2x.data.pictures import Crop, decode_picture
+from blip2x.data.pictures import Crop, decode_picture, file_identity
 from blip2x.errors import UserError
 
 
@@ -20,6 +20,11 @@ class StoredImage:
     length: int
     name: str
     max_pixels: int
+
+    @property
+    def identity(self) -> str:
+        """That of the shard, and the place in it."""
+        return f"{file_identity(self.path, f'shard {self.path}')} {self.offset} {self.length}"
 
     def open(self, crop: Crop | None = None) -> Image.Image:
         """Decode to RGB, see `decode_picture`; raises `UserError` if that is impossible."""

@@ -12,6 +12,9 @@ from blip2x.config.dataset import TransformConfig
 from blip2x.data.pictures import Box, Crop, resize
 from blip2x.data.samples import Picture
 
+# Of the rules below: to be raised where they give other numbers, so that what was kept of the old ones is not used.
+VERSION = 1
+
 _RATIO = (3 / 4, 4 / 3)  # width to height of a random crop
 _TRIES = 10
 
@@ -29,6 +32,10 @@ class EvalTransform:
         """RGB picture to [3, size, size] float32; `rng` is not used."""
         return self._normalise(resize(image, None, self.size))
 
+    def variant(self, picture: Picture, rng: random.Random | None = None) -> str:
+        """Words that tell what `load` gives of a picture from what other transforms of these pixels and this size give."""
+        return "whole"
+
     def load(self, picture: Picture, rng: random.Random | None = None) -> np.ndarray:
         """As `__call__`, of a picture that is not decoded yet: at its full size, as in the reference."""
         return self(picture.open(), rng)
@@ -41,13 +48,50 @@ class EvalTransform:
         return out
 
 
-class TrainTransform(EvalTransform):
-    """A random crop resized to the square in one pass, perhaps mirrored, then normalised."""
+class Lot(random.Random):
+    """What a sample's choices are drawn from; `epoch` is the one that it is loaded for."""
 
-    def __init__(self, cfg: TransformConfig, image_size: int):
+    epoch: int = 0
+
+    @classmethod
+    def of(cls, seed: int, epoch: int, place: int) -> Lot:
+        """That of the sample at a place, the same in each process."""
+        lot = cls(f"{seed}/{epoch}/{place}")
+        lot.epoch = epoch
+        return lot
+
+
+class TrainTransform(EvalTransform):
+    """A random crop resized to the square in one pass, perhaps mirrored, then normalised.
+
+    Args:
+        cfg: whether there is a crop, and a mirror.
+        image_size: pixels.
+        crops: each picture has so many crops, mirrored or not, and epoch e takes number e mod `crops`; they are drawn from
+            `seed` and the picture's name alone. None: a new one each time, drawn from the sample's lot.
+        seed: of these crops.
+    """
+
+    def __init__(self, cfg: TransformConfig, image_size: int, *, crops: int | None = None, seed: int = 0):
         super().__init__(cfg, image_size)
         self.crop_scale = cfg.crop_scale
         self.flip = cfg.flip
+        self._crops, self._seed = crops, seed
+
+    def variant(self, picture: Picture, rng: random.Random | None = None) -> str:
+        """See `EvalTransform.variant`.
+
+        Raises:
+            ValueError: crops are not fixed, so that nothing can be kept of a picture.
+        """
+        if self.crop_scale is None and not self.flip:
+            return "decoded as small as it serves"
+        if self._crops is None:
+            raise ValueError("the crops of this transform are drawn anew each time")
+        return f"{self._fixed(picture, rng.epoch)}, scale {self.crop_scale}, flip {self.flip}"
+
+    def _fixed(self, picture: Picture, epoch: int) -> str:
+        return f"crop {epoch % self._crops} of {picture.name}, seed {self._seed}"
 
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> np.ndarray:
         """RGB picture to [3, size, size] float32; `rng` decides crop and mirror."""
@@ -55,6 +99,8 @@ class TrainTransform(EvalTransform):
 
     def load(self, picture: Picture, rng: random.Random | None = None) -> np.ndarray:
         """As `__call__`, of a picture that is not decoded yet: no larger than its crop needs it."""
+        if self._crops is not None and rng is not None:
+            rng = random.Random(self._fixed(picture, rng.epoch))
         return self._mirror_and_normalise(picture.open(self._crop(rng)), rng)
 
     def _crop(self, rng: random.Random | None) -> Crop:

@@ -18,6 +18,6 @@ class AnsweringObjective(Stage2Objective):
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """As `Stage2Objective.forward`, with ``question_ids_BK`` and ``question_mask_BK`` for the Q-Former -> ``loss``."""
-        patches = self.model.patches(batch["image_BCHW"])
+        patches = self.model.ln_vision(self.model.encoded(batch))
         query_BQD = self.model.encode_asked(patches, batch["question_ids_BK"], batch["question_mask_BK"])
         return {"loss": weighed(self.text_loss(query_BQD, batch), batch)}

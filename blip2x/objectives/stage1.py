@@ -98,6 +98,8 @@ class Stage1Objective(nn.Layer):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """``image_BCHW``, ``image_id_B``, ``text_ids_BL``, ``text_mask_BL`` ([CLS] first, padded on the right) -> the parts.
 
+        With ``encoded_BPD``, what a frozen image encoder gives, the images themselves are not needed.
+
         Ranks exchange their texts as negatives, so B and L are the same everywhere. With ``negative_image_B`` and
         ``negative_text_B``, places among the K pairs, these are the negatives to match, and none are drawn. Places count ranks,
         then micro-batches where these are compared with each other, then pairs.
@@ -108,12 +110,12 @@ class Stage1Objective(nn.Layer):
         cached: Cached | None = batch.get("cached")
         temperature = self._temperature()
         if cached is None:
-            encoded_BPD = self.model.vision(batch["image_BCHW"])
+            encoded_BPD = self.model.encoded(batch)
             features = self._features(encoded_BPD, batch)
             itc, scores = self._contrast(features.image_BQE, features.text_BE, batch["image_id_B"], temperature)
         else:
             with drawing_from(cached.generator_state):  # the same dropout as when the gradients were computed
-                encoded_BPD = self._encoded(cached.encoded_BPD, batch["image_BCHW"])
+                encoded_BPD = self._encoded(cached.encoded_BPD, batch.get("image_BCHW"))
                 features = self._features(encoded_BPD, batch)
             itc = cached.contrast(features.image_BQE, features.text_BE, temperature)
 
@@ -141,7 +143,7 @@ class Stage1Objective(nn.Layer):
         """Whether nothing of the image encoder is trained: its output never changes and no gradient goes there."""
         return all(parameter.stop_gradient for parameter in self.model.vision.parameters())
 
-    def _encoded(self, encoded_BPD: Tensor | None, image_BCHW: Tensor) -> Tensor:
+    def _encoded(self, encoded_BPD: Tensor | None, image_BCHW: Tensor | None) -> Tensor:
         return self.model.vision(image_BCHW) if encoded_BPD is None else encoded_BPD
 
     def _features(self, encoded_BPD: Tensor, batch: dict[str, Any]) -> Features:
@@ -212,9 +214,9 @@ class Stage1Objective(nn.Layer):
         """Contrast all micro-batches of all ranks with each other."""
         frozen, states, encoded, images, texts = self._frozen(), [], [], [], []
         for batch in batches:
-            encoded.append(self.model.vision(batch["image_BCHW"]) if frozen else None)
+            encoded.append(self.model.encoded(batch) if frozen else None)
             states.append(paddle.get_rng_state())
-            features = self._features(self._encoded(encoded[-1], batch["image_BCHW"]), batch)
+            features = self._features(self._encoded(encoded[-1], batch.get("image_BCHW")), batch)
             images.append(features.image_BQE)
             texts.append(features.text_BE)
         sides = [paddle.concat(images).astype("float32"), paddle.concat(texts).astype("float32"), self._temperature().detach()]

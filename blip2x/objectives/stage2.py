@@ -38,11 +38,13 @@ class Stage2Objective(nn.Layer):
     def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
         """``image_BCHW`` and the language model's texts, padded on the right -> ``loss``.
 
+        With ``encoded_BPD``, what a frozen image encoder gives, the images themselves are not needed.
+
         Decoder only: ``text_ids_BL``, ``text_mask_BL`` and ``label_mask_BL``, 1 where a token is to be predicted (not in the
         prompt). Encoder-decoder: ``input_ids_BL``, ``input_mask_BL`` and ``output_ids_BT``, ``output_mask_BT``, all of them
         to be predicted.
         """
-        return {"loss": weighed(self.text_loss(self.model.encode(batch["image_BCHW"]), batch), batch)}
+        return {"loss": weighed(self.text_loss(self.model.soft_prompt(self.model.encoded(batch)), batch), batch)}
 
     def text_loss(self, query_BQD: Tensor | None, batch: dict[str, Any]) -> Tensor:
         """The loss of the texts behind `query_BQD`; None: of the language model that sees no image."""

@@ -121,7 +121,7 @@ class Search:
     def __call__(self) -> dict[str, float]:
         """Recalls and their intervals by name, also per group of images, as "group/name"; counts. All ranks must call it."""
         context, size = self._run.context, self._task.eval_batch_size
-        share = Share.of_images(self._cfg, self._run, self._samples, "encode")
+        share = Share.of_images(self._cfg, self._run, self._samples, "encode", self._model)
         store, image_NQE = self._encode(share)
         samples = [self._samples[place] for place in share.found]
         texts = Texts.of(searched_texts(self._task, samples), self._tokenizer, self._task.eval_max_txt_len)
@@ -152,7 +152,8 @@ class Search:
         store = PatchStore(self._run.folder, own, memory_bytes=memory, dtype=dtype)
         features = []
         for places, batch in share:
-            patch_BPD, _, image_BQE, _ = self._model.image_features(to_tensors(batch)["image_BCHW"])
+            patch_BPD = self._model.ln_vision(self._model.encoded(to_tensors(batch)))
+            _, image_BQE, _ = self._model.query_features(patch_BPD)
             store.add(places, patch_BPD)
             features.append(image_BQE.astype("float32").numpy())
         return store, gather_array(context, store.places, features, share.found)

@@ -208,7 +208,7 @@ class HeldOutQuestions:
         prompt, tokenizer = self._cfg.task.prompt, self._texts.language
         return Answering(
             self._cfg, self._run, self._model, tokenizer, questions,
-            settings=settings, prompt=prompt, encode=self._model.patches, queries=queries,
+            settings=settings, prompt=prompt, encode=self._model.ln_vision, queries=queries,
         )  # fmt: skip
 
     def _queries(self, patch_NPV: Tensor, questions: Sequence[QuestionSample]) -> Tensor:

@@ -43,7 +43,7 @@ class VqaZeroshot(AnsweringTask):
             questions,
             settings=GenerationSettings.from_config(self.task),
             prompt=self.task.prompt,
-            encode=model.encode,
+            encode=model.soft_prompt,
             queries=lambda feature_NQD, _: feature_NQD,
         )
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from blip2x.config.dataset import TransformConfig
 from blip2x.data.pictures import PathImage
-from blip2x.data.transforms import EvalTransform, TrainTransform, random_box
+from blip2x.data.transforms import EvalTransform, Lot, TrainTransform, random_box
 
 
 def config(crop_scale=None, flip=False):
@@ -103,3 +103,25 @@ def test_evaluation_reads_files_at_their_full_size(files):
 def test_training_needs_a_source_of_chance():
     with pytest.raises(ValueError, match="needs rng"):
         TrainTransform(config(), 16)(gradient(8, 8))
+
+
+def test_fixed_crops_come_again_and_leave_the_lot_as_it_was(files):
+    """Whatever the sample's lot: only epoch and picture count, and what is drawn after a crop is not drawn from its numbers."""
+    transform = TrainTransform(config(crop_scale=[0.2, 0.6], flip=True), 16, crops=3, seed=5)
+    picture, other = files[:2]
+    seeds = (1, 1, 1, 2, 2, 2)
+    lots = [Lot.of(seed, epoch, epoch) for epoch, seed in enumerate(seeds)]
+    made = [transform.load(picture, lot) for lot in lots]
+    assert all(np.array_equal(made[epoch], made[epoch + 3]) for epoch in range(3))
+    assert len({one.tobytes() for one in made}) == 3
+    assert [lot.random() for lot in lots] == [random.Random(f"{seed}/{e}/{e}").random() for e, seed in enumerate(seeds)]
+    assert not np.array_equal(transform.load(other, Lot.of(1, 0, 0)), made[0])
+    reseeded = TrainTransform(config(crop_scale=[0.2, 0.6], flip=True), 16, crops=3, seed=6)
+    assert not np.array_equal(reseeded.load(picture, Lot.of(1, 0, 0)), made[0])
+    variants = [transform.variant(picture, Lot.of(1, epoch, 0)) for epoch in range(6)]
+    assert variants[:3] == variants[3:] and len({*variants, reseeded.variant(picture, Lot.of(1, 0, 0))}) == 4
+
+
+def test_crops_that_are_drawn_anew_have_no_name(files):
+    with pytest.raises(ValueError, match="drawn anew"):
+        TrainTransform(config(flip=True), 16).variant(files[0], Lot.of(0, 0, 0))

@@ -25,8 +25,11 @@ class Bridge(nn.Layer):
         self.language = language
         self.projection = nn.Linear(2, 2 * language.width, weight_attr=nn.initializer.Constant(0.0))
 
-    def encode(self, image_BCHW):
-        return self.projection(image_BCHW[:, 0, 0]).reshape([-1, 2, self.language.width])
+    def encoded(self, batch):
+        return batch["image_BCHW"]
+
+    def soft_prompt(self, encoded_BCHW):
+        return self.projection(encoded_BCHW[:, 0, 0]).reshape([-1, 2, self.language.width])
 
 
 def opt() -> OptLanguageModel:
@@ -71,7 +74,7 @@ def test_loss_is_what_decoding_token_by_token_gives(build):
     model.eval()
     model.projection.weight.set_value(paddle.randn(model.projection.weight.shape))
     image, given, caption = paddle.to_tensor([[[[0.3, -0.8]]]]), [2, 5], [6, 7, 1]
-    prefix = paddle.concat([model.encode(image), model.language.embed(paddle.to_tensor([given]))], axis=1)
+    prefix = paddle.concat([model.soft_prompt(image), model.language.embed(paddle.to_tensor([given]))], axis=1)
     logits, state = model.language.prefill((prefix, paddle.ones([1, 4], dtype="int64")))
     expected = []
     for token in caption:
@@ -103,7 +106,7 @@ def test_frozen_reader_writes_the_caption_that_the_queries_call_for():
     losses = train(objective, batch, lr=0.03, steps=100)
     assert losses[-1] < 0.1 < losses[0]  # log(2) / 4 = 0.17 is the best without telling the images apart
     with paddle.no_grad():
-        start = paddle.concat([objective.model.encode(images), language.embed(ids[:, :1])], axis=1)
+        start = paddle.concat([objective.model.soft_prompt(images), language.embed(ids[:, :1])], axis=1)
         assert continuation(language, start, 4) == [text[1:] for text in TEXTS]
     for name, value in language.state_dict().items():
         np.testing.assert_array_equal(value.numpy(), before[name], err_msg=name)

@@ -49,6 +49,9 @@ class Model(nn.Layer):
         self.qformer = QFormer()
         self.temp = self.create_parameter([1], default_initializer=nn.initializer.Constant(temperature))
 
+    def encoded(self, batch):
+        return self.vision(batch["image_BCHW"])
+
     def query_features(self, patch_BPD):
         rows = patch_BPD.shape[0]
         self.image_BQE = F.normalize(paddle.randn([rows, 3, 4]), axis=-1)

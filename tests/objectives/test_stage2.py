@@ -39,8 +39,11 @@ class Model(nn.Layer):
         self.language = Language(is_encoder_decoder)
         self.query_1QD = self.create_parameter([1, QUERIES, 1], default_initializer=nn.initializer.Constant(-7.0))
 
-    def encode(self, image_BCHW):
-        return self.query_1QD.expand([image_BCHW.shape[0], -1, -1])
+    def encoded(self, batch):
+        return batch["image_BCHW"]
+
+    def soft_prompt(self, encoded_BCHW):
+        return self.query_1QD.expand([encoded_BCHW.shape[0], -1, -1])
 
 
 def opt_batch(ids: list[list[int]], mask: list[list[int]], label_mask: list[list[int]]) -> dict[str, paddle.Tensor]:

@@ -28,8 +28,11 @@ class Reader(nn.Layer):
         self.language = language
         self.query_1QD = self.create_parameter([1, 2, language.width])
 
-    def encode(self, image_BCHW):
-        return self.query_1QD.expand([image_BCHW.shape[0], -1, -1])
+    def encoded(self, batch):
+        return batch["image_BCHW"]
+
+    def soft_prompt(self, encoded_BCHW):
+        return self.query_1QD.expand([encoded_BCHW.shape[0], -1, -1])
 
 
 def opt() -> nn.Layer:

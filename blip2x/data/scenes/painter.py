@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import sha256
 
 import numpy as np
 from PIL import Image
@@ -34,6 +36,12 @@ class Painter:
         # [images, cell, cell, 1] in 0..1; bicubic overshoots at edges
         self.glyphs = np.stack([_enlarge(image, cell) for image in ink]).clip(0, 1)[..., None]
 
+    @cached_property
+    def identity(self) -> str:
+        """Words that stand for all that decides how scenes are painted."""
+        rules = repr((self.grid, self.cell, PALETTE, BACKGROUND.tolist()))
+        return sha256(self.glyphs.tobytes() + rules.encode()).hexdigest()
+
     def paint(self, scene: Scene) -> np.ndarray:
         """The scene as [height, width, RGB] uint8."""
         side = self.grid * self.cell
@@ -56,6 +64,11 @@ class SceneImage:
     scene: Scene
     painter: Painter
     name: str
+
+    @property
+    def identity(self) -> str:
+        """The scene, and how it is painted."""
+        return f"{self.scene} {self.painter.identity}"
 
     def open(self, crop: Crop | None = None) -> Image.Image:
         """Paint the scene, RGB; with `crop`, only that part of it, resized."""

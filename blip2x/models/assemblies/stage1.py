@@ -5,6 +5,8 @@ B rows, C channels, H height, W width, P patches, D width, Q queries, L text tok
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
@@ -35,6 +37,10 @@ class Stage1Model(nn.Layer):
         self.itm_head = linear(qformer.width, 2, width=qformer.width)
         # one axis: paddle's sharding fails on a parameter without any
         self.temp = self.create_parameter([1], default_initializer=nn.initializer.Constant(temperature))
+
+    def encoded(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the image encoder gives of a batch's images [B, P, D]: ``encoded_BPD`` where it is there, else of the pixels."""
+        return batch["encoded_BPD"] if "encoded_BPD" in batch else self.vision(batch["image_BCHW"])
 
     def image_features(self, image_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Cache]:
         """Patches [B, P, D], the queries' output [B, Q, D], their unit vectors [B, Q, E], and the cache that captions read."""

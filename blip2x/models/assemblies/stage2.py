@@ -6,6 +6,8 @@ D width of the language model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import paddle
 from paddle import Tensor, nn
 
@@ -35,9 +37,17 @@ class Stage2Model(nn.Layer):
         self.language_proj = linear(qformer.width, language.width, width=qformer.width)
         self.language = language
 
+    def encoded(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the image encoder gives of a batch's images [B, P, V]: ``encoded_BPD`` where it is there, else of the pixels."""
+        return batch["encoded_BPD"] if "encoded_BPD" in batch else self.vision(batch["image_BCHW"])
+
     def encode(self, image_BCHW: Tensor) -> Tensor:
         """The soft prompt [B, Q, D] of each image."""
-        query, _ = self.qformer.encode_image(self.patches(image_BCHW))
+        return self.soft_prompt(self.vision(image_BCHW))
+
+    def soft_prompt(self, encoded_BPV: Tensor) -> Tensor:
+        """As `encode`, of what the image encoder gave."""
+        query, _ = self.qformer.encode_image(self.ln_vision(encoded_BPV))
         return self.language_proj(query)
 
     def patches(self, image_BCHW: Tensor) -> Tensor:

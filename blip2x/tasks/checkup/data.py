@@ -12,9 +12,11 @@ from blip2x.config.dataset import OnBadImage
 from blip2x.config.run import RunConfig
 from blip2x.data.audit.given import SORTS, files_of
 from blip2x.data.source import Split
+from blip2x.engine.memory_table import amount
 from blip2x.errors import UserError
 from blip2x.tasks.checkup.examined import Examined
 from blip2x.tasks.checkup.findings import Findings, sentence
+from blip2x.tasks.common.features import count_images, keeps_features, predicted_bytes, row_shape
 from blip2x.tasks.pretrain_vision import patches_per_side
 
 _OPENED = 32  # pictures of each split
@@ -59,7 +61,7 @@ def is_absent(examined: Examined, what: str, split: Split | None) -> bool:
 def check_data(examined: Examined) -> Findings:
     """A line for each split that the task reads."""
     out = Findings(examined.name)
-    wanted = reads(examined)
+    wanted, images = reads(examined), {}
     for what, split in dict.fromkeys(wanted):
         name = f"{split or 'train'} {what}"
         if split == "val" and examined.source.val_is_eval and (what, "eval") in wanted:
@@ -78,11 +80,26 @@ def check_data(examined: Examined) -> Findings:
             out.fine(name, f"{len(samples):,}")
         else:
             _judge_pictures(out, name, samples, examined.cfg)
+            images[name] = count_images(samples) * (examined.cfg.dataset.crops or 1 if split == "train" else 1)
+    if images and keeps_features(examined.cfg):
+        _judge_features(out, images, examined.cfg)
     if not wanted:
         out.fine("data", "the task reads nothing of a data set")
     elif "samples" in out.record and any(split for _, split in wanted):
         out.fine("left to task=audit", "copies of images, leaks between splits, odd texts, and pictures beyond this sample")
     return out
+
+
+def _judge_features(out: Findings, images: dict[str, int], cfg: RunConfig) -> None:
+    """The size of the cache, were nothing of it there; `images` are counted with their crops."""
+    shape, limit = row_shape(cfg.model.vision), cfg.dataset.cache_gb
+    size = predicted_bytes(sum(images.values()), 1, shape)
+    rows = f"{sum(images.values()):,} rows of {' x '.join(map(str, shape))} in float16"
+    said = f"{amount(size)} when all is kept: {rows} ({', '.join(f'{count:,} of {name}' for name, count in images.items())})"
+    if limit is not None and size > 1e9 * limit:
+        out.look("features", f"{said}; dataset.cache_gb={limit:g} allows less", "raise it, or set dataset.cache=none")
+    else:
+        out.fine("features", said)
 
 
 def _judge_pictures(out: Findings, name: str, samples: Sequence[Any], cfg: RunConfig) -> None:

@@ -97,7 +97,7 @@ class Answering:
     """Answers all questions, sharing the images among the ranks; questions about one image share its encoding.
 
     Attributes:
-        images_encoded: images that went through the encoder, on all ranks together, once `answer` is done.
+        images_encoded: images that were encoded, or whose features are kept, on all ranks together, once `answer` is done.
 
     Args:
         cfg: the whole config.
@@ -107,7 +107,7 @@ class Answering:
         questions: all of them, the same on each rank.
         settings: how to decode.
         prompt: what the language model reads behind the queries; "{}" is replaced by the question, cleaned if the task says so.
-        encode: image_BCHW -> features [B, ...], called once per image.
+        encode: what the image encoder gives [B, P, V] -> features [B, ...], called once per image.
         queries: the features of each question's image [N, ...] and the N questions -> query_NQD.
         group: false: encode an image anew for each question about it.
     """
@@ -144,12 +144,12 @@ class Answering:
         run = self._run
         run.console.print(f"prompt: {self._asked(self._questions[0])!r}", markup=False, highlight=False, soft_wrap=True)
         images = [self._questions[places[0]] for places in self._units]
-        share, rows, encoded = Share.of_images(self._cfg, run, images, "answer"), [], 0
+        share, rows, encoded = Share.of_images(self._cfg, run, images, "answer", self._model), [], 0
         for units, batch in share:
             first = {self._units[unit][0]: row for row, unit in enumerate(units)}
             with self._looking(first):
-                feature_B = self._encode(to_tensors(batch)["image_BCHW"])
-            encoded += len(batch["image_BCHW"])
+                feature_B = self._encode(self._model.encoded(to_tensors(batch)))
+            encoded += len(units)
             rows += self._write(feature_B, [(row, place) for row, unit in enumerate(units) for place in self._units[unit]])
         self.images_encoded = sum(run.context.gather_objects(encoded))
         expected = np.sort([place for unit in share.found for place in self._units[unit]])

@@ -195,9 +195,9 @@ class HeldOutCaptions:
     @paddle.no_grad()
     def caption(self) -> None:
         """Write captions alone, to `rows`. All ranks must call it."""
-        share, rows = Share.of_images(self._cfg, self._run, self._samples, "caption"), []
+        share, rows = Share.of_images(self._cfg, self._run, self._samples, "caption", self._model), []
         for places, batch in share:
-            rows += self._write(places, self._encode(places, to_tensors(batch)["image_BCHW"]))
+            rows += self._write(places, self._encode(places, self._model.encoded(to_tensors(batch))))
         self.rows = gather_rows(self._run.context, rows, share.found)
 
     @paddle.no_grad()
@@ -216,10 +216,11 @@ class HeldOutCaptions:
         objective = Stage2Objective(model)
         target = "output_mask_BT" if model.language.is_encoder_decoder else "label_mask_BL"
         sums, rows = np.zeros(3), []
-        share = Share(cfg, run, self._samples, stage2_collate(cfg.task, self._tokenizer, eval_transform(cfg)), "validate")
+        collate = stage2_collate(cfg.task, self._tokenizer, eval_transform(cfg))
+        share = Share(cfg, run, self._samples, collate, "validate", model=model)
         for places, batch in share:
             tensors = to_tensors(batch)
-            query_BQD = self._encode(places, tensors["image_BCHW"])
+            query_BQD = self._encode(places, model.encoded(tensors))
             blind = float(objective.text_loss(None, tensors)) if self._blind is None else 0.0
             sums += int(batch[target].sum()) * np.array([float(objective.text_loss(query_BQD, tensors)), blind, 1.0])
             chosen = first(self._limit, places)
@@ -233,10 +234,10 @@ class HeldOutCaptions:
         metrics = {"eval_loss": seen / tokens, "blind_eval_loss": blind_loss}
         return metrics | self._score(rows, share.found) if self._settings else metrics
 
-    def _encode(self, places: Sequence[int], image_BCHW: Tensor) -> Tensor:
+    def _encode(self, places: Sequence[int], encoded_BPV: Tensor) -> Tensor:
         rows = {place: row for row, place in enumerate(places) if place in self._looked_at}
         with keep_shares(self._model.qformer, rows, self._shares):
-            return self._model.encode(image_BCHW)
+            return self._model.soft_prompt(encoded_BPV)
 
     def _write(self, places: Sequence[int], query_NQD: Tensor) -> list[tuple[int, dict[str, Any]]]:
         prompts = [self._cfg.task.prompt] * len(places)

@@ -6,14 +6,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from paddle import nn
 
 from blip2x.config.run import RunConfig
-from blip2x.data.collate import Batch, Collate, ImageCollate
+from blip2x.data.collate import Collate, ImageCollate
 from blip2x.data.loader import Loader, build_loader
 from blip2x.data.transforms import EvalTransform, TrainTransform
 from blip2x.engine.evaluate import track
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
+from blip2x.tasks.common.features import Features
 from blip2x.tasks.common.merge import require_all
 
 _SHOWN = 5
@@ -21,7 +23,8 @@ _SHOWN = 5
 
 def train_transform(cfg: RunConfig) -> TrainTransform:
     """Random crop and mirror, where the data set's config has them, at the image encoder's size."""
-    return TrainTransform(cfg.dataset.transform, cfg.model.vision.image_size)
+    crops = {"crops": cfg.dataset.crops, "seed": cfg.seed}
+    return TrainTransform(cfg.dataset.transform, cfg.model.vision.image_size, **crops)
 
 
 def eval_transform(cfg: RunConfig) -> EvalTransform:
@@ -29,11 +32,13 @@ def eval_transform(cfg: RunConfig) -> EvalTransform:
     return EvalTransform(cfg.dataset.transform, cfg.model.vision.image_size)
 
 
-def train_loader(cfg: RunConfig, run: Run, samples: Sequence[Any], collate: Collate) -> Loader:
-    """Shuffled batches of ``task.batch_size``, equally many on each data rank."""
+def train_loader(
+    cfg: RunConfig, run: Run, samples: Sequence[Any], collate: Collate, features: Features | None = None
+) -> Loader:
+    """Shuffled batches of ``task.batch_size``, equally many on each data rank; with `features`, these come from there."""
     return build_loader(
         samples,
-        collate,
+        features.collate(collate) if features else collate,
         batch_size=cfg.task.batch_size,
         shuffle=True,
         seed=cfg.seed,
@@ -42,14 +47,15 @@ def train_loader(cfg: RunConfig, run: Run, samples: Sequence[Any], collate: Coll
         rank=run.context.data_rank,
         world_size=run.context.data_size,
         drop_last=True,
+        completion=features,
     )
 
 
-def eval_loader(cfg: RunConfig, run: Run, samples: Sequence[Any], collate: Collate) -> Loader:
-    """Batches of ``task.eval_batch_size`` in order; each sample is on one data rank."""
+def eval_loader(cfg: RunConfig, run: Run, samples: Sequence[Any], collate: Collate, features: Features | None = None) -> Loader:
+    """Batches of ``task.eval_batch_size`` in order; each sample is on one data rank. `features` as in `train_loader`."""
     return build_loader(
         samples,
-        collate,
+        features.collate(collate) if features else collate,
         batch_size=cfg.task.eval_batch_size,
         shuffle=False,
         seed=cfg.seed,
@@ -57,6 +63,7 @@ def eval_loader(cfg: RunConfig, run: Run, samples: Sequence[Any], collate: Colla
         on_bad_image=cfg.dataset.on_bad_image,
         rank=run.context.data_rank,
         world_size=run.context.data_size,
+        completion=features,
     )
 
 
@@ -72,6 +79,8 @@ class Share:
         samples: all of them, the same on each rank.
         collate: makes their batches.
         description: of the progress bar.
+        model: whose image encoder's outputs may be kept, where the config says so: batches then have ``encoded_BPD`` in the
+            place of ``image_BCHW``; None: pictures are wanted.
         may_be_empty: whether it is no mistake if not one sample can be read.
     """
 
@@ -83,18 +92,24 @@ class Share:
         collate: Collate,
         description: str,
         *,
+        model: nn.Layer | None = None,
         may_be_empty: bool = False,
     ):
         self.found = np.array([], dtype=np.int64)
         self._run, self._samples, self._description, self._may_be_empty = run, len(samples), description, may_be_empty
-        self._loader = eval_loader(cfg, run, samples, collate)
+        features = None if model is None else Features.of(cfg, run, model)
+        if features:
+            features.expect(samples, 1, description)
+        self._loader = eval_loader(cfg, run, samples, collate, features)
 
     @classmethod
-    def of_images(cls, cfg: RunConfig, run: Run, samples: Sequence[Any], description: str) -> Share:
+    def of_images(
+        cls, cfg: RunConfig, run: Run, samples: Sequence[Any], description: str, model: nn.Layer | None = None
+    ) -> Share:
         """The share of the pictures alone."""
-        return cls(cfg, run, samples, ImageCollate(eval_transform(cfg)), description)
+        return cls(cfg, run, samples, ImageCollate(eval_transform(cfg)), description, model=model)
 
-    def __iter__(self) -> Iterator[tuple[list[int], Batch]]:
+    def __iter__(self) -> Iterator[tuple[list[int], dict[str, Any]]]:
         """(Places among the samples, batch), one after the other; behind the last one it is seen whether none is missing.
 
         Raises:

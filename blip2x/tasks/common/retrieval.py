@@ -163,7 +163,7 @@ class Stage1Validation:
     def __call__(self) -> dict[str, float]:
         """The values by name; recalls also per group of images, as "group/name". All ranks must call it."""
         context, limit = self._run.context, self._task.validation.max_images
-        share = Share.of_images(self._cfg, self._run, self._samples, "validate")
+        share = Share.of_images(self._cfg, self._run, self._samples, "validate", self._model)
         images = self._look(share)
         image_NQE = gather_array(context, images.places, images.features, share.found)
         samples = [self._samples[place] for place in share.found]
@@ -195,7 +195,8 @@ class Stage1Validation:
     def _look(self, share: Share) -> _Images:
         found = _Images()
         for places, batch in share:
-            patch_BPD, _, image_BQE, cache = self._model.image_features(to_tensors(batch)["image_BCHW"])
+            patch_BPD = self._model.ln_vision(self._model.encoded(to_tensors(batch)))
+            _, image_BQE, cache = self._model.query_features(patch_BPD)
             found.places += places
             found.features.append(image_BQE.astype("float32").numpy())
             chosen = first(self._task.validation.max_images, places)

@@ -27,6 +27,7 @@ from blip2x.models.weights.describe import settings_of
 from blip2x.models.weights.manifest import MODEL_FILE
 from blip2x.models.weights.tensor_files import open_tensors
 from blip2x.parallel.seeding import seed_everything
+from blip2x.tasks.common.features import Features
 from blip2x.tasks.common.loading import report_skipped, train_loader, write_skipped
 from blip2x.tasks.common.weights import normalisation
 
@@ -89,7 +90,10 @@ def train(
     run.write_json(dtype_map(model), "dtypes.json")
     state = _go_on(cfg, run, model)
     note_samples(run, len(samples))
-    loader = train_loader(cfg, run, samples, collate)
+    features = Features.of(cfg, run, model)
+    if features:
+        features.expect(samples, cfg.dataset.crops or 1, "train")
+    loader = train_loader(cfg, run, samples, collate, features)
     seed_everything(cfg.seed, run.context.data_rank)
     checkpoints = Checkpoints(run, cfg.task, prepare) if keeps else None
     pruner = MedianPruner(cfg.prune, run) if cfg.prune.metric and in_sweep() else None

@@ -410,3 +410,12 @@ def test_lines_keep_to_the_width_of_a_terminal_and_a_files_are_whole():
     console = Console(file=io.StringIO(), width=60, color_system=None)
     found.show(console)
     assert console.file.getvalue().splitlines()[1].endswith("[brackets] -> do it")
+
+
+def test_the_size_of_kept_features_is_told_before_anything_is_written(examine):
+    words = ["task=pretrain_stage1", *FEW, "dataset.cache=features", "dataset.crops=2"]
+    found = line(check_data(examine(*words)), "features")
+    assert found.verdict is FINE and "140 rows of 10 x 96 in float16 (128 of train captions, 12 of val captions)" in found.found
+    assert "262.5 KiB when all is kept" in found.found
+    assert line(check_data(examine(*words, "dataset.cache_gb=1e-4")), "features").verdict is LOOK
+    assert "features" not in verdicts(check_data(examine("task=pretrain_vision", *FEW, "dataset.cache=features")))

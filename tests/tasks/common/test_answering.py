@@ -43,7 +43,7 @@ def parts(small):
 def answering(parts, run, *, group=True, queries=lambda feature_NQD, _: feature_NQD):
     return Answering(
         parts.cfg, run, parts.model, parts.tokenizer, parts.questions, settings=SETTINGS, prompt="say: {} it is",
-        encode=parts.model.encode, queries=queries, group=group,
+        encode=parts.model.soft_prompt, queries=queries, group=group,
     )  # fmt: skip
 
 
@@ -110,8 +110,8 @@ def test_the_prompt_has_the_cleaned_question(parts, run):
 def test_where_the_queries_looked_at_each_image_comes_with_its_first_question(parts, run, reads_questions):
     qformer, kept = parts.model.qformer, []
 
-    def encode(image_BCHW):
-        patch_BPV = parts.model.patches(image_BCHW)
+    def encode(encoded_BPV):
+        patch_BPV = parts.model.ln_vision(encoded_BPV)
         kept.extend(patch_BPV.numpy())
         return patch_BPV if reads_questions else parts.model.language_proj(qformer.encode_image(patch_BPV)[0])
 

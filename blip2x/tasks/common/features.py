@@ -1,0 +1,237 @@
+"""The cache of a frozen image encoder's outputs (``dataset.cache=features``): its key, its filling, and its size.
+
+A batch comes from the loader with the rows that were found on disk, and with pixels of the others. `Features.complete` has the
+encoder make those, rounds them to float16 as the kept ones are, keeps them, and puts all in their order. So a model is given
+the same numbers in the epoch that fills the cache as in all later ones.
+
+B samples, F of them found, M that lack, P patches, D width of the image encoder.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import paddle
+from paddle import nn
+
+from blip2x.config.dataset import Cache
+from blip2x.config.model import VisionConfig
+from blip2x.config.run import RunConfig
+from blip2x.config.task import may_keep_features
+from blip2x.data import transforms
+from blip2x.data.collate import Batch, Collate
+from blip2x.data.feature_rows import StoredTransform
+from blip2x.data.feature_store import DTYPE, FeatureStore, identity_of
+from blip2x.data.sequences import Samples
+from blip2x.engine.memory_table import amount
+from blip2x.engine.run import Run
+from blip2x.errors import UserError
+
+_WITHOUT_EFFECT = ("drop_path_rate", "frozen", "recompute", "weights")  # on what a frozen encoder gives
+
+_opened: WeakKeyDictionary[nn.Layer, dict[str, _Opened]] = WeakKeyDictionary()  # encoder -> its stores by what they follow from
+_hashes: WeakKeyDictionary[nn.Layer, str] = WeakKeyDictionary()  # hashing a large encoder takes seconds
+
+
+@dataclass
+class _Opened:
+    """A store, and what was said of it: a training and its validations share both."""
+
+    store: FeatureStore
+    expected: set[tuple[str, int, int]] = field(default_factory=set)
+    broken: int = 0
+    stopped: bool = False
+
+
+class Features:
+    """What is kept of one image encoder, for the loaders of a task.
+
+    Args:
+        cfg: the whole config.
+        run: the task's run.
+        encoder: frozen; it is called under the precision that is in force where a batch is asked for.
+    """
+
+    def __init__(self, cfg: RunConfig, run: Run, encoder: nn.Layer):
+        self._run, self._encoder = run, encoder
+        manifest = _manifest(cfg, encoder)
+        self.folder = Path(cfg.paths.cache) / "features" / identity_of(repr(manifest)).hex()
+        limit = None if cfg.dataset.cache_gb is None else 1e9 * cfg.dataset.cache_gb
+        opened, key = _opened.setdefault(encoder, {}), f"{self.folder.absolute()} {limit}"
+        if key not in opened:
+            opened[key] = _Opened(FeatureStore(self.folder, row_shape(cfg.model.vision), manifest, limit))
+        self._said, self.store = opened[key], opened[key].store
+        self._limit_bytes = limit
+        self._encoded = self._damaged = 0
+
+    @classmethod
+    def of(cls, cfg: RunConfig, run: Run, model: nn.Layer) -> Features | None:
+        """Of a model's image encoder; None: the config wants no cache, or the task trains the encoder or has none."""
+        return cls(cfg, run, model.vision) if keeps_features(cfg) else None
+
+    def collate(self, collate: Collate) -> Collate:
+        """The same with a transform that looks for rows before it opens pictures."""
+        return replace(collate, transform=StoredTransform(collate.transform, self.store))
+
+    def expect(self, samples: Sequence[Any], crops: int, what: str) -> None:
+        """Say, the first time, how large the cache becomes by these samples' images with so many crops each.
+
+        All ranks must call it.
+
+        Raises:
+            UserError: more than dataset.cache_gb, or than the disk has room for.
+        """
+        store, expected = self.store, (what, len(samples), crops)
+        if expected in self._said.expected:
+            return
+        self._said.expected.add(expected)
+
+        def judge() -> None:
+            images = count_images(samples)
+            size = predicted_bytes(images, crops, store.shape)
+            shape = " x ".join(map(str, store.shape))
+            said = f"{images:,} images x {crops} crop{'s' if crops > 1 else ''} x {shape} in float16: {amount(size)}"
+            there = f"{len(store):,} rows ({amount(store.bytes)}) are there"
+            text = f"features ({what}): {said}; in {self.folder} {there}"
+            self._run.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+            lower = "lower dataset.crops or model.vision.image_size, or train without dataset.cache=features"
+            if self._limit_bytes is not None and size > self._limit_bytes:
+                raise UserError(
+                    f"features ({what}): {said}, more than dataset.cache_gb={self._limit_bytes / 1e9:g}; raise it, {lower}"
+                )
+            existing = next(parent for parent in (self.folder.absolute(), *self.folder.absolute().parents) if parent.exists())
+            free, lacking = shutil.disk_usage(existing).free, size - store.bytes
+            if lacking > free:
+                raise UserError(
+                    f"features ({what}): {said}, of which {amount(store.bytes)} are there, and the disk of paths.cache has "
+                    f"{amount(free)} free; make room, set paths.cache to another disk, {lower}"
+                )
+
+        self._run.context.on_main(judge)
+
+    def begin(self) -> None:
+        """See what other processes have written; the loader's workers start after this and know it, too."""
+        self.store.refresh()
+        broken, self._said.broken = self.store.broken - self._said.broken, self.store.broken
+        if broken:
+            self._warn(f"{broken:,} rows in {self.folder} are not whole and count as not there")
+
+    @paddle.no_grad()
+    def complete(self, batch: Batch) -> dict[str, Any]:
+        """A batch of `stack_images` with ``encoded_BPD``, float32 on the device, in the place of all about its images.
+
+        Raises:
+            UserError: an output is beyond the range of float16.
+        """
+        rest = dict(batch)
+        stored_FPD, place_F = rest.pop("stored_FPD", None), rest.pop("stored_F", ())
+        image_MCHW, identity_MI, damaged_M = (rest.pop(name, ()) for name in ("image_BCHW", "identity_MI", "damaged_M"))
+        if len(image_MCHW):
+            encoded_BPD = np.empty((len(place_F) + len(image_MCHW), *self.store.shape), DTYPE)
+            lacking = np.ones(len(encoded_BPD), dtype=bool)
+            lacking[np.asarray(place_F, np.int64)] = False
+            if len(place_F):
+                encoded_BPD[place_F] = stored_FPD
+            encoded_BPD[lacking] = self._rows(image_MCHW, identity_MI)
+            self._damaged += int(damaged_M.sum())
+        else:
+            encoded_BPD = stored_FPD
+        return {"encoded_BPD": paddle.to_tensor(encoded_BPD).astype("float32"), **rest}
+
+    def end(self) -> None:
+        """Say in one line what had to be encoded; nothing where all was there."""
+        if self._encoded:
+            kept = f"{self.folder} has {amount(self.store.bytes)}"
+            damaged = f", {self._damaged:,} of them anew since their rows were damaged" if self._damaged else ""
+            text = f"features: {self._encoded:,} pictures encoded{damaged}; {kept}"
+            self._run.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
+        self._encoded = self._damaged = 0
+
+    def _rows(self, image_MCHW: np.ndarray, identity_MI: np.ndarray) -> np.ndarray:
+        """Rows [M, P, D] float16, each picture encoded once: it may be there by now, and may come twice in a batch."""
+        first: dict[bytes, int] = {}
+        for place, identity_I in enumerate(identity_MI):
+            first.setdefault(identity_I.tobytes(), place)
+        rows = {identity: self.store.look(identity).row_PD for identity in first}
+        new = [place for identity, place in first.items() if rows[identity] is None]
+        if new:
+            made_NPD = self._encode(image_MCHW if len(new) == len(image_MCHW) else image_MCHW[new])
+            self.store.add(identity_MI[new], made_NPD)
+            self._tell_stop()
+            rows |= {identity_MI[place].tobytes(): row_PD for place, row_PD in zip(new, made_NPD, strict=True)}
+        return np.stack([rows[identity_I.tobytes()] for identity_I in identity_MI])
+
+    def _encode(self, image_NCHW: np.ndarray) -> np.ndarray:
+        row_NPD = self._encoder(paddle.to_tensor(image_NCHW)).astype("float16").numpy()
+        if not np.isfinite(row_NPD).all():
+            raise UserError(
+                "the image encoder gives numbers that float16 cannot hold (beyond 65504, or none at all); "
+                "set dataset.cache=none"
+            )
+        self._encoded += len(row_NPD)
+        return row_NPD
+
+    def _tell_stop(self) -> None:
+        if self.store.stopped and not self._said.stopped:
+            self._said.stopped = True
+            self._warn(f"no more is kept in {self.folder}: {self.store.stopped}; what lacks is encoded each time")
+
+    def _warn(self, text: str) -> None:
+        self._run.console.print(f"warning: features: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def keeps_features(cfg: RunConfig) -> bool:
+    """Whether the config wants a cache, and its task has use for one."""
+    return cfg.dataset.cache is Cache.features and may_keep_features(cfg.task)
+
+
+def row_shape(cfg: VisionConfig) -> tuple[int, int]:
+    """(P, D): patches and the class token, and the width."""
+    return 1 + (cfg.image_size // cfg.patch_size) ** 2, cfg.width
+
+
+def count_images(samples: Sequence[Any]) -> int:
+    """How many different images samples have."""
+    if isinstance(samples, Samples):
+        return len(np.unique(samples.image_id_N))
+    return len({sample.image_id for sample in samples})
+
+
+def predicted_bytes(images: int, crops: int, shape: tuple[int, int]) -> int:
+    """What rows of so many images with so many crops take."""
+    return images * crops * shape[0] * shape[1] * DTYPE.itemsize
+
+
+def _manifest(cfg: RunConfig, encoder: nn.Layer) -> dict[str, Any]:
+    """All that the encoder's outputs follow from, but for the pictures."""
+    vision = {name: value for name, value in asdict(cfg.model.vision).items() if name not in _WITHOUT_EFFECT}
+    vision = {name: value.value if isinstance(value, Enum) else value for name, value in vision.items()}
+    if encoder not in _hashes:
+        _hashes[encoder] = _hash(encoder)
+    mean, std = (list(map(float, given)) for given in (cfg.dataset.transform.mean, cfg.dataset.transform.std))
+    return {
+        "format": 1,
+        "weights": _hashes[encoder],
+        "encoder": vision,
+        "transform": {"mean": mean, "std": std, "version": transforms.VERSION},
+        "precision": cfg.precision.name.value,
+        "rows": {"shape": list(row_shape(cfg.model.vision)), "dtype": DTYPE.name},
+    }
+
+
+def _hash(encoder: nn.Layer) -> str:
+    """SHA-256 of the tensors as they are in memory, whatever file they came from."""
+    found = sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        array = tensor.numpy()
+        found.update(f"{name} {tensor.dtype} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return found.hexdigest()

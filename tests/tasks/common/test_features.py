@@ -1,0 +1,302 @@
+"""A frozen encoder's outputs, kept: training with them equals training without, and no picture is encoded twice."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import namedtuple
+from pathlib import Path
+
+import numpy as np
+import pytest
+from paddle import nn
+from safetensors.numpy import load_file
+
+from blip2x.config.compose import compose_config
+from blip2x.data.collate import ImageCollate
+from blip2x.data.pictures import PathImage
+from blip2x.data.samples import PictureSample
+from blip2x.engine import fit
+from blip2x.engine.run_files import TIMES
+from blip2x.errors import UserError
+from blip2x.models.vision.eva_vit import EvaVit
+from blip2x.tasks.common import features as features_module
+from blip2x.tasks.common.features import Features, count_images, predicted_bytes
+from blip2x.tasks.common.loading import eval_transform, train_loader, train_transform
+
+TRAIN, TEST = 64, 12  # images that `run_task` has: 8 batches an epoch
+
+
+@pytest.fixture
+def stage1(run_task, trained, small, tmp_path):
+    """`stage1(*overrides)` -> run folder of a training of ten steps, the ninth of which begins the second epoch."""
+    vision = f"model.vision.weights={trained}/pretrain_vision/checkpoint"
+
+    def run(*overrides: str) -> Path:
+        features_module._opened.clear()  # as in a process of its own
+        words = ["task.max_steps=10", "task.contrast_steps=4", "model.qformer.dropout=0.1", "task.validation.captions=false"]
+        return run_task("pretrain_stage1", *small, vision, f"paths.cache={tmp_path}/cache", *words, *overrides)[1]
+
+    return run
+
+
+@pytest.fixture
+def rounded(monkeypatch):
+    """Have image encoders round as the cache does."""
+    forward = EvaVit.forward
+    monkeypatch.setattr(EvaVit, "forward", lambda *given: forward(*given).astype("float16").astype("float32"))
+
+
+def lines(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    return {name: array.tobytes() for name, array in load_file(folder / "checkpoint" / "model.safetensors").items()}
+
+
+def said(folder: Path) -> str:
+    return (folder / "log.txt").read_text()
+
+
+def stored(tmp_path: Path, kind: str) -> list[Path]:
+    return sorted((tmp_path / "cache" / "features").glob(f"*/*.{kind}"))
+
+
+@pytest.mark.parametrize("contrast", [[], ["task.cached_contrast=true", "task.accumulate=2", "task.max_steps=5"]])
+def test_training_equals_one_without_a_cache_whose_features_are_rounded_alike(stage1, encoded, rounded, contrast):
+    plain = stage1(*contrast)
+    expected = lines(plain), weights(plain)
+    assert sum(encoded) == 10 * 8 + TEST
+    encoded.clear()
+    filling = stage1("dataset.cache=features", *contrast)
+    assert (lines(filling), weights(filling)) == expected
+    assert encoded == [8] * 8 + [5, 5, 2]  # in the first epoch as it goes by, and for the validation
+    assert f"{TRAIN} images x 1 crop x 10 x 24 in float16: 30.0 KiB" in said(filling)
+
+
+def test_a_later_run_encodes_nothing_and_workers_read_and_fill_alike(stage1, encoded):
+    by_workers = stage1("dataset.cache=features", "dataset.num_workers=2")
+    expected = lines(by_workers), weights(by_workers)
+    assert sum(encoded) == TRAIN + TEST
+    encoded.clear()
+    later = stage1("dataset.cache=features")
+    assert (lines(later), weights(later)) == expected and encoded == []
+    again = stage1("dataset.cache=features", "dataset.num_workers=2")
+    assert (lines(again), weights(again)) == expected and encoded == []
+
+
+def test_a_run_that_breaks_off_while_it_fills_ends_as_if_it_had_not(stage1, encoded, monkeypatch, tmp_path):
+    words = ["dataset.cache=features", "task.save_every=2"]
+    alone = stage1(*words)
+    expected = lines(alone), weights(alone)
+    add = fit.LossRecord.add
+
+    def fail(record, step, parts):
+        if step == 6:
+            raise RuntimeError("killed")
+        add(record, step, parts)
+
+    monkeypatch.setattr(fit.LossRecord, "add", fail)
+    words += [f"paths.cache={tmp_path}/another", "overwrite=false", "resume=auto", "run_name=broken"]
+    with pytest.raises(RuntimeError, match="killed"):
+        stage1(*words)
+    monkeypatch.setattr(fit.LossRecord, "add", add)
+    (index,) = (tmp_path / "another" / "features").glob("*/*.index")
+    assert index.stat().st_size == 6 * 8 * 32
+    os.truncate(index, 6 * 8 * 32 - 5)  # in the middle of a record
+    encoded.clear()
+    stage1(*words)
+    found = tmp_path / "broken"
+    assert (lines(found), weights(found)) == expected
+    assert sum(encoded) == 1 + 2 * 8 + TEST
+
+
+def test_damaged_rows_are_encoded_anew_and_told(stage1, encoded, tmp_path):
+    filled = stage1("dataset.cache=features")
+    expected = lines(filled)
+    (rows,), (index,) = stored(tmp_path, "rows"), stored(tmp_path, "index")
+    data = bytearray(rows.read_bytes())
+    for row in (0, 20, TRAIN + 1):  # two pictures of the training, one of the validation
+        data[row * 480 + 7] ^= 4
+    rows.write_bytes(data)
+    records = bytearray(index.read_bytes())
+    records[40 * 32] ^= 1
+    index.write_bytes(records)
+    encoded.clear()
+    again = stage1("dataset.cache=features")
+    assert lines(again) == expected and sum(encoded) == 4
+    assert "1 rows in" in said(again) and "3 pictures encoded, 2 of them anew since their rows were damaged" in said(again)
+
+
+def test_fixed_crops_are_encoded_once_each_and_come_again(stage1, encoded, rounded):
+    words = ["dataset.transform.crop_scale=[0.3,0.9]", "dataset.transform.flip=true", "dataset.train_scenes=16"]
+    words += ["dataset.crops=3", "task.max_steps=12"]  # two steps an epoch: each crop twice
+    plain = stage1(*words)
+    expected = lines(plain)
+    assert sum(encoded) == 12 * 8 + TEST
+    encoded.clear()
+    cached = stage1("dataset.cache=features", *words)
+    assert lines(cached) == expected and sum(encoded) == 3 * 16 + TEST
+    assert "16 images x 3 crops" in said(cached)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["task=pretrain_stage1", "dataset.transform.flip=true"],
+        ["task=caption", "task.train=true", "dataset.transform.crop_scale=[0.5,1]"],
+    ],
+)
+def test_crops_that_never_come_again_are_refused(overrides):
+    with pytest.raises(UserError, match=r"dataset.crops=null draws new ones each epoch; set dataset.crops=1"):
+        compose_config([*overrides, "dataset.cache=features"])
+    compose_config([*overrides, "dataset.cache=features", "dataset.crops=2"])
+    compose_config(["task=caption", "dataset.transform.flip=true", "dataset.cache=features"])  # which trains nothing
+
+
+def test_an_encoder_that_is_trained_or_shared_is_refused():
+    with pytest.raises(UserError, match=r"model\.vision\.frozen=false trains it"):
+        compose_config(["task=pretrain_stage2", "model.vision.frozen=false", "dataset.cache=features"])
+    with pytest.raises(UserError, match=r"parallelism.tp=2 lets several work on the same"):
+        compose_config(["task=pretrain_stage2", "parallelism=tp2", "dataset.cache=features"])
+    for task in ("pretrain_vision", "pipeline"):  # what has no frozen encoder goes without
+        compose_config([f"task={task}", "dataset.cache=features"])
+
+
+def test_what_would_be_too_large_is_refused_before_anything_is_written(stage1, opened, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=r"64 images x 1 crop x 10 x 24 in float16: 30.0 KiB, more than dataset.cache_gb=1e-05"):
+        stage1("dataset.cache=features", "dataset.cache_gb=1e-5")
+    disk = namedtuple("usage", "total used free")(2**30, 2**30, 1000)
+    monkeypatch.setattr(features_module.shutil, "disk_usage", lambda _: disk)
+    with pytest.raises(UserError, match=r"30.0 KiB, of which 0 are there, and the disk of paths.cache has 1.0 KiB free"):
+        opened().expect([PictureSample(None, number) for number in range(64)], 1, "train")
+    assert not stored(tmp_path, "rows")
+
+
+def test_what_goes_beyond_the_limit_is_encoded_each_time(stage1, encoded, tmp_path):
+    """The training's images fit, and the first five of the validation beside them."""
+    words = ["dataset.cache=features", "dataset.cache_gb=3.5e-5"]
+    folder = stage1(*words)
+    assert sum(encoded) == TRAIN + TEST and said(folder).count("no more is kept") == 1
+    encoded.clear()
+    stage1(*words)
+    assert encoded == [5, 2]
+
+
+@pytest.mark.parametrize(
+    ("task", "stage", "overrides"),
+    [
+        ("vqa_zeroshot", "pretrain_stage2", []),
+        ("caption", "pretrain_stage2", ["task.metrics=[CIDEr]"]),
+        ("retrieval", "pretrain_stage1", ["task.k_test=3"]),
+    ],
+)
+def test_evaluations_keep_features_too(run_task, trained, small, encoded, rounded, tmp_path, task, stage, overrides):
+    words = [*small, f"model.weights={trained}/{stage}/checkpoint", f"paths.cache={tmp_path}/cache", *overrides]
+    plain, _ = run_task(task, *words)
+    for images in (TEST, 0):
+        encoded.clear()
+        features_module._opened.clear()
+        found, _ = run_task(task, *words, "dataset.cache=features")
+        assert found == plain and sum(encoded) == images
+
+
+def test_a_picture_with_several_questions_is_encoded_once(run_task, trained, small, encoded, tmp_path):
+    questions = ["dataset.questions_per_image=4", "dataset.train_scenes=16", "task.train=true", "task.batch_size=8"]
+    run_task(
+        "vqa_finetune", *small, *questions, "task.max_steps=8", "task.max_epochs=null", "dataset.num_workers=1",
+        f"model.weights={trained}/pretrain_stage2/checkpoint", f"model.qformer.weights={trained}/pretrain_stage1/checkpoint",
+        f"paths.cache={tmp_path}/cache", "dataset.cache=features", "task.validation.max_images=2",
+    )  # fmt: skip
+    assert sum(encoded) == 16 + TEST
+
+
+class Encoder(nn.Layer):
+    """Gives each picture's mean."""
+
+    def __init__(self, weight: float = 1.0):
+        super().__init__()
+        self.weight = self.create_parameter([1], default_initializer=nn.initializer.Constant(weight))
+        self.seen: list[int] = []
+
+    def forward(self, image_BCHW):
+        self.seen.append(len(image_BCHW))
+        mean_B = image_BCHW.mean(axis=[1, 2, 3]) * self.weight
+        return mean_B.reshape([-1, 1, 1]).expand([len(image_BCHW), 10, 24])
+
+
+@pytest.fixture
+def opened(run, small, tmp_path):
+    """`opened(weight, *overrides)` -> the features of an encoder of that weight."""
+
+    def make(*overrides: str, weight: float = 1.0) -> Features:
+        cfg = compose_config(["task=pretrain_stage1", *small, f"paths.cache={tmp_path}/cache", *overrides])
+        made = Features(cfg, run, Encoder(weight))
+        made.cfg = cfg
+        return made
+
+    return make
+
+
+def batches(features: Features, samples: list[PictureSample], transform=eval_transform) -> list[dict]:
+    cfg = features.cfg
+    cfg.task.batch_size = len(samples)
+    loader = train_loader(cfg, features._run, samples, ImageCollate(transform(cfg)), features)
+    return [{name: np.asarray(value) for name, value in batch.items()} for batch in loader]
+
+
+def test_a_picture_that_comes_twice_in_a_batch_is_encoded_once_and_stands_in_both_places(opened, pictures):
+    features = opened()
+    samples = [PictureSample(PathImage(pictures / name, 10**6), number) for number, name in enumerate(["a.png", "b.jpg"] * 2)]
+    for seen in ([2], [2]):
+        (batch,) = batches(features, samples)
+        value = dict(zip(batch["image_id_B"].tolist(), batch["encoded_BPD"][:, 0, 0].tolist(), strict=True))
+        assert batch["encoded_BPD"].dtype == np.float32 and batch["encoded_BPD"].shape == (4, 10, 24)
+        assert value[0] == value[2] != value[1] == value[3] and features._encoder.seen == seen
+    assert "image_BCHW" not in batch and "stored_F" not in batch
+
+
+def test_a_file_that_has_changed_is_another_picture(opened, pictures):
+    features, sample = opened(), PictureSample(PathImage(pictures / "a.png", 10**6), 0)
+    (before,) = batches(features, [sample])
+    (pictures / "a.png").write_bytes((pictures / "b.jpg").read_bytes())
+    (after,) = batches(features, [sample])
+    assert features._encoder.seen == [1, 1] and not np.array_equal(before["encoded_BPD"], after["encoded_BPD"])
+    os.utime(pictures / "a.png", ns=(0, 1))
+    batches(features, [sample])
+    assert features._encoder.seen == [1, 1, 1]
+
+
+def test_training_reads_a_file_otherwise_than_evaluation_so_both_are_kept(opened, pictures):
+    features, sample = opened(), PictureSample(PathImage(pictures / "b.jpg", 10**6), 0)
+    whole, small = (batches(features, [sample], transform)[0] for transform in (eval_transform, train_transform))
+    assert features._encoder.seen == [1, 1] and not np.array_equal(whole["encoded_BPD"], small["encoded_BPD"])
+
+
+def test_the_key_follows_from_all_that_changes_the_numbers(opened):
+    folder, same = opened().folder, ["task.batch_size=3", "model.vision.drop_path_rate=0.1", "seed=7", "dataset.crops=2"]
+    assert opened(*same).folder == folder
+    others = [["dataset.transform.mean=[0.4,0.5,0.5]"], ["dataset.transform.std=[0.4,0.5,0.5]"], ["model.vision.num_heads=1"]]
+    folders = {folder, opened(weight=2.0).folder, *(opened(*words).folder for words in others)}
+    assert len(folders) == 5
+
+
+def test_numbers_that_float16_cannot_hold_are_no_features(opened, pictures, tmp_path):
+    with pytest.raises(UserError, match="float16 cannot hold"):
+        batches(opened(weight=1e9), [PictureSample(PathImage(pictures / "a.png", 10**6), 0)])
+    assert not stored(tmp_path, "index")
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(opened, pictures, tmp_path):
+    (tmp_path / "cache").write_text("no folder")
+    features, sample = opened(), PictureSample(PathImage(pictures / "a.png", 10**6), 0)
+    assert len(batches(features, [sample])) == len(batches(features, [sample])) == 1
+    assert features._encoder.seen == [1, 1]
+    assert features._run.console.file.getvalue().count("no more is kept") == 1
+
+
+def test_images_are_counted_once_however_many_samples_they_have():
+    assert count_images([PictureSample(None, number) for number in (1, 2, 1, 3)]) == 3
+    assert predicted_bytes(118_287, 1, (257, 1408)) == pytest.approx(85.6e9, rel=1e-3)  # COCO's training images
