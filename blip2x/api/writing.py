@@ -20,7 +20,8 @@ from blip2x.data.tokenize import TextTokenizer
 from blip2x.errors import UserError
 from blip2x.generation.decode import GenerationOutput, generate
 from blip2x.generation.settings import GenerationSettings
-from blip2x.models.assemblies.stage2 import Prefix, Stage2Model, join_prefix
+from blip2x.models.assemblies.stage2 import Stage2Model, join_prefix
+from blip2x.models.prefix import Prefix
 from blip2x.tasks.common.captioning import Text, texts_of
 from blip2x.tasks.common.conversation import Asker, prompt_room
 

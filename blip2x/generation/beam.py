@@ -134,7 +134,7 @@ def beam_search(
         row_N = np.take_along_axis(row_BK, parent_BK, axis=1)[~is_over_B].reshape(-1)
         image_B, beams = image_B[~is_over_B], beams.rows(~is_over_B)
         if not np.array_equal(row_N, np.arange(row_BK.size)):
-            state = decoder.reorder(state, paddle.to_tensor(row_N))
+            state = decoder.reorder(state, row_N)
         row_N = np.arange(len(row_N))
         token_N = paddle.to_tensor(beams.ids_BKT[:, :, length - 1].reshape(-1))
         logits_NV, state = decoder.step(token_N, state)

@@ -6,15 +6,13 @@ D width of the language model.
 
 from __future__ import annotations
 
-import paddle
 from paddle import Tensor, nn
 
 from blip2x.config.model import LN_VISION_EPS, ModelConfig
+from blip2x.models.prefix import Prefix, join
 from blip2x.models.qformer.layers import linear
 from blip2x.models.qformer.qformer import QFormer, build_qformer
 from blip2x.registry import LANGUAGE_MODELS, VISION_ENCODERS
-
-Prefix = tuple[Tensor, Tensor]  # embeddings [B, S, D], and which of them are there [B, S]
 
 
 class Stage2Model(nn.Layer):
@@ -58,9 +56,7 @@ def join_prefix(language: nn.Layer, query_BQD: Tensor | None, ids_BL: Tensor, ma
     text_BLD = language.embed(ids_BL)
     if query_BQD is None:
         return text_BLD, mask_BL
-    query_mask_BQ = paddle.ones(query_BQD.shape[:2], dtype=mask_BL.dtype)
-    text_BLD = text_BLD.astype(query_BQD.dtype)
-    return paddle.concat([query_BQD, text_BLD], axis=1), paddle.concat([query_mask_BQ, mask_BL], axis=1)
+    return join(query_BQD, text_BLD, mask_BL)
 
 
 def build_stage2(cfg: ModelConfig, *, vocab_size: int, question_vocab_size: int | None = None) -> Stage2Model:
