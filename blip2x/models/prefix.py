@@ -5,7 +5,7 @@ B texts, I images, Q queries, L tokens, S = Q + L, D width of the language model
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import paddle
@@ -14,24 +14,24 @@ from paddle import Tensor
 Prefix = tuple[Tensor, Tensor]  # embeddings [B, S, D], and which of them are there [B, S]
 
 
+class SharedQueries(NamedTuple):
+    """Images' queries that serve several texts; a language model's `share` makes them."""
+
+    query_IQD: Tensor
+    read: Any  # what the language model made of them ahead of any text; None: nothing, since they see the text, too
+
+
 class SharedPrefix(NamedTuple):
     """Texts of which several may be about one image."""
 
-    query_IQD: Tensor
-    image_B: np.ndarray  # int64, each text's row of `query_IQD`
+    queries: SharedQueries
+    image_B: np.ndarray  # int64, each text's row of the queries
     text_BLD: Tensor
     mask_BL: Tensor  # 1 on tokens, 0 on padding
 
-    @property
-    def is_shared(self) -> bool:
-        """Whether there are several texts about one image."""
-        return len(np.unique(self.image_B)) < len(self.image_B)
-
     def joined(self) -> Prefix:
         """The same with an image's queries written out for each text about it."""
-        query_BQD = self.query_IQD
-        if not np.array_equal(self.image_B, np.arange(query_BQD.shape[0])):
-            query_BQD = paddle.index_select(query_BQD, paddle.to_tensor(self.image_B), axis=0)
+        query_BQD = paddle.index_select(self.queries.query_IQD, paddle.to_tensor(self.image_B), axis=0)
         return join(query_BQD, self.text_BLD, self.mask_BL)
 
 

@@ -21,7 +21,7 @@ from blip2x.models.cached_attention import KeysValues, SharedCache
 from blip2x.models.language._common import LayerNorm, build_pretrained
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.precision import without_autocast
-from blip2x.models.prefix import Prefix, SharedPrefix
+from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries
 from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, copy_for_ranks, split_columns
 from blip2x.parallel.context import TensorGroup
@@ -106,19 +106,21 @@ class OptLanguageModel(nn.Layer):
         return self._head(self.opt.decoder.final_layer_norm(self._run(embeds_BLD, mask_BL)))
 
     @paddle.no_grad()
-    def prefill(self, prefix: Prefix | SharedPrefix) -> tuple[Tensor, OptState]:
-        """Read the prefixes, padded on the left: float32 logits [B, V] of the first new token, and the state.
+    def share(self, query_IQD: Tensor) -> SharedQueries:
+        """Read images' queries once for all the texts behind them, which they do not see."""
+        mask_IQ = paddle.ones(query_IQD.shape[:2], "int64")
+        return SharedQueries(query_IQD, self._read(query_IQD, mask_IQ)[1])
 
-        What stands in a `SharedPrefix` before several texts is read once for all of them, as nothing in it sees these.
-        """
-        if isinstance(prefix, SharedPrefix) and prefix.is_shared:
-            query_IQD, image_B, embeds_BLD, mask_BL = prefix
-            before_IQ = paddle.ones(query_IQD.shape[:2], mask_BL.dtype)
-            past = self._read(query_IQD, before_IQ)[1]
-            mask_BS = paddle.concat([paddle.ones([len(image_B), query_IQD.shape[1]], mask_BL.dtype), mask_BL], axis=1)
-            hidden_BLD, pairs = self._read(embeds_BLD, mask_BS, past=past, row_B=paddle.to_tensor(image_B))
+    @paddle.no_grad()
+    def prefill(self, prefix: Prefix | SharedPrefix) -> tuple[Tensor, OptState]:
+        """Read the prefixes, padded on the left: float32 logits [B, V] of the first new token, and the state."""
+        if isinstance(prefix, SharedPrefix):
+            (query_IQD, read), image_B, embeds_BLD, mask_BL = prefix
+            query_mask_BQ = paddle.ones([len(image_B), query_IQD.shape[1]], mask_BL.dtype)
+            mask_BS = paddle.concat([query_mask_BQ, mask_BL], axis=1)
+            hidden_BLD, pairs = self._read(embeds_BLD, mask_BS, past=read, row_B=paddle.to_tensor(image_B))
         else:
-            embeds_BSD, mask_BS = prefix.joined() if isinstance(prefix, SharedPrefix) else prefix
+            embeds_BSD, mask_BS = prefix
             hidden_BLD, pairs = self._read(embeds_BSD, mask_BS)
         cache = SharedCache(pairs, mask_BS.numpy().astype(bool), heads=self.num_heads)
         look, hidden_BD = cache.open(), hidden_BLD[:, -1]

@@ -19,7 +19,7 @@ from blip2x.models.cached_attention import KeysValues, SharedCache
 from blip2x.models.language._common import build_pretrained
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.precision import never_float16, without_autocast
-from blip2x.models.prefix import Prefix, SharedPrefix
+from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries
 from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, SplitHead, copy_for_ranks, keep_share, split_columns
 from blip2x.parallel.context import TensorGroup
@@ -146,11 +146,14 @@ class T5LanguageModel(nn.Layer):
         bias_BHTT = self._position_bias(self.decoder, length, length) + attention_bias(visible_B1TT, memory_BSD.dtype)
         return self.lm_head(self._decode(decoder_ids_BT, bias_BHTT, mask_BS, memory_BSD))
 
+    def share(self, query_IQD: Tensor) -> SharedQueries:
+        """Images' queries for several texts each; the encoder reads them with each, since they see the text, too."""
+        return SharedQueries(query_IQD, None)
+
     @never_float16()
     @paddle.no_grad()
     def prefill(self, prefix: Prefix | SharedPrefix) -> tuple[Tensor, T5State]:
         """Encode the prefixes: float32 logits [B, V] of the token after the start token, and the state."""
-        # an image's queries see the text behind them, so that there is nothing to share among texts
         embeds_BSD, mask_BS = prefix.joined() if isinstance(prefix, SharedPrefix) else prefix
         memory_BSD = self._encode(embeds_BSD, mask_BS)
         rows = mask_BS.shape[0]
