@@ -227,7 +227,7 @@ class Decoder:
         return self.table[history_N], State(history_N)
 
     def reorder(self, state, index_N):
-        return State(paddle.index_select(state.history_N, index_N))
+        return State(paddle.index_select(state.history_N, paddle.to_tensor(index_N)))
 
 
 def test_beams_and_their_length_penalty_act():

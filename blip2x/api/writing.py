@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import paddle
-from paddle import Tensor
+from paddle import Tensor, nn
 from PIL import Image
 
 from blip2x.api.inputs import PictureReader, as_texts, ids_and_mask
@@ -20,7 +20,8 @@ from blip2x.data.tokenize import TextTokenizer
 from blip2x.errors import UserError
 from blip2x.generation.decode import GenerationOutput, generate
 from blip2x.generation.settings import GenerationSettings
-from blip2x.models.assemblies.stage2 import Prefix, Stage2Model, join_prefix
+from blip2x.models.assemblies.stage2 import Stage2Model, join_prefix, shared_prefix
+from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries
 from blip2x.tasks.common.captioning import Text, texts_of
 from blip2x.tasks.common.conversation import Asker, prompt_room
 
@@ -162,7 +163,7 @@ class WritingModel:
         image_BCHW = self._reader(images, pixel_values)
         language = self.network.language
         ids_NL, mask_NL = self._prompt(prompt, input_ids, attention_mask)
-        prefix = join_prefix(language, *_pair(self.network.encode(image_BCHW), ids_NL, mask_NL))
+        prefix = _prefix(language, self.network.encode(image_BCHW), ids_NL, mask_NL)
         out = self._write(prefix, settings, eos_token_id, pad_token_id)
         speaks_ids = input_ids is not None or self._tokenizer is None
         if speaks_ids and not return_output:
@@ -205,20 +206,22 @@ class WritingModel:
         positions = getattr(language, "max_positions", np.inf)  # T5's, which are relative, have no limit
         room = prompt_room(positions, self.network.qformer.num_queries, settings.max_new_tokens)
 
-        def write(query_NQM: Tensor, prompts: list[str]) -> list[list[Text]]:
-            prefix = join_prefix(language, query_NQM, *self._prompt(prompts, None, None))
+        def write(queries: SharedQueries, images: list[int], prompts: list[str]) -> list[list[Text]]:
+            prefix = shared_prefix(language, queries, np.array(images), *self._prompt(prompts, None, None))
             out = self._write(prefix, settings, None, None)
             return texts_of(out, self._tokenizer, settings)
 
         def fits(text: str) -> bool:
             return len(self._tokenizer.tokens(text)) <= room
 
-        asker = Asker(write, template=prompt, chat=chat, fits=fits, batch_size=batch_size)
+        asker = Asker(language.share, write, template=prompt, chat=chat, fits=fits, batch_size=batch_size)
         query_BQM = self.network.encode(self._reader(images, None))
         replies = asker.ask(query_BQM, [list(questions)] * query_BQM.shape[0])
         return [[reply.texts[0].text for reply in own] for own in replies]
 
-    def _write(self, prefix: Prefix, settings: GenerationSettings, eos: int | None, pad: int | None) -> GenerationOutput:
+    def _write(
+        self, prefix: Prefix | SharedPrefix, settings: GenerationSettings, eos: int | None, pad: int | None
+    ) -> GenerationOutput:
         return generate(
             self.network.language,
             prefix,
@@ -259,13 +262,13 @@ class WritingModel:
         return ids_NT if start is None else np.insert(ids_NT, 0, start, axis=1)
 
 
-def _pair(query_BQM: Tensor, ids_NL: Tensor, mask_NL: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _prefix(language: nn.Layer, query_BQM: Tensor, ids_NL: Tensor, mask_NL: Tensor) -> Prefix | SharedPrefix:
     """One image for all prompts, one prompt for all images, or as many of both."""
     images, prompts = query_BQM.shape[0], ids_NL.shape[0]
     if images == prompts:
-        return query_BQM, ids_NL, mask_NL
+        return join_prefix(language, query_BQM, ids_NL, mask_NL)
     if images == 1:
-        return query_BQM.expand([prompts, -1, -1]), ids_NL, mask_NL
+        return shared_prefix(language, language.share(query_BQM), np.zeros(prompts, np.int64), ids_NL, mask_NL)
     if prompts == 1:
-        return query_BQM, ids_NL.expand([images, -1]), mask_NL.expand([images, -1])
+        return join_prefix(language, query_BQM, ids_NL.expand([images, -1]), mask_NL.expand([images, -1]))
     raise UserError(f"{images} images and {prompts} prompts: give one for all, or as many of both")

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
 
-from blip2x.generation.logits import gumbel_noise, process
+from blip2x.generation.logits import best, gumbel_noise, log_sum_exp, process
 from blip2x.generation.protocol import Decoder
 from blip2x.generation.sample import seen_tokens
 from blip2x.generation.settings import GenerationSettings
@@ -116,13 +115,15 @@ def beam_search(
     beams = Beams.start(images, keep, steps, pad_id)
     done = Beams.start(images, keep, steps, pad_id)
     image_B = np.arange(images)  # those still open
-    row_N = np.repeat(image_B, keep)  # each beam's row in the state: beams share their image's until they differ
-    logits_NV = paddle.index_select(logits_BV, paddle.to_tensor(row_N), axis=0)
+    row_BK = np.repeat(image_B[:, None], keep, axis=1)  # each beam's row in the state: an image has one until beams differ
+    logits_NV = logits_BV
     for length in range(1, steps + 1):
-        logprob_NV = F.log_softmax(logits_NV, axis=1)
-        seen_NT = seen_tokens(beams.ids_BKT.reshape(-1, steps)[:, : length - 1], start_id)
-        logprob_NV = process(logprob_NV, seen_NT, settings, length=length - 1, eos_id=eos_id)
-        candidates = _candidates(logprob_NV, beams.score_BK, do_sample=settings.do_sample)
+        seen_NT = None
+        if settings.repetition_penalty != 1:
+            own_NT = beams.ids_BKT[:, : logits_NV.shape[0] // len(image_B)].reshape(-1, steps)
+            seen_NT = seen_tokens(own_NT[:, : length - 1], start_id)
+        likeliest = _likeliest(logits_NV, seen_NT, settings, length=length - 1, eos_id=eos_id)
+        candidates = _candidates(beams.score_BK, *likeliest)
         beams, parent_BK, is_over_B = advance(beams, *candidates, length=length, settings=settings, eos_id=eos_id)
         if length == steps:
             is_over_B[:] = True
@@ -130,12 +131,11 @@ def beam_search(
             getattr(done, name)[image_B[is_over_B]] = getattr(beams, name)[is_over_B]
         if is_over_B.all():
             break
-        row_BK = row_N.reshape(-1, keep)
         row_N = np.take_along_axis(row_BK, parent_BK, axis=1)[~is_over_B].reshape(-1)
         image_B, beams = image_B[~is_over_B], beams.rows(~is_over_B)
-        if not np.array_equal(row_N, np.arange(row_BK.size)):
-            state = decoder.reorder(state, paddle.to_tensor(row_N))
-        row_N = np.arange(len(row_N))
+        if not np.array_equal(row_N, np.arange(logits_NV.shape[0])):
+            state = decoder.reorder(state, row_N)
+        row_BK = np.arange(row_N.size).reshape(-1, keep)
         token_N = paddle.to_tensor(beams.ids_BKT[:, :, length - 1].reshape(-1))
         logits_NV, state = decoder.step(token_N, state)
     results = settings.num_return_sequences
@@ -143,16 +143,39 @@ def beam_search(
     return ids, done.ended_score_BK[:, :results].reshape(-1)
 
 
-def _candidates(logprob_NV: Tensor, score_BK: np.ndarray, *, do_sample: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The 2K best (or drawn) continuations of each image's beams: scores, beams and tokens, [B, C] each."""
-    images, keep = score_BK.shape
-    vocabulary = logprob_NV.shape[1]
-    total_NV = logprob_NV + paddle.to_tensor(score_BK.reshape(-1, 1))
-    total_BF = total_NV.reshape([images, keep * vocabulary])  # F: all continuations of all beams
-    if do_sample:
-        _, index_BC = paddle.topk(total_BF + gumbel_noise(total_BF), 2 * keep, axis=1)
-        score_BC = paddle.take_along_axis(total_BF, index_BC, axis=1)
-    else:
-        score_BC, index_BC = paddle.topk(total_BF, 2 * keep, axis=1)
-    index_BC = index_BC.numpy()
-    return score_BC.numpy(), index_BC // vocabulary, index_BC % vocabulary
+def _likeliest(
+    logits_NV: Tensor, seen_NT: Tensor | None, settings: GenerationSettings, *, length: int, eos_id: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The 2K best (or drawn) tokens of each row, [N, C]: tokens, log-probabilities, and what they are ranked by.
+
+    `length` as in `process`.
+    """
+    shift_N1 = log_sum_exp(logits_NV)
+    if settings.do_sample or settings.repetition_penalty != 1:  # which read log-probabilities of all tokens
+        logits_NV, shift_N1 = logits_NV - shift_N1, paddle.zeros_like(shift_N1)
+    score_NV = process(logits_NV, seen_NT, settings, length=length, eos_id=eos_id)
+    rank_NV = score_NV + gumbel_noise(score_NV) if settings.do_sample else score_NV
+    rank_NC, token_NC = best(rank_NV, 2 * settings.num_beams)
+    score_NC = paddle.take_along_axis(score_NV, token_NC, axis=1) if settings.do_sample else rank_NC
+    return token_NC.numpy(), (score_NC - shift_N1).numpy(), (rank_NC - shift_N1).numpy()
+
+
+def _candidates(
+    score_BK: np.ndarray, token_NC: np.ndarray, logprob_NC: np.ndarray, rank_NC: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The 2K best (or drawn) continuations of each image's beams: scores, beams and tokens, [B, C] each.
+
+    N may be B: then all beams of an image go on from the same tokens.
+    """
+    (images, keep), each = score_BK.shape, token_NC.shape[1]
+
+    def per_image(array_NC: np.ndarray) -> np.ndarray:
+        return np.broadcast_to(array_NC.reshape(images, -1, each), (images, keep, each))
+
+    before_BK1 = score_BK[:, :, None]
+    index_BC = _best((before_BK1 + per_image(rank_NC)).reshape(images, -1), 2 * keep)
+    score_BC, token_BC = (
+        np.take_along_axis(array.reshape(images, -1), index_BC, axis=1)
+        for array in (before_BK1 + per_image(logprob_NC), per_image(token_NC))
+    )
+    return score_BC, index_BC // each, token_BC

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
 from paddle import Tensor
 
 
 class Decoder(Protocol):
-    """Reads a prefix once, then one token per row and step."""
+    """Reads a prefix once, then one token per row and step.
+
+    A state goes on once, by `step` or by `reorder`: what follows may be written into its memory.
+    """
 
     def prefill(self, prefix: Any) -> tuple[Tensor, Any]:
         """Float32 logits [B, V] of the first new token, and the state after the prefix."""
@@ -19,5 +23,5 @@ class Decoder(Protocol):
     def step(self, token_N: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Append token_N (int64 [N]): float32 logits [N, V] of the next token, and the new state."""
 
-    def reorder(self, state: Any, index_N: Tensor) -> Any:
+    def reorder(self, state: Any, index_N: np.ndarray) -> Any:
         """Row n of the new state is row index_N[n] of the old one; rows may repeat (beams start) or vanish (text is done)."""

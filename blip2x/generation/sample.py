@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
 
-from blip2x.generation.logits import gumbel_noise, process
+from blip2x.generation.logits import gumbel_noise, log_sum_exp, process
 from blip2x.generation.protocol import Decoder
 from blip2x.generation.settings import GenerationSettings
 
@@ -37,15 +36,16 @@ def sample(
     logprob, length = np.zeros(len(open_N), np.float32), np.zeros(len(open_N), np.int64)
     logits_NV = logits_BV
     if results > 1:
-        index_N = paddle.to_tensor(open_N // results)
-        logits_NV, state = paddle.index_select(logits_BV, index_N, axis=0), decoder.reorder(state, index_N)
+        row_N = open_N // results
+        logits_NV = paddle.index_select(logits_BV, paddle.to_tensor(row_N), axis=0)
+        state = decoder.reorder(state, row_N)
     for step in range(settings.max_new_tokens):
-        seen_NT = seen_tokens(ids[open_N, :step], start_id)
+        seen_NT = seen_tokens(ids[open_N, :step], start_id) if settings.repetition_penalty != 1 else None
         scores_NV = process(logits_NV, seen_NT, settings, length=step, eos_id=eos_id)
         if settings.do_sample:
             scores_NV = scores_NV + gumbel_noise(scores_NV)
         token_N = scores_NV.argmax(axis=1)
-        chosen_N1 = paddle.take_along_axis(F.log_softmax(logits_NV, axis=1), token_N.unsqueeze(1), axis=1)
+        chosen_N1 = paddle.take_along_axis(logits_NV, token_N.unsqueeze(1), axis=1) - log_sum_exp(logits_NV)
         ids[open_N, step] = token_N.numpy()
         logprob[open_N] += chosen_N1.squeeze(1).numpy()
         length[open_N] += 1
@@ -53,8 +53,9 @@ def sample(
         if step + 1 == settings.max_new_tokens or not goes_on_N.any():
             break
         if not goes_on_N.all():
-            index_N = paddle.to_tensor(np.flatnonzero(goes_on_N))
-            token_N, state = paddle.index_select(token_N, index_N, axis=0), decoder.reorder(state, index_N)
+            row_N = np.flatnonzero(goes_on_N)
+            token_N = paddle.index_select(token_N, paddle.to_tensor(row_N), axis=0)
+            state = decoder.reorder(state, row_N)
             open_N = open_N[goes_on_N]
         logits_NV, state = decoder.step(token_N, state)
     return ids[:, : length.max()], logprob / length.astype(np.float32) ** settings.length_penalty

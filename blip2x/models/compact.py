@@ -43,10 +43,10 @@ def compact_of(weight: Tensor) -> Compact | None:
     return getattr(weight, "compact", None)
 
 
-def type_of(weight: Tensor) -> paddle.dtype | str:
+def type_of(weight: Tensor) -> paddle.dtype:
     """In which type a part computes that has `weight`."""
     compact = compact_of(weight)
-    return weight.dtype if compact is None else compact.computes
+    return weight.dtype if compact is None else getattr(paddle, compact.computes)
 
 
 class CompactLinear(nn.Layer):

@@ -32,7 +32,7 @@ from blip2x.pages import render_page
 from blip2x.parallel.seeding import seed_everything
 from blip2x.registry import TASKS
 from blip2x.tasks.common.attention import draw_looks, keep_shares, looks_file, write_looks
-from blip2x.tasks.common.captioning import write_captions, write_texts
+from blip2x.tasks.common.captioning import write_about, write_captions
 from blip2x.tasks.common.conversation import Asker, Reply, positions_of, prompt_room
 from blip2x.tasks.common.loading import Share, eval_transform
 from blip2x.tasks.common.merge import gather_rows
@@ -151,7 +151,8 @@ class Predict(Task):
             return stage1.qformer, describe
         model, tokenizer = loader.stage2(new_projection=False)
         asker = Asker(
-            lambda query_NQD, prompts: write_texts(model, tokenizer, query_NQD, prompts, settings),
+            model.language.share,
+            lambda queries, images, prompts: write_about(model, tokenizer, queries, images, prompts, settings),
             template=task.prompt.strip(),
             chat=task.chat,
             fits=lambda prompt: len(tokenizer.tokens(prompt)) <= self._room(),

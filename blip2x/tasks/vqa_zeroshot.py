@@ -44,7 +44,6 @@ class VqaZeroshot(AnsweringTask):
             settings=GenerationSettings.from_config(self.task),
             prompt=self.task.prompt,
             encode=model.soft_prompt,
-            queries=lambda feature_NQD, _: feature_NQD,
         )
 
         def baselines() -> dict[str, dict[int, str]]:

@@ -32,7 +32,7 @@ class ToyDecoder:
         return self.logits_SV[history_N], ToyState(history_N)
 
     def reorder(self, state, index_N):
-        return ToyState(paddle.index_select(state.history_N, index_N))
+        return ToyState(paddle.index_select(state.history_N, paddle.to_tensor(index_N)))
 
     def log_probabilities(self, first: int, tokens: tuple[int, ...]) -> np.ndarray:
         """Of the token after `tokens`, for a text that starts from prefix `first`."""

@@ -4,7 +4,16 @@ import numpy as np
 import paddle
 import pytest
 
-from blip2x.generation.logits import forbid, gumbel_noise, keep_top_k, keep_top_p, penalize_repetition, process
+from blip2x.generation.logits import (
+    best,
+    forbid,
+    gumbel_noise,
+    keep_top_k,
+    keep_top_p,
+    log_sum_exp,
+    penalize_repetition,
+    process,
+)
 from blip2x.generation.settings import GenerationSettings
 
 SCORES = np.random.default_rng(0).standard_normal((5, 11)).astype(np.float32)
@@ -99,3 +108,23 @@ def test_gumbel_noise_draws_by_probability_without_replacement():
         probability = np.exp(logits[first]) * np.exp(logits[second]) / (1 - np.exp(logits[first]))
         seen = ((pairs[:, 0] == first) & (pairs[:, 1] == second)).mean()
         assert abs(seen - probability) < 4 * np.sqrt(probability / 20000)
+
+
+@pytest.mark.parametrize(("words", "count"), [(1000, 4), (1000, 40), (97, 3), (5, 10)])
+def test_best_tokens_of_large_and_small_vocabularies(words, count):
+    scores = np.random.default_rng(2).standard_normal((6, words)).astype(np.float32)
+    scores[:, 3] = -np.inf
+    scores[0, -1] = 9  # behind the last whole block
+    found, tokens = (tensor.numpy() for tensor in best(paddle.to_tensor(scores), count))
+    np.testing.assert_array_equal(tokens, np.argsort(-scores, axis=1)[:, :count])
+    np.testing.assert_array_equal(found, np.take_along_axis(scores, tokens, axis=1))
+
+
+def test_log_sum_exp_of_near_and_far_logits():
+    logits = np.random.default_rng(3).standard_normal((4, 300)).astype(np.float32) * np.array([[0.1], [1], [30], [300]], "f4")
+    logits[0, 5] = -np.inf
+    exact = logits.astype(np.float64)
+    expected = np.log(np.exp(exact - exact.max(axis=1, keepdims=True)).sum(axis=1)) + exact.max(axis=1)
+    given = paddle.to_tensor(logits)
+    np.testing.assert_allclose(log_sum_exp(given).numpy()[:, 0], expected, rtol=1e-6)
+    np.testing.assert_array_equal(given.numpy(), logits)  # they are still needed

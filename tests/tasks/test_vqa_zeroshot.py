@@ -18,13 +18,19 @@ def rows(folder):
 @pytest.fixture
 def prompts(monkeypatch):
     """For each call of the language model: (whether it sees images, the prompts)."""
-    found, write_texts = [], answering.write_texts
+    found, write_about, write_texts = [], answering.write_about, answering.write_texts
 
-    def spy(model, tokenizer, query_BQD, asked, settings):
-        found.append((query_BQD is not None, list(asked)))
+    def about(model, tokenizer, queries, image_B, asked, settings):
+        found.append((True, list(asked)))
+        return write_about(model, tokenizer, queries, image_B, asked, settings)
+
+    def blind(model, tokenizer, query_BQD, asked, settings):
+        assert query_BQD is None
+        found.append((False, list(asked)))
         return write_texts(model, tokenizer, query_BQD, asked, settings)
 
-    monkeypatch.setattr(answering, "write_texts", spy)
+    monkeypatch.setattr(answering, "write_about", about)
+    monkeypatch.setattr(answering, "write_texts", blind)
     return found
 
 

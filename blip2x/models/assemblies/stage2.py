@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import paddle
+import numpy as np
 from paddle import Tensor, nn
 
 from blip2x.config.model import LN_VISION_EPS, ModelConfig
+from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries, join
 from blip2x.models.qformer.layers import linear
 from blip2x.models.qformer.qformer import QFormer, build_qformer
 from blip2x.registry import LANGUAGE_MODELS, VISION_ENCODERS
-
-Prefix = tuple[Tensor, Tensor]  # embeddings [B, S, D], and which of them are there [B, S]
 
 
 class Stage2Model(nn.Layer):
@@ -68,9 +67,14 @@ def join_prefix(language: nn.Layer, query_BQD: Tensor | None, ids_BL: Tensor, ma
     text_BLD = language.embed(ids_BL)
     if query_BQD is None:
         return text_BLD, mask_BL
-    query_mask_BQ = paddle.ones(query_BQD.shape[:2], dtype=mask_BL.dtype)
-    text_BLD = text_BLD.astype(query_BQD.dtype)
-    return paddle.concat([query_BQD, text_BLD], axis=1), paddle.concat([query_mask_BQ, mask_BL], axis=1)
+    return join(query_BQD, text_BLD, mask_BL)
+
+
+def shared_prefix(
+    language: nn.Layer, queries: SharedQueries, image_B: np.ndarray, ids_BL: Tensor, mask_BL: Tensor
+) -> SharedPrefix:
+    """As `join_prefix`, where several texts are about one image: text b about the one in row image_B[b] of `queries`."""
+    return SharedPrefix(queries, image_B, language.embed(ids_BL), mask_BL)
 
 
 def build_stage2(cfg: ModelConfig, *, vocab_size: int, question_vocab_size: int | None = None) -> Stage2Model:

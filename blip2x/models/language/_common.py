@@ -1,20 +1,15 @@
-"""What the adapters around PaddleNLP's modules share.
-
-B texts, N rows of a decoding batch, S tokens so far.
-"""
+"""What the adapters around PaddleNLP's modules share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import TypeVar
 
-import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddlenlp.transformers.model_utils import PretrainedModel, no_init_weights
 
 P = TypeVar("P", bound=PretrainedModel)
-Cache = list[tuple[Tensor, ...]]  # per block: tensors [N, heads, tokens, head width]
 
 
 class LayerNorm(nn.LayerNorm):
@@ -45,8 +40,3 @@ def build_pretrained(build: Callable[[], P]) -> P:
 def is_initialized(layer: nn.Layer) -> bool:
     """Whether the parameters have memory; those built under ``paddle.LazyGuard`` have none."""
     return all(parameter._is_initialized() for parameter in layer.parameters())
-
-
-def select_rows(cache: Cache, index_N: Tensor) -> Cache:
-    """Rows `index_N` of every tensor of the cache; rows may repeat or vanish."""
-    return [tuple(paddle.index_select(tensor, index_N, axis=0) for tensor in block) for block in cache]

@@ -1,6 +1,6 @@
 """OPT as a reader of embeddings, on PaddleNLP's modules (Zhang et al., 2022, arXiv 2205.01068).
 
-B texts, N rows of a decoding batch, L tokens, S tokens so far, D width, V vocabulary.
+B texts, I images, Q queries, N rows of a decoding batch, L tokens, S tokens so far, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,17 +8,21 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor, nn
 from paddlenlp.transformers.opt.configuration import OPTConfig as PaddleNlpConfig
-from paddlenlp.transformers.opt.modeling import MultiHeadAttention, OPTModel
+from paddlenlp.transformers.opt.modeling import MultiHeadAttention, OPTModel, TransformerDecoderLayer
 
 from blip2x.config.model import OptConfig
 from blip2x.errors import UserError
+from blip2x.models.cached_attention import KeysValues, SharedCache
 from blip2x.models.compact import linear_of_words, type_of
-from blip2x.models.language._common import Cache, LayerNorm, build_pretrained, select_rows
+from blip2x.models.language._common import LayerNorm, build_pretrained
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.precision import without_autocast
+from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries
 from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, copy_for_ranks, split_columns
 from blip2x.parallel.context import TensorGroup
@@ -26,10 +30,10 @@ from blip2x.registry import LANGUAGE_MODELS
 
 
 class OptState(NamedTuple):
-    """Keys and values of the tokens so far, and which of these are no padding."""
+    """Keys and values of the tokens so far, and how many these are, padding included."""
 
-    cache: Cache
-    mask_NS: Tensor
+    cache: SharedCache
+    length: int
 
 
 class OptLanguageModel(nn.Layer):
@@ -100,44 +104,111 @@ class OptLanguageModel(nn.Layer):
 
     def forward(self, embeds_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Logits [B, L, V] of the token after each position, for texts given as embeddings."""
-        hidden_BLD, _ = self._run(embeds_BLD, mask_BL, cache=None, use_cache=False)
-        return self._head(hidden_BLD)
+        return self._head(self.opt.decoder.final_layer_norm(self._run(embeds_BLD, mask_BL)))
 
-    def prefill(self, prefix: tuple[Tensor, Tensor]) -> tuple[Tensor, OptState]:
-        """Read ``(embeds_BSD, mask_BS)``, padded on the left: float32 logits [B, V] of the first new token, and the state."""
-        embeds_BSD, mask_BS = prefix
-        hidden_BSD, cache = self._run(embeds_BSD, mask_BS, cache=None, use_cache=True)
-        return self._head(hidden_BSD[:, -1]).astype("float32"), OptState(cache, mask_BS)
+    @paddle.no_grad()
+    def share(self, query_IQD: Tensor) -> SharedQueries:
+        """Read images' queries once for all the texts behind them, which they do not see."""
+        mask_IQ = paddle.ones(query_IQD.shape[:2], "int64")
+        return SharedQueries(query_IQD, self._read(query_IQD, mask_IQ)[1])
 
+    @paddle.no_grad()
+    def prefill(self, prefix: Prefix | SharedPrefix) -> tuple[Tensor, OptState]:
+        """Read the prefixes, padded on the left: float32 logits [B, V] of the first new token, and the state."""
+        if isinstance(prefix, SharedPrefix):
+            (query_IQD, read), image_B, embeds_BLD, mask_BL = prefix
+            query_mask_BQ = paddle.ones([len(image_B), query_IQD.shape[1]], mask_BL.dtype)
+            mask_BS = paddle.concat([query_mask_BQ, mask_BL], axis=1)
+            hidden_BLD, pairs = self._read(embeds_BLD, mask_BS, past=read, row_B=paddle.to_tensor(image_B))
+        else:
+            embeds_BSD, mask_BS = prefix
+            hidden_BLD, pairs = self._read(embeds_BSD, mask_BS)
+        cache = SharedCache(pairs, mask_BS.numpy().astype(bool), heads=self.num_heads)
+        look, hidden_BD = cache.open(), hidden_BLD[:, -1]
+        layer = self.opt.decoder.layers[-1]
+        query_BD = self._query(layer, layer.norm1(hidden_BD))
+        hidden_BD = self._behind(layer, hidden_BD, look.read(self.depth - 1, query_BD, look.bias(self._stored_as)))
+        return self._logits(hidden_BD), OptState(cache, mask_BS.shape[1])
+
+    @paddle.no_grad()
     def step(self, token_N: Tensor, state: OptState) -> tuple[Tensor, OptState]:
         """Append one token per row: float32 logits [N, V] of the next one, and the new state."""
-        new_N1 = paddle.ones([token_N.shape[0], 1], dtype=state.mask_NS.dtype)
-        mask_NS = paddle.concat([state.mask_NS, new_N1], axis=1)
-        hidden_N1D, cache = self._run(self.embed(token_N.unsqueeze(1)), mask_NS, cache=state.cache, use_cache=True)
-        return self._head(hidden_N1D[:, 0]).astype("float32"), OptState(cache, mask_NS)
-
-    def reorder(self, state: OptState, index_N: Tensor) -> OptState:
-        """Keep the rows `index_N`, which may repeat."""
-        return OptState(select_rows(state.cache, index_N), paddle.index_select(state.mask_NS, index_N, axis=0))
-
-    def _run(self, embeds_BLD: Tensor, mask_BS: Tensor, *, cache: Cache | None, use_cache: bool) -> tuple[Tensor, Cache | None]:
-        """Hidden states of L new tokens behind a cache of S - L tokens, and the new cache where asked for."""
-        length, total = embeds_BLD.shape[1], mask_BS.shape[1]
-        if total > self.max_positions:
-            raise UserError(f"a text of {total} tokens, queries included, is longer than OPT's {self.max_positions} positions")
-        visible_B11S = mask_BS.astype("bool").unsqueeze([1, 2])
-        visible = visible_B11S if length == 1 else visible_B11S & causal(total)[:, :, total - length :]
-        embeds_BLD = embeds_BLD.astype(type_of(self.opt.embeddings.word_embeddings.weight))  # the queries' may be another
-        bias = for_all_heads(attention_bias(visible, embeds_BLD.dtype), self.num_heads, length)
-        past = None if cache is None else [MultiHeadAttention.Cache(*block) for block in cache]
+        cache, length = state.cache, state.length + 1
+        self._check_length(length)
+        look, positions = cache.append(), self.opt.embeddings.position_embeddings
+        position_N = paddle.to_tensor(cache.seen_N - 1 + positions.offset)
         with without_autocast():
-            position_BLD = self.opt.embeddings.position_embeddings(mask_BS.astype("int64"), total - length)
-        hidden_BLD = self.opt.embeddings.dropout(embeds_BLD + position_BLD)
-        if use_cache:
-            return self.opt.decoder(hidden_BLD, memory=None, tgt_mask=bias, use_cache=True, cache=past)
+            hidden_ND = self.opt.embeddings.word_embeddings(token_N) + F.embedding(position_N, positions.weight)
+        bias = look.bias(self._stored_as)
+        for place, layer in enumerate(self.opt.decoder.layers):
+            normed_ND, attention = layer.norm1(hidden_ND), layer.self_attn
+            look.write(place, attention.k_proj(normed_ND), attention.v_proj(normed_ND))
+            hidden_ND = self._behind(layer, hidden_ND, look.read(place, self._query(layer, normed_ND), bias))
+        return self._logits(hidden_ND), OptState(cache, length)
+
+    def reorder(self, state: OptState, index_N: np.ndarray) -> OptState:
+        """Keep the rows `index_N`, which may repeat."""
+        return OptState(state.cache.reorder(index_N), state.length)
+
+    def _run(self, embeds_BLD: Tensor, mask_BS: Tensor) -> Tensor:
+        """Hidden states of whole texts, before the last norm."""
+        hidden_BLD, bias = self._enter(embeds_BLD, mask_BS)
         for layer in self.opt.decoder.layers:
             hidden_BLD = call(layer, hidden_BLD, again=self.recompute, memory=None, tgt_mask=bias)
-        return self.opt.decoder.final_layer_norm(hidden_BLD), None
+        return hidden_BLD
+
+    def _read(
+        self, embeds_BLD: Tensor, mask_BS: Tensor, *, past: list[KeysValues] | None = None, row_B: Tensor | None = None
+    ) -> tuple[Tensor, list[KeysValues]]:
+        """Hidden states before the last layer, of whose output one position will do, and all layers' keys and values.
+
+        `past` holds those of what stands before the L tokens, in which text b goes on from row `row_B[b]`.
+        """
+        hidden_BLD, bias = self._enter(embeds_BLD, mask_BS)
+        *layers, last = self.opt.decoder.layers
+        pairs = []
+        for place, layer in enumerate(layers):
+            before = None
+            if past is not None:
+                before = MultiHeadAttention.Cache(*(paddle.index_select(tensor, row_B, axis=0) for tensor in past[place]))
+            hidden_BLD, pair = layer(hidden_BLD, None, tgt_mask=bias, use_cache=True, cache=before)
+            pairs.append(tuple(pair))
+        normed_BLD = last.norm1(hidden_BLD)
+        pair = last.self_attn.compute_kv(normed_BLD, normed_BLD)
+        if past is not None:
+            before = (paddle.index_select(tensor, row_B, axis=0) for tensor in past[-1])
+            pair = tuple(paddle.concat([old, new], axis=2) for old, new in zip(before, pair, strict=True))
+        return hidden_BLD, [*pairs, pair]
+
+    def _enter(self, embeds_BLD: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Where the layers start from at the last L of S positions, and the bias of their attention."""
+        length, total = embeds_BLD.shape[1], mask_BS.shape[1]
+        self._check_length(total)
+        visible = mask_BS.astype("bool").unsqueeze([1, 2]) & causal(total)[:, :, total - length :]
+        embeds_BLD = embeds_BLD.astype(self._stored_as)  # the queries' may be another
+        bias = for_all_heads(attention_bias(visible, self._stored_as), self.num_heads, length)
+        with without_autocast():
+            position_BLD = self.opt.embeddings.position_embeddings(mask_BS.astype("int64"), total - length)
+        return self.opt.embeddings.dropout(embeds_BLD + position_BLD), bias
+
+    def _query(self, layer: TransformerDecoderLayer, normed_ND: Tensor) -> Tensor:
+        return layer.self_attn.q_proj(normed_ND) * layer.self_attn.head_dim**-0.5
+
+    def _behind(self, layer: TransformerDecoderLayer, hidden_ND: Tensor, mixed_ND: Tensor) -> Tensor:
+        """The rest of a layer, behind what its attention gathered."""
+        hidden_ND = hidden_ND + layer.self_attn.out_proj(mixed_ND)
+        return hidden_ND + layer.linear2(layer.activation(layer.linear1(layer.norm2(hidden_ND))))
+
+    def _check_length(self, total: int) -> None:
+        if total > self.max_positions:
+            raise UserError(f"a text of {total} tokens, queries included, is longer than OPT's {self.max_positions} positions")
+
+    @property
+    def _stored_as(self) -> paddle.dtype:
+        return type_of(self.opt.embeddings.word_embeddings.weight)
+
+    def _logits(self, hidden_ND: Tensor) -> Tensor:
+        return self._head(self.opt.decoder.final_layer_norm(hidden_ND)).astype("float32")
 
     def _head(self, hidden: Tensor) -> Tensor:
         words = self.opt.embeddings.word_embeddings

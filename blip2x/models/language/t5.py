@@ -8,16 +8,19 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
+import numpy as np
 import paddle
 from paddle import Tensor, nn
 from paddlenlp.transformers.t5.configuration import T5Config as PaddleNlpConfig
 from paddlenlp.transformers.t5.modeling import T5Attention, T5DenseGatedGeluDense, T5LayerNorm, T5Stack
 
 from blip2x.config.model import Activation, T5Config
+from blip2x.models.cached_attention import KeysValues, SharedCache
 from blip2x.models.compact import type_of
-from blip2x.models.language._common import Cache, build_pretrained, select_rows
+from blip2x.models.language._common import build_pretrained
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.precision import never_float16, without_autocast
+from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries
 from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, SplitHead, copy_for_ranks, keep_share, split_columns
 from blip2x.parallel.context import TensorGroup
@@ -25,10 +28,10 @@ from blip2x.registry import LANGUAGE_MODELS
 
 
 class T5State(NamedTuple):
-    """Keys and values of the decoder's tokens and of the encoder's output per block, and which encoder positions count."""
+    """Keys and values of the decoder's own tokens, and of the encoder's output."""
 
-    cache: Cache
-    mask_NS: Tensor
+    own: SharedCache
+    memory: SharedCache
 
 
 class RmsNorm(nn.Layer):
@@ -142,29 +145,56 @@ class T5LanguageModel(nn.Layer):
         length = decoder_ids_BT.shape[1]
         visible_B1TT = decoder_mask_BT.astype("bool").unsqueeze([1, 2]) & causal(length)
         bias_BHTT = self._position_bias(self.decoder, length, length) + attention_bias(visible_B1TT, memory_BSD.dtype)
-        hidden_BTD, _ = self._decode(decoder_ids_BT, bias_BHTT, mask_BS, memory_BSD=memory_BSD)
-        return self.lm_head(hidden_BTD)
+        return self.lm_head(self._decode(decoder_ids_BT, bias_BHTT, mask_BS, memory_BSD))
+
+    def share(self, query_IQD: Tensor) -> SharedQueries:
+        """Images' queries for several texts each; the encoder reads them with each, since they see the text, too."""
+        return SharedQueries(query_IQD, None)
 
     @never_float16()
-    def prefill(self, prefix: tuple[Tensor, Tensor]) -> tuple[Tensor, T5State]:
-        """Encode ``(embeds_BSD, mask_BS)``: float32 logits [B, V] of the token after the start token, and the state."""
-        embeds_BSD, mask_BS = prefix
+    @paddle.no_grad()
+    def prefill(self, prefix: Prefix | SharedPrefix) -> tuple[Tensor, T5State]:
+        """Encode the prefixes: float32 logits [B, V] of the token after the start token, and the state."""
+        embeds_BSD, mask_BS = prefix.joined() if isinstance(prefix, SharedPrefix) else prefix
         memory_BSD = self._encode(embeds_BSD, mask_BS)
-        start_B1 = paddle.full([mask_BS.shape[0], 1], self.start_id, dtype="int64")
-        bias = self._position_bias(self.decoder, 1, 1)
-        hidden_B1D, cache = self._decode(start_B1, bias, mask_BS, memory_BSD=memory_BSD, use_cache=True)
-        return self.lm_head(hidden_B1D[:, 0]).astype("float32"), T5State(cache, mask_BS)
+        rows = mask_BS.shape[0]
+        pairs = [self._memory_keys(block.layer[1].EncDecAttention, memory_BSD) for block in self.decoder.block]
+        memory = SharedCache(pairs, mask_BS.numpy().astype(bool), heads=self.num_heads)
+        own = SharedCache([None] * len(pairs), np.zeros((rows, 0), bool), heads=self.num_heads)
+        return self._write(paddle.full([rows], self.start_id, dtype="int64"), T5State(own, memory))
 
     @never_float16()
+    @paddle.no_grad()
     def step(self, token_N: Tensor, state: T5State) -> tuple[Tensor, T5State]:
         """Append one token per row: float32 logits [N, V] of the next one, and the new state."""
-        bias = self._position_bias(self.decoder, 1, state.cache[0][0].shape[2] + 1)
-        hidden_N1D, cache = self._decode(token_N.unsqueeze(1), bias, state.mask_NS, cache=state.cache, use_cache=True)
-        return self.lm_head(hidden_N1D[:, 0]).astype("float32"), T5State(cache, state.mask_NS)
+        return self._write(token_N, state)
 
-    def reorder(self, state: T5State, index_N: Tensor) -> T5State:
+    def reorder(self, state: T5State, index_N: np.ndarray) -> T5State:
         """Keep the rows `index_N`, which may repeat."""
-        return T5State(select_rows(state.cache, index_N), paddle.index_select(state.mask_NS, index_N, axis=0))
+        return T5State(*(cache.reorder(index_N) for cache in state))
+
+    def _write(self, token_N: Tensor, state: T5State) -> tuple[Tensor, T5State]:
+        hidden_ND = self.embed(token_N)
+        dtype = hidden_ND.dtype
+        look, memory = state.own.append(), state.memory.open()
+        distance_1HT = self._position_bias(self.decoder, 1, state.own.written).squeeze(2)
+        distance_GHC = paddle.index_select(distance_1HT, paddle.to_tensor(look.token_GC.reshape(-1)), axis=2)
+        distance_GHC = distance_GHC.reshape([self.num_heads, *look.token_GC.shape]).transpose([1, 0, 2])
+        bias, memory_bias = look.bias(dtype, distance_GHC.unsqueeze(2)), memory.bias(dtype)
+        for place, block in enumerate(self.decoder.block):
+            to_own, to_memory, feed_forward = block.layer
+            attention, normed_ND = to_own.SelfAttention, to_own.layer_norm(hidden_ND)
+            look.write(place, attention.k(normed_ND), attention.v(normed_ND))
+            hidden_ND = hidden_ND + attention.o(look.read(place, attention.q(normed_ND), bias))
+            attention, normed_ND = to_memory.EncDecAttention, to_memory.layer_norm(hidden_ND)
+            hidden_ND = hidden_ND + attention.o(memory.read(place, attention.q(normed_ND), memory_bias))
+            hidden_ND = feed_forward(hidden_ND)
+        return self.lm_head(self.decoder.final_layer_norm(hidden_ND)).astype("float32"), state
+
+    def _memory_keys(self, attention: T5Attention, memory_BSD: Tensor) -> KeysValues:
+        rows, length, _ = memory_BSD.shape
+        shape = [rows, length, self.num_heads, attention.key_value_proj_dim]
+        return tuple(linear(memory_BSD).reshape(shape).transpose([0, 2, 1, 3]) for linear in (attention.k, attention.v))
 
     def _encode(self, embeds_BSD: Tensor, mask_BS: Tensor) -> Tensor:
         length = embeds_BSD.shape[1]
@@ -176,38 +206,21 @@ class T5LanguageModel(nn.Layer):
             hidden_BSD = call(block, hidden_BSD, again=self.recompute, position_bias=bias_BHSS)[0]
         return self.encoder.dropout(self.encoder.final_layer_norm(hidden_BSD))
 
-    def _decode(
-        self,
-        ids_NT: Tensor,
-        bias: Tensor,
-        memory_mask_NS: Tensor,
-        *,
-        memory_BSD: Tensor | None = None,
-        cache: Cache | None = None,
-        use_cache: bool = False,
-    ) -> tuple[Tensor, Cache]:
-        """Hidden states of the tokens, behind those in `cache`, which also replaces `memory_BSD`; and the new cache."""
-        hidden_NTD = self.decoder.dropout(self.embed(ids_NT))
-        memory_bias = attention_bias(memory_mask_NS.astype("bool").unsqueeze([1, 2]), hidden_NTD.dtype)
-        memory_bias = for_all_heads(memory_bias, self.num_heads, ids_NT.shape[1])
-        after = []
-        for index, block in enumerate(self.decoder.block):
-            past = None if cache is None else cache[index]
-            out = call(
+    def _decode(self, ids_BT: Tensor, bias: Tensor, memory_mask_BS: Tensor, memory_BSD: Tensor) -> Tensor:
+        """Hidden states of the tokens, behind the last norm."""
+        hidden_BTD = self.decoder.dropout(self.embed(ids_BT))
+        memory_bias = attention_bias(memory_mask_BS.astype("bool").unsqueeze([1, 2]), hidden_BTD.dtype)
+        memory_bias = for_all_heads(memory_bias, self.num_heads, ids_BT.shape[1])
+        for block in self.decoder.block:
+            hidden_BTD = call(
                 block,
-                hidden_NTD,
-                again=self.recompute and not use_cache,
+                hidden_BTD,
+                again=self.recompute,
                 position_bias=bias,
-                # with a cache, all that is asked of the encoder's output is that there is some: its keys will do
-                encoder_hidden_states=memory_BSD if past is None else past[2],
+                encoder_hidden_states=memory_BSD,
                 encoder_decoder_position_bias=memory_bias,
-                cache=past,
-                use_cache=use_cache,
-            )
-            hidden_NTD = out[0]
-            if use_cache:
-                after.append(out[1])
-        return self.decoder.dropout(self.decoder.final_layer_norm(hidden_NTD)), after
+            )[0]
+        return self.decoder.dropout(self.decoder.final_layer_norm(hidden_BTD))
 
     def _position_bias(self, stack: T5Stack, queries: int, keys: int) -> Tensor:
         """Learned bias [1, H, queries, keys] of each distance; the queries are the last of the keys' positions."""

@@ -5,19 +5,21 @@ B images, N rows of a decoding batch, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
+import numpy as np
 import paddle
 from paddle import Tensor
 
+from blip2x.models.cached_attention import SharedCache
 from blip2x.models.qformer.qformer import Cache, QFormer
 
 
 class CaptionState(NamedTuple):
-    """Keys and values of queries and tokens so far, and how many tokens these are."""
+    """Keys and values of queries and tokens so far."""
 
-    cache: Cache
-    length: int
+    cache: SharedCache
 
 
 class QFormerCaptioner:
@@ -29,16 +31,26 @@ class QFormerCaptioner:
 
     def prefill(self, prefix: Cache) -> tuple[Tensor, CaptionState]:
         """Read [DEC] behind the queries: float32 logits [B, V] of the first token, and the state."""
-        start_B = paddle.full([prefix[0][0].shape[0]], self.start_id, dtype="int64")
-        return self.step(start_B, CaptionState(prefix, 0))
+        images, heads, queries, _ = prefix[0][0].shape
+        cache = SharedCache(prefix, np.ones((images, queries), bool), heads=heads)
+        return self.step(paddle.full([images], self.start_id, dtype="int64"), CaptionState(cache))
 
+    @paddle.no_grad()
     def step(self, token_N: Tensor, state: CaptionState) -> tuple[Tensor, CaptionState]:
         """Append one token per row: float32 logits [N, V] of the next one, and the new state."""
-        ids_N1 = token_N.unsqueeze(1)
-        logits_N1V, cache = self.qformer.write(ids_N1, paddle.ones_like(ids_N1), state.cache, first=state.length)
-        return logits_N1V[:, 0].astype("float32"), CaptionState(cache, state.length + 1)
+        qformer, cache = self.qformer, state.cache
+        embeds_N1D = qformer.text.embed(token_N.unsqueeze(1), first=cache.written)
+        hidden_ND, look = qformer.embeddings_norm(embeds_N1D[:, 0]), cache.append()
+        bias = look.bias(qformer.query_tokens.dtype)
+        for place, layer in enumerate(qformer.layers):
+            attention = layer.attention
+            query_ND = attention.query(hidden_ND)
+            scale = 1 / math.sqrt(query_ND.shape[1] // attention.num_heads)
+            look.write(place, attention.key(hidden_ND), attention.value(hidden_ND))
+            hidden_ND = attention.norm(hidden_ND + attention.out(look.read(place, query_ND * scale, bias)))
+            hidden_ND = layer.text_ffn(hidden_ND)
+        return qformer.text.logits(hidden_ND).astype("float32"), state
 
-    def reorder(self, state: CaptionState, index_N: Tensor) -> CaptionState:
+    def reorder(self, state: CaptionState, index_N: np.ndarray) -> CaptionState:
         """Keep the rows `index_N`, which may repeat."""
-        cache = [tuple(paddle.index_select(tensor, index_N, axis=0) for tensor in pair) for pair in state.cache]
-        return CaptionState(cache, state.length)
+        return CaptionState(state.cache.reorder(index_N))

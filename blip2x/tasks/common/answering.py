@@ -24,7 +24,7 @@ from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.lemmatise import require_lemmatiser
 from blip2x.models.assemblies.stage2 import Stage2Model
 from blip2x.tasks.common.attention import draw_looks, keep_shares
-from blip2x.tasks.common.captioning import write_texts
+from blip2x.tasks.common.captioning import write_about, write_texts
 from blip2x.tasks.common.loading import Share
 from blip2x.tasks.common.merge import gather_rows
 from blip2x.tasks.common.results import answer_results, check_questions
@@ -108,7 +108,8 @@ class Answering:
         settings: how to decode.
         prompt: what the language model reads behind the queries; "{}" is replaced by the question, cleaned if the task says so.
         encode: what the image encoder gives [B, P, V] -> features [B, ...], called once per image.
-        queries: the features of each question's image [N, ...] and the N questions -> query_NQD.
+        queries: the features of each question's image [N, ...] and the N questions -> query_NQD. None: features are queries
+            already, whatever is asked, and the language model reads those of an image once for all questions about it.
         group: false: encode an image anew for each question about it.
     """
 
@@ -123,7 +124,7 @@ class Answering:
         settings: GenerationSettings,
         prompt: str,
         encode: Callable[[Tensor], Tensor],
-        queries: Callable[[Tensor, Sequence[QuestionSample]], Tensor],
+        queries: Callable[[Tensor, Sequence[QuestionSample]], Tensor] | None = None,
         group: bool = True,
     ):
         self.images_encoded = 0
@@ -162,7 +163,7 @@ class Answering:
 
         All ranks must call it: they share the batches, which do not depend on how many ranks there are.
         """
-        prompts = sorted({self._asked(question) for question in self._questions})
+        prompts = sorted({self._asked(question) for question in self._questions}, key=lambda prompt: (len(prompt), prompt))
         size, context, own = self._cfg.task.eval_batch_size, self._run.context, {}
         for start in range(size * context.data_rank, len(prompts), size * context.data_size):
             chunk = prompts[start : start + size]
@@ -180,15 +181,23 @@ class Answering:
         return keep_shares(self._model.qformer, wanted, self._shares)
 
     def _write(self, feature_B: Tensor, asked: Sequence[tuple[int, int]]) -> list[tuple[int, dict[str, Any]]]:
-        """Answer the questions given by (row of the batch, place among the questions), `task.eval_batch_size` at a time."""
-        size, rows = self._cfg.task.eval_batch_size, []
+        """Answer the questions given by (row of the batch, place among the questions), `task.eval_batch_size` at a time.
+
+        Those of about one length together, so that little is read that is padding only.
+        """
+        size, rows, model = self._cfg.task.eval_batch_size, [], self._model
+        shared = model.language.share(feature_B) if self._queries is None else None
+        asked = sorted(asked, key=lambda pair: len(self._asked(self._questions[pair[1]])))
         for start in range(0, len(asked), size):
             chunk = asked[start : start + size]
-            questions = [self._questions[place] for _, place in chunk]
-            with self._looking({place: row for row, (_, place) in enumerate(chunk)}):
-                query_NQD = self._queries(feature_B.index_select(paddle.to_tensor([row for row, _ in chunk])), questions)
+            images, questions = [row for row, _ in chunk], [self._questions[place] for _, place in chunk]
             prompts = [self._asked(question) for question in questions]
-            written = write_texts(self._model, self._tokenizer, query_NQD, prompts, self._settings)
+            if shared is not None:
+                written = write_about(model, self._tokenizer, shared, images, prompts, self._settings)
+            else:
+                with self._looking({place: row for row, (_, place) in enumerate(chunk)}):
+                    query_NQD = self._queries(feature_B.index_select(paddle.to_tensor(images)), questions)
+                written = write_texts(model, self._tokenizer, query_NQD, prompts, self._settings)
             rows += [
                 (
                     place,

@@ -22,7 +22,8 @@ from blip2x.generation.decode import GenerationOutput, generate
 from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.caption import CaptionScores, caption_scores
 from blip2x.models.assemblies.stage1 import Stage1Model
-from blip2x.models.assemblies.stage2 import Stage2Model, join_prefix
+from blip2x.models.assemblies.stage2 import Stage2Model, join_prefix, shared_prefix
+from blip2x.models.prefix import SharedQueries
 from blip2x.models.qformer.captioner import QFormerCaptioner
 from blip2x.models.qformer.qformer import Cache
 from blip2x.objectives.stage2 import Stage2Objective
@@ -67,9 +68,21 @@ def write_texts(
     settings: GenerationSettings,
 ) -> list[list[Text]]:
     """For each prompt the generated texts, best first; `query_BQD` None: the language model sees no image."""
-    language = model.language
-    ids_BL, mask_BL = encode_prompts(tokenizer, prompts)
-    prefix = join_prefix(language, query_BQD, paddle.to_tensor(ids_BL), paddle.to_tensor(mask_BL))
+    language, (ids_BL, mask_BL) = model.language, map(paddle.to_tensor, encode_prompts(tokenizer, prompts))
+    return _decode(language, join_prefix(language, query_BQD, ids_BL, mask_BL), tokenizer, settings)
+
+
+def write_about(
+    model: Stage2Model,
+    tokenizer: TextTokenizer,
+    queries: SharedQueries,
+    image_B: Sequence[int],
+    prompts: Sequence[str],
+    settings: GenerationSettings,
+) -> list[list[Text]]:
+    """As `write_texts`, where several prompts are about one image: prompt b about the one in row image_B[b] of `queries`."""
+    language, (ids_BL, mask_BL) = model.language, map(paddle.to_tensor, encode_prompts(tokenizer, prompts))
+    prefix = shared_prefix(language, queries, np.asarray(image_B, np.int64), ids_BL, mask_BL)
     return _decode(language, prefix, tokenizer, settings)
 
 

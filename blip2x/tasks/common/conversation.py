@@ -6,16 +6,18 @@ B images, Q queries, D width of the language model.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import paddle
 from paddle import Tensor
 
 from blip2x.config.model import OptConfig, T5Config
+from blip2x.models.prefix import SharedQueries
 from blip2x.tasks.common.captioning import Text
 
-Write = Callable[[Tensor, list[str]], list[list[Text]]]  # query_NQD, N prompts -> each prompt's texts, best first
+# images' queries, the image of each of N prompts, and these -> each prompt's texts, best first
+Write = Callable[[SharedQueries, list[int], list[str]], list[list[Text]]]
+Share = Callable[[Tensor], SharedQueries]
 _STOPS = (".", "!", "?")
 
 
@@ -79,6 +81,7 @@ class Asker:
     """Turns what is asked into prompts, and has the language model write behind them.
 
     Args:
+        share: the language model's, for all that is asked of an image.
         write: see `Write`.
         template: "{}" in it is replaced by what is asked; without "{}" that is the whole prompt.
         chat: what was asked of an image before, and the answer, stands before what is asked next, as in the paper's examples:
@@ -87,8 +90,9 @@ class Asker:
         batch_size: prompts at a time.
     """
 
-    def __init__(self, write: Write, *, template: str, chat: bool, fits: Callable[[str], bool], batch_size: int):
-        self._write, self._template, self._chat, self._fits, self._batch_size = write, template, chat, fits, batch_size
+    def __init__(self, share: Share, write: Write, *, template: str, chat: bool, fits: Callable[[str], bool], batch_size: int):
+        self._share, self._write = share, write
+        self._template, self._chat, self._fits, self._batch_size = template, chat, fits, batch_size
 
     def alone(self, asked: str) -> str:
         """The prompt of what is asked first."""
@@ -96,26 +100,29 @@ class Asker:
 
     def ask(self, query_BQD: Tensor, asked: Sequence[Sequence[str]]) -> list[list[Reply]]:
         """Each image's replies, in the order of what is asked of it; some images may be asked more than others."""
-        replies: list[list[Reply]] = [[] for _ in asked]
-        for chunk in self._chunks(asked):
-            prompts = [self._prompt(text, replies[row]) for row, text in chunk]
-            query_NQD = query_BQD.index_select(paddle.to_tensor([row for row, _ in chunk]))
-            written = self._write(query_NQD, [prompt for prompt, _ in prompts])
-            for (row, text), (prompt, earlier), texts in zip(chunk, prompts, written, strict=True):
-                replies[row].append(Reply(text, prompt, earlier, texts))
-        return replies
+        queries = self._share(query_BQD)
+        found: dict[tuple[int, int], Reply] = {}
+        for turns in self._rounds(asked):
+            prompts = {}
+            for row, turn in turns:
+                before = [found[row, earlier] for earlier in range(turn)] if self._chat else []
+                prompts[row, turn] = self._prompt(asked[row][turn], before)
+            # those of about one length together, so that little is read that is padding only
+            by_length = sorted(turns, key=lambda key: len(prompts[key][0]))
+            for start in range(0, len(by_length), self._batch_size):
+                chunk = by_length[start : start + self._batch_size]
+                written = self._write(queries, [row for row, _ in chunk], [prompts[key][0] for key in chunk])
+                for (row, turn), texts in zip(chunk, written, strict=True):
+                    found[row, turn] = Reply(asked[row][turn], *prompts[row, turn], texts)
+        return [[found[row, turn] for turn in range(len(texts))] for row, texts in enumerate(asked)]
 
-    def _chunks(self, asked: Sequence[Sequence[str]]) -> Iterator[list[tuple[int, str]]]:
-        """(Image, what is asked) by batches; a conversation's next turn has to wait for the answers to the one before."""
-        if self._chat:
-            longest = max(map(len, asked), default=0)
-            rounds = [[(row, texts[turn]) for row, texts in enumerate(asked) if turn < len(texts)] for turn in range(longest)]
-        else:
-            rounds = [[(row, text) for row, texts in enumerate(asked) for text in texts]]
-        for pairs in rounds:
-            for start in range(0, len(pairs), self._batch_size):
-                yield pairs[start : start + self._batch_size]
+    def _rounds(self, asked: Sequence[Sequence[str]]) -> list[list[tuple[int, int]]]:
+        """(Image, number of what is asked of it); a conversation's next turn has to wait for the answers to the one before."""
+        if not self._chat:
+            return [[(row, turn) for row, texts in enumerate(asked) for turn in range(len(texts))]]
+        longest = max(map(len, asked), default=0)
+        return [[(row, turn) for row, texts in enumerate(asked) if turn < len(texts)] for turn in range(longest)]
 
     def _prompt(self, asked: str, before: Sequence[Reply]) -> tuple[str, int]:
-        turns = [(reply.asked, reply.texts[0].text) for reply in before] if self._chat else []
+        turns = [(reply.asked, reply.texts[0].text) for reply in before]
         return conversation_prompt(self._template, asked, turns, self._fits)

@@ -6,7 +6,7 @@ import numpy as np
 import paddle
 import pytest
 
-from blip2x.models.language._common import is_initialized, select_rows
+from blip2x.models.language._common import is_initialized
 from blip2x.models.language.opt import OptLanguageModel
 from blip2x.models.language.t5 import T5LanguageModel
 
@@ -40,9 +40,3 @@ def test_fresh_weights_follow_the_seed_and_none_is_left_as_it_was_allocated(kind
         assert np.abs(one.numpy()).max() < 10, name
         if one.ndim == 2 and "relative" not in name:
             assert any(abs(one.numpy().std() / std - 1) < 0.15 for std in EXPECTED_STD[kind]), name
-
-
-def test_rows_may_repeat_and_vanish():
-    cache = [(paddle.arange(3.0).reshape([3, 1]), 10 * paddle.arange(3.0).reshape([3, 1]))]
-    (block,) = select_rows(cache, paddle.to_tensor([2, 2, 0, 2]))
-    assert [tensor.flatten().tolist() for tensor in block] == [[2, 2, 0, 2], [20, 20, 0, 20]]

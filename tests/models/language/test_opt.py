@@ -9,6 +9,7 @@ import pytest
 from blip2x.config.compose import compose_config
 from blip2x.errors import UserError
 from blip2x.models.language.opt import build
+from blip2x.models.prefix import SharedPrefix
 
 ATOL = 2e-5  # float32 sums in another order, logits of about 5
 
@@ -56,7 +57,7 @@ def test_steps_with_a_cache_equal_one_pass(opt):
 def test_reordered_rows_go_on_as_the_texts_they_came_from(opt):
     ids, mask = texts([3, 4, 5], [2, 8, 9], [7, 7, 1]), texts([1, 1, 1], [0, 1, 1], [0, 0, 1])
     _, state = opt.prefill((opt.embed(ids), mask))
-    chosen = paddle.to_tensor([2, 0, 2])  # one row twice, one never
+    chosen = np.array([2, 0, 2])  # one row twice, one never
     logits, _ = opt.step(texts(6, 1, 4), opt.reorder(state, chosen))
     for row, (source, token) in enumerate([(2, 6), (0, 1), (2, 4)]):
         text = opt.embed(paddle.concat([ids[source], paddle.to_tensor([token])]).unsqueeze(0))
@@ -94,3 +95,31 @@ def test_built_from_the_config_with_the_tokenizer_s_vocabulary():
     cfg.vocab_size = 50
     model = build(cfg, vocab_size=77)
     assert (model.vocab_size, model.width, model.depth, model.max_positions) == (50, 96, 3, 128)
+
+
+def test_texts_about_one_image_go_on_from_queries_that_were_read_once(opt, monkeypatch):
+    """Two images, three texts, of which two about the second; the images' queries pass through the layers alone."""
+    query_IQD = opt.embed(texts([3, 4, 5], [6, 7, 8]))
+    image_B, ids, mask = np.array([1, 0, 1]), texts([1, 2], [0, 9], [3, 3]), texts([1, 1], [0, 1], [1, 1])
+    prefix = SharedPrefix(opt.share(query_IQD), image_B, opt.embed(ids), mask)
+    widths = []
+    linear = type(opt.opt.decoder.layers[0].linear1)
+    monkeypatch.setattr(linear, "forward", watched(linear.forward, lambda hidden: widths.append(hidden.shape[1])))
+    logits, state = opt.prefill(prefix)
+    assert max(width for width in widths if width < opt.width) == 2  # positions that the layers read
+    joined = prefix.joined()
+    expected, alone = opt.prefill(joined)
+    np.testing.assert_allclose(logits.numpy(), expected.numpy(), atol=ATOL)
+    for token in (5, 6):
+        logits, state = opt.step(texts(token, token, 1), state)
+        expected, alone = opt.step(texts(token, token, 1), alone)
+        np.testing.assert_allclose(logits.numpy(), expected.numpy(), atol=ATOL)
+    assert np.abs(expected.numpy()).max() > 1
+
+
+def watched(forward, note):
+    def call(self, hidden):
+        note(hidden)
+        return forward(self, hidden)
+
+    return call

@@ -8,6 +8,7 @@ import pytest
 
 from blip2x.config.compose import compose_config
 from blip2x.models.language.t5 import RmsNorm, build
+from blip2x.models.prefix import SharedPrefix
 
 ATOL = 2e-5  # float32 sums in another order, logits of about 5
 
@@ -54,7 +55,7 @@ def test_steps_with_a_cache_equal_one_pass(t5):
 def test_reordered_rows_go_on_as_the_texts_they_came_from(t5):
     embeds, mask = t5.embed(texts(*READ)), texts(*READ_MASK)
     _, state = t5.prefill((embeds, mask))
-    logits, _ = t5.step(texts(6, 4, 3), t5.reorder(state, paddle.to_tensor([1, 0, 1])))
+    logits, _ = t5.step(texts(6, 4, 3), t5.reorder(state, np.array([1, 0, 1])))
     for row, (source, token) in enumerate([(1, 6), (0, 4), (1, 3)]):
         text, seen = embeds[source : source + 1], mask[source : source + 1]
         expected = t5(text, seen, texts([0, token]), ones(1, 2))
@@ -84,3 +85,12 @@ def test_built_from_the_config(activation, approximate):
     assert (model.vocab_size, model.width, len(model.encoder.block), len(model.decoder.block)) == (77, 96, 2, 2)
     gates = [layer for layer in model.sublayers() if type(layer).__name__ == "GELU"]
     assert len(gates) == 4 and all(gate._approximate is approximate for gate in gates)
+
+
+def test_texts_about_one_image_are_read_with_its_queries_each(t5):
+    query_IQD, ids, mask = t5.embed(texts([3, 4, 5], [6, 7, 8])), texts([1, 2], [9, 0], [3, 3]), texts([1, 1], [1, 0], [1, 1])
+    logits, _ = t5.prefill(SharedPrefix(t5.share(query_IQD), np.array([1, 0, 1]), t5.embed(ids), mask))
+    for row, image in enumerate([1, 0, 1]):
+        length = int(mask[row].sum())
+        own = paddle.concat([query_IQD[image : image + 1], t5.embed(ids[row : row + 1, :length])], axis=1)
+        np.testing.assert_allclose(logits[row].numpy(), t5.prefill((own, ones(1, 3 + length)))[0][0].numpy(), atol=ATOL)

@@ -53,7 +53,7 @@ def test_several_tokens_at_once_equal_single_steps(qformer, prefix):
 def test_reordered_rows_go_on_as_the_images_and_texts_they_came_from(captioner, qformer, prefix, patches):
     _, state = captioner.prefill(prefix)
     _, state = captioner.step(paddle.to_tensor([4, 9]), state)
-    logits, _ = captioner.step(paddle.to_tensor([5, 6, 7]), captioner.reorder(state, paddle.to_tensor([1, 0, 1])))
+    logits, _ = captioner.step(paddle.to_tensor([5, 6, 7]), captioner.reorder(state, np.array([1, 0, 1])))
     _, cache = qformer.encode_image(patches[paddle.to_tensor([1, 0, 1])])
     expected = whole(qformer, [[DEC, 9, 5], [DEC, 4, 6], [DEC, 9, 7]], cache)
     np.testing.assert_allclose(logits.numpy(), expected[:, -1], atol=ATOL)

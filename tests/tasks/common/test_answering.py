@@ -40,7 +40,7 @@ def parts(small):
     return SimpleNamespace(cfg=cfg, model=model, tokenizer=tokenizer, questions=questions)
 
 
-def answering(parts, run, *, group=True, queries=lambda feature_NQD, _: feature_NQD):
+def answering(parts, run, *, group=True, queries=None):
     return Answering(
         parts.cfg, run, parts.model, parts.tokenizer, parts.questions, settings=SETTINGS, prompt="say: {} it is",
         encode=parts.model.soft_prompt, queries=queries, group=group,

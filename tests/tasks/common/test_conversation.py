@@ -16,13 +16,13 @@ def asking():
     """`asking(chat, fits, batch_size)` -> (an Asker, the calls of its language model); answers name image and call."""
     calls = []
 
-    def write(query_NQD, prompts):
-        numbers = query_NQD[:, 0, 0].astype("int64").tolist()
+    def write(query_BQD, images, prompts):
+        numbers = query_BQD[:, 0, 0].astype("int64").numpy()[images].tolist()
         calls.append(list(zip(numbers, prompts, strict=True)))
         return [[Text(f"{number}-{len(calls)}", -1.0), Text("other", -2.0)] for number in numbers]
 
     def make(*, chat=False, template="Q: {} A:", fits=lambda prompt: True, batch_size=2):
-        return Asker(write, template=template, chat=chat, fits=fits, batch_size=batch_size), calls
+        return Asker(lambda query_BQD: query_BQD, write, template=template, chat=chat, fits=fits, batch_size=batch_size), calls
 
     return make
 
