@@ -3,9 +3,9 @@
     python tests/full_size/plan.py
 
 The share of the peak that each part's products get is worked out from three measurements with two samples each: the image
-encoder's way there, a step of stage 1, a step of stage 2; the speed of memory from stage 1's update. From these, and from the
-measured peak of a product, the formulas foretell other steps. Times are CPU seconds of one thread, the least of several rounds
-in which all take turns, so that other work on the machine disturbs little.
+encoder's way there, a step of stage 1, a step of stage 2. From these, and from the measured peak of a product and speed of
+memory, the formulas foretell other steps. Times are CPU seconds of one thread, the least of several rounds in which all take
+turns, so that other work on the machine disturbs little.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from blip2x.startup import prepare_process
 if __name__ == "__main__":
     prepare_process(threads=1)
 
+import numpy as np
 import paddle
 
 from blip2x.config.compose import compose_config
@@ -27,7 +28,7 @@ from blip2x.models.assemblies.stage1 import build_stage1
 from blip2x.models.assemblies.stage2 import build_stage2
 from blip2x.models.flops import vision_count
 from blip2x.models.freeze import freeze, set_train_mode
-from blip2x.models.plan.assumptions import MEMORY_SPEED_USED, UPDATE_BYTES, Machine
+from blip2x.models.plan.assumptions import Machine
 from blip2x.models.plan.estimate import Estimate, Training, estimate
 from blip2x.models.plan.traffic import Layout
 from blip2x.optim.build import build_optimizer
@@ -35,8 +36,7 @@ from blip2x.parallel.degrees import Degrees
 from blip2x.tasks.checkup.memory import Texts
 from tests.full_size.memory import TwoSteps, objective_of
 
-ROUNDS = 3
-SIDE = 1536  # of the matrices whose product shows the peak
+ROUNDS = 4
 LENGTH, OUTPUT = 16, 12
 WORDS = {"qformer": 1000, "language": 1000}  # where the config leaves it to the tokenizer
 STAGE1, STAGE2 = "task=pretrain_stage1", "task=pretrain_stage2"
@@ -69,16 +69,12 @@ class Work:
         arrays = TwoSteps(cfg, Texts(LENGTH, output, WORDS), {}).batch(rows)
         self.batch = {name: paddle.to_tensor(array) for name, array in arrays.items()}
 
-    def collect(self) -> None:
-        """A step's gradients."""
+    def step(self) -> None:
+        """One."""
         if hasattr(self.objective, "set_step"):
             self.objective.set_step(0)
         (batch,) = self.objective.prepare([self.batch])
         self.objective(batch)["loss"].backward()
-
-    def step(self) -> None:
-        """A whole one."""
-        self.collect()
         self.optimizer.step()
         self.optimizer.clear_grad()
 
@@ -105,13 +101,13 @@ def seconds(actions: dict[str, Callable[[], None]]) -> dict[str, float]:
     return found
 
 
-def bare_machine(work: Work) -> Machine:
-    """This one: the peak of a product, and the speed of memory by which the optimizer's update takes its time."""
-    matrix = paddle.randn([SIDE, SIDE])
-    found = seconds({"product": lambda: paddle.matmul(matrix, matrix), "update": work.optimizer.step})
-    updated = UPDATE_BYTES * sum(parameter.numbers for parameter in work.training.trained) / MEMORY_SPEED_USED
-    peak, memory_speed = 2 * SIDE**3 / found["product"], updated / found["update"]
-    return Machine("this CPU", peak, 1e15, memory_speed, 1.0, 1.0, 1, "measured here", overhead=0.0)
+def bare_machine() -> Machine:
+    """This one: the peak of a product, and how fast memory is copied."""
+    side, numbers = 1536, 2**25
+    matrix, source, target = paddle.randn([side, side]), np.ones(numbers, np.float32), np.zeros(numbers, np.float32)
+    found = seconds({"product": lambda: paddle.matmul(matrix, matrix), "copy": lambda: np.copyto(target, source)})
+    peak, copied = 2 * side**3 / found["product"], 2 * 4 * numbers / found["copy"]
+    return Machine("this CPU", peak, 1e15, copied, 1.0, 1.0, 1, "measured here", overhead=0.0)
 
 
 def fitted(machine: Machine, works: dict[str, Work], found: dict[str, float]) -> Machine:
@@ -136,9 +132,7 @@ def main() -> None:
     paddle.seed(0)
     works = {name: Work(*what) for name, what in {**CALIBRATED, **FORETOLD}.items()}
     first = next(iter(works.values()))
-    first.collect()
-    machine = bare_machine(first)
-    first.optimizer.clear_grad()
+    machine = bare_machine()
     found = seconds({"see": first.see, **{name: work.step for name, work in works.items()}})
     machine = fitted(machine, works, found)
     shares = ", ".join(f"{part} {100 * share:.0f} %" for part, share in machine.utilisation.items())
