@@ -8,13 +8,11 @@ import pytest
 from blip2x.config.compose import compose_config
 from blip2x.models.plan.estimate import Training
 from blip2x.models.plan.traffic import FULL
-from tests.distributed.volume_plan import BATCH, CASES, LAYOUTS, TRAININGS, WORDS
+from tests.distributed.volume_plan import CASES, LAYOUTS, TRAININGS, WORDS, batch_of
 
 WORKER = Path(__file__).with_name("volume_worker.py")
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
-
-PAIRS = [(layout, kind) for layout, kinds in CASES.items() for kind in kinds]
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +21,17 @@ def ranks(start, tmp_path_factory):
     return start(WORKER, tmp_path_factory.mktemp("volume"), processes=2)
 
 
-def planned(layout, kind):
-    cfg = compose_config(list(TRAININGS[kind]))
-    training = Training(cfg.model, cfg.task, 2 * BATCH.rows, BATCH.length, BATCH.output_length, vocab_sizes=WORDS)
-    return training.traffic(LAYOUTS[layout], BATCH, low=FULL)
+def planned(layout, kind, accumulate):
+    cfg, batch = compose_config(list(TRAININGS[kind])), batch_of(accumulate)
+    training = Training(cfg.model, cfg.task, 2 * batch.samples, batch.length, batch.output_length, vocab_sizes=WORDS)
+    return training.traffic(LAYOUTS[layout], batch, low=FULL)
 
 
-@pytest.mark.parametrize(("layout", "kind"), PAIRS)
-def test_bytes_handed_in_are_those_of_the_plan(ranks, layout, kind):
+@pytest.mark.parametrize(("layout", "kind", "accumulate"), CASES)
+def test_bytes_handed_in_are_those_of_the_plan(ranks, layout, kind, accumulate):
     """But for paddle.DataParallel's sums of gradients, which are made in C++."""
     expected = Counter()
-    for one in planned(layout, kind):
+    for one in planned(layout, kind, accumulate):
         if not one.hidden:
             expected[one.operation] += one.bytes
     for found in ranks:
@@ -41,9 +39,9 @@ def test_bytes_handed_in_are_those_of_the_plan(ranks, layout, kind):
         assert counted == expected
 
 
-@pytest.mark.parametrize("kind", CASES["dp"])
-def test_data_parallelism_sends_the_gradients_once(ranks, kind):
+def test_data_parallelism_sends_the_gradients_once(ranks):
     """By a ring of two ranks each sends 2 (n - 1) / n = 1 times its bytes; what goes with them is small."""
-    expected = sum(one.bytes for one in planned("dp", kind))
+    layout, kind, accumulate = CASES[0]
+    expected = sum(one.bytes for one in planned(layout, kind, accumulate))
     for found in ranks:
-        assert found[f"dp {kind}"]["sent"] == pytest.approx(expected, rel=0.05)
+        assert found[f"{layout} {kind}"]["sent"] == pytest.approx(expected, rel=0.05)

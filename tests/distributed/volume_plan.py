@@ -3,7 +3,7 @@
 from blip2x.models.plan.traffic import Batch, Layout
 from blip2x.parallel.degrees import Degrees
 
-BATCH = Batch(rows=3, length=7, output_length=5)
+ROWS, LENGTH, OUTPUT = 3, 7, 5
 WORDS = {"qformer": 61, "language": 67}
 LAYOUTS = {
     "dp": Layout(Degrees(2, 1)),
@@ -11,12 +11,27 @@ LAYOUTS = {
     "sharding2": Layout(Degrees(1, 2), 2),
     "tp2": Layout(Degrees(1, 1, 2)),
 }
-CASES = {"dp": ("stage1",), "sharding1": ("stage1",), "sharding2": ("opt",), "tp2": ("opt", "t5")}
+CASES = (  # layout, training, micro-batches of a step
+    ("dp", "stage1", 1),
+    ("sharding1", "cached", 2),
+    ("sharding2", "opt", 2),
+    ("tp2", "opt", 1),
+    ("tp2", "t5", 2),
+)
 TRAININGS = {
     "stage1": ("task=pretrain_stage1", "task.contrast_steps=0", "optim.clip_grad_norm=null"),
+    "cached": (
+        "task=pretrain_stage1", "task.contrast_steps=0", "task.accumulate=2", "task.cached_contrast=true",
+        "optim.clip_grad_norm=null",
+    ),
     "opt": ("task=pretrain_stage2", "optim.clip_grad_norm=null"),
     "t5": ("task=pretrain_stage2", "model=tiny_t5", "optim.clip_grad_norm=null"),
-}
+}  # fmt: skip
+
+
+def batch_of(accumulate):
+    """Of one rank."""
+    return Batch(ROWS, LENGTH, OUTPUT, accumulate=accumulate)
 
 
 def layout_config(name):

@@ -10,6 +10,7 @@ import stat
 import struct
 import sys
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 
 from blip2x.startup import prepare_process
@@ -29,7 +30,7 @@ from blip2x.objectives.stage1 import Stage1Objective
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.optim.build import build_optimizer
 from blip2x.registry import STRATEGIES
-from tests.distributed.volume_plan import BATCH, CASES, TRAININGS, WORDS, layout_config
+from tests.distributed.volume_plan import CASES, LENGTH, OUTPUT, ROWS, TRAININGS, WORDS, layout_config
 
 TCP_BYTES_SENT = 200  # where Linux's tcp_info has it
 
@@ -66,23 +67,23 @@ def sent():
 
 
 def texts(length, name):
-    ids = paddle.randint(6, min(WORDS.values()), [BATCH.rows, length])
+    ids = paddle.randint(6, min(WORDS.values()), [ROWS, length])
     return {name: ids, name.replace("ids", "mask"): paddle.ones_like(ids)}
 
 
-def batch_of(cfg, kind):
+def samples(cfg, kind):
     side = cfg.model.vision.image_size
-    batch = {"image_BCHW": paddle.randn([BATCH.rows, 3, side, side]), "image_id_B": paddle.arange(BATCH.rows)}
-    if kind == "stage1":
-        return {**batch, **texts(BATCH.length, "text_ids_BL")}
+    batch = {"image_BCHW": paddle.randn([ROWS, 3, side, side]), "image_id_B": paddle.arange(ROWS)}
+    if kind in ("stage1", "cached"):
+        return {**batch, **texts(LENGTH, "text_ids_BL")}
     if kind == "opt":
-        text = texts(BATCH.length, "text_ids_BL")
+        text = texts(LENGTH, "text_ids_BL")
         return {**batch, **text, "label_mask_BL": text["text_mask_BL"]}
-    return {**batch, **texts(BATCH.length, "input_ids_BL"), **texts(BATCH.output_length, "output_ids_BT")}
+    return {**batch, **texts(LENGTH, "input_ids_BL"), **texts(OUTPUT, "output_ids_BT")}
 
 
 def objective_of(cfg, kind, context):
-    if kind == "stage1":
+    if kind in ("stage1", "cached"):
         model = build_stage1(cfg.model, vocab_size=WORDS["qformer"])
         freeze(model.vision)
         return Stage1Objective(model, context, cfg.task, dec_id=5)
@@ -99,14 +100,16 @@ def objective_of(cfg, kind, context):
     return Stage2Objective(model, context)
 
 
-def step(counts, objective, optimizer, batch, context):
+def step(counts, objective, optimizer, batches, context):
     """What is exchanged in the second of two steps, as the first one makes paddle's buffers."""
     wrapped, optimizer = context.wrap(objective, optimizer)
     for _ in range(2):
         counts.clear()
         before = sent()
-        (ready,) = objective.prepare([batch])
-        wrapped(ready)["loss"].backward()
+        ready = objective.prepare(batches)
+        for number, batch in enumerate(ready, start=1):
+            with nullcontext() if number == len(ready) else context.accumulating(wrapped):
+                wrapped(batch)["loss"].backward()
         optimizer.step()
         optimizer.clear_grad()
     return {**counts, "sent": sent() - before}
@@ -116,14 +119,14 @@ def main(folder):
     counts, found = Counter(), {}
     watch(counts)
     configs = {kind: compose_config(list(words)) for kind, words in TRAININGS.items()}
-    for layout, kinds in CASES.items():
+    for layout, kind, accumulate in CASES:
         context = STRATEGIES.get("hybrid")(HybridConfig(**layout_config(layout)), Device.cpu)
-        for kind in kinds:
-            cfg = configs[kind]
-            paddle.seed(0)
-            objective = objective_of(cfg, kind, context)
-            optimizer, _ = build_optimizer(cfg.optim, objective, 10)
-            found[f"{layout} {kind}"] = step(counts, objective, optimizer, batch_of(cfg, kind), context)
+        cfg = configs[kind]
+        paddle.seed(0)
+        objective = objective_of(cfg, kind, context)
+        optimizer, _ = build_optimizer(cfg.optim, objective, 10)
+        batches = [samples(cfg, kind) for _ in range(accumulate)]
+        found[f"{layout} {kind}"] = step(counts, objective, optimizer, batches, context)
     (Path(folder) / f"rank{context.rank}.json").write_text(json.dumps(found))
 
 

@@ -17,6 +17,7 @@ from blip2x.parallel.degrees import Degrees
 
 FULL, LOW, ID = 4, 2, 8  # bytes of a float32, of a bfloat16, of an int64
 SEGMENT = 2**20  # as blip2x.parallel.sharding.SEGMENT_SIZE: stage 3 cuts what has more numbers
+BUCKET = 25 * 2**20  # bytes of gradients that paddle.DataParallel sends at a time
 PASSES = 3  # times that stage 1 calls a layer of the Q-Former for a micro-batch, at most
 
 
@@ -92,7 +93,7 @@ def traffic(
 ) -> list[Traffic]:
     """All exchanges of a step but scalars of logging; `low` is the size of the numbers of products, `FULL` in fp32."""
     contrasts = isinstance(task, PretrainStage1Config)
-    found = [*_gradients(layout, trained, PASSES if contrasts else 1)]
+    found = [*_gradients(layout, trained, batch.accumulate, PASSES if contrasts else 1)]
     if contrasts:
         found += _pairs(cfg, task, layout, batch)
     elif layout.degrees.tp > 1 and task.kind not in ("pretrain_vision", "pretrain_language"):
@@ -108,20 +109,22 @@ def _times(one: Traffic, times: int) -> Traffic:
     return Traffic(one.name, one.operation, one.group, one.bytes * times, one.calls * times, one.hidden)
 
 
-def _gradients(layout: Layout, trained: Sequence[Parameter], passes: int) -> Iterator[Traffic]:
+def _gradients(layout: Layout, trained: Sequence[Parameter], micro: int, passes: int) -> Iterator[Traffic]:
+    """Stages 2 and 3 do not wait for the last of `micro` micro-batches, as no rank keeps whole gradients."""
     numbers, count, sharing = sum(parameter.numbers for parameter in trained), len(trained), layout.degrees.sharding
     if layout.stage == 0:
-        yield Traffic("gradients", "all_reduce", "all", numbers * FULL, math.ceil(numbers * FULL / (25 * 2**20)), hidden=True)
+        yield Traffic("gradients", "all_reduce", "all", numbers * FULL, math.ceil(numbers * FULL / BUCKET), hidden=True)
     elif layout.stage in (1, 2):
-        yield Traffic("gradients", "reduce", "sharding", numbers * FULL, count)
+        times = micro if layout.stage == 2 else 1
+        yield Traffic("gradients", "reduce", "sharding", times * numbers * FULL, times * count)
         yield Traffic("weights", "broadcast", "sharding", numbers * FULL, count)
         for group in ("copies", "tensor"):
             yield Traffic("gradients", "all_reduce", group, numbers * FULL // sharing, math.ceil(count / sharing))
     else:
         cut = [parameter.numbers for parameter in trained if parameter.linear and parameter.numbers > SEGMENT]
-        whole = (numbers - sum(cut)) * FULL
-        yield Traffic("gradients", "all_reduce", "sharding", numbers * FULL, 1 + len(cut))
-        yield Traffic("weights", "all_gather", "sharding", 2 * passes * sum(cut) * FULL // sharing, 2 * passes * len(cut))
+        whole, gathers = (numbers - sum(cut)) * FULL, 2 * passes * micro
+        yield Traffic("gradients", "all_reduce", "sharding", micro * sum(cut) * FULL + whole, micro * len(cut) + 1)
+        yield Traffic("weights", "all_gather", "sharding", gathers * sum(cut) * FULL // sharing, gathers * len(cut))
         for group in ("copies", "tensor"):
             yield Traffic("gradients", "all_reduce", group, whole + sum(cut) * FULL // sharing, 1 + len(cut))
 
