@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
 
 from blip2x.generation.logits import gumbel_noise, process
 from blip2x.generation.protocol import Decoder
 from blip2x.generation.sample import seen_tokens
 from blip2x.generation.settings import GenerationSettings
+from blip2x.losses.log_softmax import log_softmax
 
 NEVER = np.float32(-1e9)  # added to a score: not to be chosen while there is any other
 
@@ -119,7 +119,7 @@ def beam_search(
     row_N = np.repeat(image_B, keep)  # each beam's row in the state: beams share their image's until they differ
     logits_NV = paddle.index_select(logits_BV, paddle.to_tensor(row_N), axis=0)
     for length in range(1, steps + 1):
-        logprob_NV = F.log_softmax(logits_NV, axis=1)
+        logprob_NV = log_softmax(logits_NV, axis=1)
         seen_NT = seen_tokens(beams.ids_BKT.reshape(-1, steps)[:, : length - 1], start_id)
         logprob_NV = process(logprob_NV, seen_NT, settings, length=length - 1, eos_id=eos_id)
         candidates = _candidates(logprob_NV, beams.score_BK, do_sample=settings.do_sample)

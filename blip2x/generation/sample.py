@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
 
 from blip2x.generation.logits import gumbel_noise, process
 from blip2x.generation.protocol import Decoder
 from blip2x.generation.settings import GenerationSettings
+from blip2x.losses.log_softmax import log_softmax
 
 
 def sample(
@@ -45,7 +45,7 @@ def sample(
         if settings.do_sample:
             scores_NV = scores_NV + gumbel_noise(scores_NV)
         token_N = scores_NV.argmax(axis=1)
-        chosen_N1 = paddle.take_along_axis(F.log_softmax(logits_NV, axis=1), token_N.unsqueeze(1), axis=1)
+        chosen_N1 = paddle.take_along_axis(log_softmax(logits_NV, axis=1), token_N.unsqueeze(1), axis=1)
         ids[open_N, step] = token_N.numpy()
         logprob[open_N] += chosen_N1.squeeze(1).numpy()
         length[open_N] += 1
