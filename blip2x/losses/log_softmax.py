@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
 
@@ -13,5 +12,6 @@ def log_softmax(logits: Tensor, axis: int) -> Tensor:
     Paddle's own kernel for CPUs sums the classes up again for each class: five rows of 50,272 words take it more than a second.
     """
     if logits.place.is_cpu_place():
-        return logits - paddle.logsumexp(logits, axis=axis, keepdim=True)
+        below = logits - logits.detach().max(axis=axis, keepdim=True)
+        return below - below.exp().sum(axis=axis, keepdim=True).log()  # paddle.logsumexp takes three times as long
     return F.log_softmax(logits, axis=axis)
