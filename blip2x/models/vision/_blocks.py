@@ -13,6 +13,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from blip2x.errors import UserError
+from blip2x.models.linear import Linear, linear
 from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, copy_for_ranks, keep_share, split_columns
 from blip2x.parallel.context import TensorGroup
@@ -89,10 +90,10 @@ class Attention(nn.Layer):
         if width % num_heads:
             raise UserError(f"width {width} of the image encoder is no multiple of its num_heads {num_heads}")
         self.num_heads, self.head_width = num_heads, width // num_heads
-        self.qkv = nn.Linear(width, 3 * width, weight_attr=drawn(std.qkv), bias_attr=zeros() if key_bias else False)
+        self.qkv = Linear(width, 3 * width, weight_attr=drawn(std.qkv), bias_attr=zeros() if key_bias else False)
         self.query_bias = None if key_bias else self.create_parameter([width], attr=zeros())
         self.value_bias = None if key_bias else self.create_parameter([width], attr=zeros())
-        self.out = nn.Linear(width, width, weight_attr=drawn(std.out), bias_attr=zeros())
+        self.out = Linear(width, width, weight_attr=drawn(std.out), bias_attr=zeros())
 
     def forward(self, hidden_BPD: Tensor) -> Tensor:
         """Every position gathers from all."""
@@ -100,7 +101,7 @@ class Attention(nn.Layer):
         bias = self.qkv.bias
         if bias is None:
             bias = paddle.concat([self.query_bias, paddle.zeros_like(self.query_bias), self.value_bias])
-        qkv_BP3HW = F.linear(hidden_BPD, self.qkv.weight, bias).reshape([rows, length, 3, self.num_heads, self.head_width])
+        qkv_BP3HW = linear(hidden_BPD, self.qkv.weight, bias).reshape([rows, length, 3, self.num_heads, self.head_width])
         # On a CPU this is the plain formula, queries scaled before the product and no slower; on a GPU a fused kernel.
         mixed_BPHW = F.scaled_dot_product_attention(*qkv_BP3HW.unbind(axis=2))
         return self.out(mixed_BPHW.flatten(start_axis=2))
@@ -133,8 +134,8 @@ class Block(nn.Layer):
         self.norm1 = nn.LayerNorm(width, epsilon=epsilon)
         self.attention = Attention(width=width, num_heads=num_heads, key_bias=key_bias, std=std)
         self.norm2 = nn.LayerNorm(width, epsilon=epsilon)
-        self.fc1 = nn.Linear(width, mlp_width, weight_attr=drawn(std.fc1), bias_attr=zeros())
-        self.fc2 = nn.Linear(mlp_width, width, weight_attr=drawn(std.fc2), bias_attr=zeros())
+        self.fc1 = Linear(width, mlp_width, weight_attr=drawn(std.fc1), bias_attr=zeros())
+        self.fc2 = Linear(mlp_width, width, weight_attr=drawn(std.fc2), bias_attr=zeros())
         self.activation = activation
         self.drop_path_rate = drop_path_rate
 
