@@ -1,4 +1,4 @@
-"""Which of the operations that BLIP-2 is made of are slow in Paddle on this machine's CPU, against PyTorch or alone.
+"""How long Paddle takes on this machine's CPU for the operations that BLIP-2 is made of, against PyTorch or alone.
 
     python tests/full_size/kernels.py                                  # milliseconds of Paddle
     python tests/full_size/kernels.py --against ENVIRONMENT/bin/python # beside PyTorch in an environment of its own
@@ -29,6 +29,10 @@ def operations_of_paddle() -> dict[str, Callable[[], object]]:
     import paddle.nn.functional as F
     from paddle import nn
 
+    from blip2x.losses.lm import lm_loss
+    from blip2x.losses.log_softmax import log_softmax
+    from blip2x.models.linear import linear
+
     paddle.seed(0)
 
     def rand(*shape: int, grad: bool = False) -> paddle.Tensor:
@@ -37,9 +41,11 @@ def operations_of_paddle() -> dict[str, Callable[[], object]]:
         return tensor
 
     def both(forward: Callable[..., paddle.Tensor], *inputs: paddle.Tensor) -> Callable[[], object]:
-        out = forward(*inputs)
-        grad = paddle.ones_like(out)
-        return lambda: paddle.grad(forward(*inputs), list(inputs), grad)
+        def call() -> object:
+            out = forward(*inputs)
+            return paddle.grad(out, list(inputs), paddle.ones_like(out))
+
+        return call
 
     def update(shapes: list[list[int]], clip: float | None) -> Callable[[], object]:
         parameters = [paddle.create_parameter(shape, "float32") for shape in shapes]
@@ -101,6 +107,9 @@ def operations_of_paddle() -> dict[str, Callable[[], object]]:
             "argmax": lambda a: paddle.argmax(a, axis=-1),
             "topk": lambda a: paddle.topk(a, 10),
             "log_softmax": lambda a: F.log_softmax(a, axis=-1),
+            "our_log_softmax": lambda a: log_softmax(a, axis=-1),
+            "our_linear": linear,
+            "smoothed": lambda a, labels: lm_loss(a, labels, 0.1),
             "square_sum": lambda a: (a * a).sum(),
         }
     )
@@ -115,8 +124,11 @@ def operations_of_torch() -> dict[str, Callable[[], object]]:
     torch.manual_seed(0)
 
     def both(forward: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> Callable[[], object]:
-        grad = torch.ones_like(forward(*inputs))
-        return lambda: torch.autograd.grad(forward(*inputs), inputs, grad)
+        def call() -> object:
+            out = forward(*inputs)
+            return torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+        return call
 
     def no_grad(function: Callable[..., object], *inputs: torch.Tensor) -> Callable[[], object]:
         def call() -> object:
@@ -178,6 +190,9 @@ def operations_of_torch() -> dict[str, Callable[[], object]]:
             "argmax": lambda a: torch.argmax(a, -1),
             "topk": lambda a: torch.topk(a, 10),
             "log_softmax": lambda a: F.log_softmax(a, -1),
+            "our_log_softmax": lambda a: F.log_softmax(a, -1),
+            "our_linear": F.linear,
+            "smoothed": lambda a, labels: F.cross_entropy(a.flatten(0, -2), labels.flatten(), label_smoothing=0.1),
             "square_sum": lambda a: (a * a).sum(),
         }
     )
@@ -196,6 +211,7 @@ def build(f: dict) -> dict[str, Callable[[], object]]:
     x, w, b = rand(N, D, grad=True), f["weight"](D, M), rand(M, grad=True)
     found |= {"linear with bias [N,384]x[384,1536]": no_grad(f["linear"], x, w, b)}
     found |= {"linear with bias, with backward": both(f["linear"], x, w, b)}
+    found |= {"the same by blip2x.models.linear": both(f["our_linear"], x, w, b)}
     found |= {"linear without bias": no_grad(f["linear"], x, w)}
     x, w, b = rand(1028, 1408), f["weight"](1408, 6144), rand(6144)
     found |= {"linear with bias [1028,1408]x[1408,6144]": no_grad(f["linear"], x, w, b)}
@@ -219,8 +235,11 @@ def build(f: dict) -> dict[str, Callable[[], object]]:
     found |= {"tied head of 5 rows": no_grad(f["matmul_t"], rand(5, 768), table)}
     labels = f["ids"](VOCAB, 256)
     found |= pair("cross_entropy [256,50272]", lambda a: f["cross_entropy"](a, labels), [256, VOCAB])
+    words = f["ids"](30522, 248).reshape([8, 31])
+    found |= pair("lm_loss with smoothing [8,31,30522]", lambda a: f["smoothed"](a, words), [8, 31, 30522])
     for name in ("argmax", "topk", "log_softmax"):
         found |= {f"{name} [5,50272]": no_grad(f[name], rand(5, VOCAB))}
+    found |= {"the same by blip2x.losses.log_softmax": no_grad(f["our_log_softmax"], rand(5, VOCAB))}
     found |= pair("concat [8,32,384] [8,225,384]", f["concat"], [8, 32, D], [8, 225, D])
     found |= {"split [8,257,384]": no_grad(f["split"], rand(8, 257, D))}
     rows = f["ids"](8, 24)
@@ -276,7 +295,7 @@ def main() -> None:
         if python:
             words = [python, __file__, "--serve", side]
             sides.append(subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env))
-    names = [side.stdout.readline().rstrip("\n").split("\t") for side in sides][0]
+    names, *_ = [side.stdout.readline().rstrip("\n").split("\t") for side in sides]
     print(f"{'':50}{'paddle':>10}" + (f"{'torch':>10}{'ratio':>8}" if args.against else ""))
     for name in (name for name in names if args.only in name):
         best = [float("inf")] * len(sides)
