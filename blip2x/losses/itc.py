@@ -6,8 +6,9 @@ B pairs on this rank, K pairs on all ranks, Q queries, E width of the shared spa
 from __future__ import annotations
 
 import paddle
-import paddle.nn.functional as F
 from paddle import Tensor
+
+from blip2x.losses.log_softmax import log_softmax
 
 
 def similarities(
@@ -44,5 +45,5 @@ def contrast_targets(same_image_BK: Tensor, smoothing: float) -> Tensor:
 
 def itc_loss(i2t_BK: Tensor, t2i_BK: Tensor, target_BK: Tensor) -> Tensor:
     """Cross-entropy with soft targets, the mean of both directions; one matrix serves both, as "same image" is symmetric."""
-    log_BK = F.log_softmax(i2t_BK, axis=1) + F.log_softmax(t2i_BK, axis=1)
+    log_BK = log_softmax(i2t_BK, axis=1) + log_softmax(t2i_BK, axis=1)
     return -(target_BK * log_BK).sum(axis=1).mean() / 2

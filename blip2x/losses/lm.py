@@ -28,8 +28,9 @@ def lm_loss(logits_BLV: Tensor, label_BL: Tensor, smoothing: float = 0.0) -> Ten
     known_BL = paddle.where(counts_BL, label_BL, paddle.zeros_like(label_BL))
     loss_BL = F.cross_entropy(logits_BLV, known_BL, reduction="none")
     if smoothing:
-        uniform_BL = paddle.logsumexp(logits_BLV, axis=-1) - logits_BLV.mean(axis=-1)
-        loss_BL = (1 - smoothing) * loss_BL + smoothing * uniform_BL
+        # (1 - s) (lse - x_label) + s (lse - mean): the sum of exponentials, which costs most, is in loss_BL already
+        label_logit_BL = paddle.take_along_axis(logits_BLV, known_BL.unsqueeze(-1), axis=-1).squeeze(-1)
+        loss_BL = loss_BL + smoothing * (label_logit_BL - logits_BLV.mean(axis=-1))
     weight_BL = counts_BL.astype("float32")
     return (loss_BL * weight_BL).sum() / weight_BL.sum().clip(min=1)
 

@@ -19,6 +19,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from blip2x.models.linear import linear as plain_linear
+
 _AT_ONCE = 1 << 21  # numbers of a piece: 8 MB of float32
 _LARGEST = 127  # of int8; -128 is left out, so that a matrix and its negative round alike
 
@@ -74,10 +76,10 @@ class CompactEmbedding(nn.Layer):
 
 
 def linear(hidden: Tensor, weight_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
-    """[..., D] -> [..., M] as ``F.linear``, however the weight is kept."""
+    """[..., D] -> [..., M] as `blip2x.models.linear.linear`, however the weight is kept."""
     compact = compact_of(weight_DM)
     if compact is None:
-        return F.linear(hidden, weight_DM, bias_M)
+        return plain_linear(hidden, weight_DM, bias_M)
     inputs, outputs = weight_DM.shape
     total, step = None, max(1, _AT_ONCE // outputs)
     for start in range(0, inputs, step):

@@ -11,6 +11,8 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from blip2x.models.linear import Linear
+
 KeysValues = tuple[Tensor, Tensor]  # [B, H, S, W] each
 
 LAYER_NORM_EPS = 1e-12
@@ -25,10 +27,10 @@ def weight(width: int) -> paddle.ParamAttr:
     return paddle.ParamAttr(initializer=nn.initializer.Normal(std=0.02 * math.sqrt(768 / width)))
 
 
-def linear(inputs: int, outputs: int, *, width: int) -> nn.Linear:
+def linear(inputs: int, outputs: int, *, width: int) -> Linear:
     """A linear layer of a Q-Former of `width`; its bias starts at 0."""
     zero = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0))
-    return nn.Linear(inputs, outputs, weight_attr=weight(width), bias_attr=zero)
+    return Linear(inputs, outputs, weight_attr=weight(width), bias_attr=zero)
 
 
 class Attention(nn.Layer):

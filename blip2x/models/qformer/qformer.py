@@ -11,6 +11,7 @@ from paddle import Tensor, nn
 
 from blip2x.config.model import QFormerConfig
 from blip2x.errors import UserError
+from blip2x.models.linear import add_bias
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.qformer.layers import LAYER_NORM_EPS, KeysValues, QFormerLayer, linear, weight
 from blip2x.models.recompute import call
@@ -43,7 +44,7 @@ class TextParts(nn.Layer):
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores [..., V] of the next token."""
         hidden = self.head_norm(F.gelu(self.head_transform(hidden)))
-        return paddle.matmul(hidden, self.word_embeddings.weight, transpose_y=True) + self.head_bias
+        return add_bias(paddle.matmul(hidden, self.word_embeddings.weight, transpose_y=True), self.head_bias)
 
 
 class QFormer(nn.Layer):

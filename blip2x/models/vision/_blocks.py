@@ -14,6 +14,7 @@ from paddle import Tensor, nn
 
 from blip2x.errors import UserError
 from blip2x.models.compact import linear
+from blip2x.models.linear import Linear
 from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, copy_for_ranks, keep_share, split_columns
 from blip2x.parallel.context import TensorGroup
@@ -90,10 +91,10 @@ class Attention(nn.Layer):
         if width % num_heads:
             raise UserError(f"width {width} of the image encoder is no multiple of its num_heads {num_heads}")
         self.num_heads, self.head_width = num_heads, width // num_heads
-        self.qkv = nn.Linear(width, 3 * width, weight_attr=drawn(std.qkv), bias_attr=zeros() if key_bias else False)
+        self.qkv = Linear(width, 3 * width, weight_attr=drawn(std.qkv), bias_attr=zeros() if key_bias else False)
         self.query_bias = None if key_bias else self.create_parameter([width], attr=zeros())
         self.value_bias = None if key_bias else self.create_parameter([width], attr=zeros())
-        self.out = nn.Linear(width, width, weight_attr=drawn(std.out), bias_attr=zeros())
+        self.out = Linear(width, width, weight_attr=drawn(std.out), bias_attr=zeros())
 
     def forward(self, hidden_BPD: Tensor) -> Tensor:
         """Every position gathers from all."""
@@ -134,8 +135,8 @@ class Block(nn.Layer):
         self.norm1 = nn.LayerNorm(width, epsilon=epsilon)
         self.attention = Attention(width=width, num_heads=num_heads, key_bias=key_bias, std=std)
         self.norm2 = nn.LayerNorm(width, epsilon=epsilon)
-        self.fc1 = nn.Linear(width, mlp_width, weight_attr=drawn(std.fc1), bias_attr=zeros())
-        self.fc2 = nn.Linear(mlp_width, width, weight_attr=drawn(std.fc2), bias_attr=zeros())
+        self.fc1 = Linear(width, mlp_width, weight_attr=drawn(std.fc1), bias_attr=zeros())
+        self.fc2 = Linear(mlp_width, width, weight_attr=drawn(std.fc2), bias_attr=zeros())
         self.activation = activation
         self.drop_path_rate = drop_path_rate
 

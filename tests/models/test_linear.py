@@ -1,0 +1,51 @@
+"""Biases whose gradients are products with ones, against paddle's own."""
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+import pytest
+
+from blip2x.models.linear import Linear, add_bias, linear
+
+
+def drawn(*shape: int, seed: int, trained: bool = True) -> paddle.Tensor:
+    values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return paddle.to_tensor(values, stop_gradient=not trained)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 5), (7, 5), (2, 3, 5)])
+def test_values_are_paddles_bit_for_bit_and_gradients_to_rounding(shape):
+    hidden, weight, bias = drawn(*shape, seed=0), drawn(5, 4, seed=1), drawn(4, seed=2)
+    out, expected = linear(hidden, weight, bias), F.linear(hidden, weight, bias)
+    np.testing.assert_array_equal(out.numpy(), expected.numpy())
+    grad = drawn(*out.shape, seed=3, trained=False)
+    found = paddle.grad(out, [hidden, weight, bias], grad)
+    for ours, theirs in zip(found, paddle.grad(expected, [hidden, weight, bias], grad), strict=True):
+        assert ours.shape == theirs.shape
+        np.testing.assert_allclose(ours.numpy(), theirs.numpy(), rtol=1e-5, atol=1e-6)
+
+
+def test_a_bias_is_trained_behind_inputs_that_are_not():
+    layer, inputs = Linear(5, 4), drawn(6, 5, seed=0, trained=False)
+    layer(inputs).sum().backward()
+    np.testing.assert_array_equal(layer.bias.grad.numpy(), 6)
+    np.testing.assert_allclose(layer.weight.grad.numpy(), np.repeat(inputs.numpy().sum(0)[:, None], 4, 1), rtol=1e-5)
+
+
+def test_a_frozen_bias_lets_the_gradient_through_and_keeps_none():
+    hidden, bias = drawn(3, 4, seed=0), drawn(4, seed=1, trained=False)
+    add_bias(hidden, bias).sum().backward()
+    np.testing.assert_array_equal(hidden.grad.numpy(), 1)
+    assert bias.grad is None
+
+
+def test_a_layer_without_bias():
+    layer = Linear(5, 4, bias_attr=False)
+    inputs = drawn(2, 5, seed=0)
+    np.testing.assert_array_equal(layer(inputs).numpy(), paddle.matmul(inputs, layer.weight).numpy())
+
+
+def test_gradients_add_up_over_calls_of_one_layer():
+    layer = Linear(5, 4)
+    (layer(drawn(3, 5, seed=0)).sum() + layer(drawn(2, 5, seed=1)).sum()).backward()
+    np.testing.assert_array_equal(layer.bias.grad.numpy(), 5)
