@@ -87,6 +87,17 @@ def test_operations_are_those_of_the_model(all_kinds, small):
     assert found["retrieval"] == retrieval_flops(model, pairs, pairs=4)
 
 
+def test_a_search_counts_each_pair_and_each_image_once(small):
+    model = compose_config(["task=retrieval", *small, *WORDS]).model
+    qformer, width, queries, length = model.qformer, model.qformer.width, model.qformer.num_queries, 8
+    both, patches = queries + length, 1 + (model.vision.image_size // model.vision.patch_size) ** 2
+    layer = 2 * both * width * (4 * width + 2 * qformer.mlp_width) + 4 * both**2 * width  # its only one, which looks
+    look = 4 * queries * width**2 + 4 * queries * patches * width
+    more, fewer = (retrieval_flops(model, Work(images=3, texts=5, text_tokens=length), pairs=pairs) for pairs in (7, 6))
+    assert more["qformer"] - fewer["qformer"] == layer + look + 4 * queries * width
+    assert more["vision"] == fewer["vision"] == 3 * retrieval_flops(model, Work(1, 5, length), pairs=7)["vision"]
+
+
 def test_tokens_are_those_that_are_predicted_or_written(all_kinds):
     _, record, _ = all_kinds
     tokens = {name: own["tokens"] for name, own in record["tasks"].items()}
