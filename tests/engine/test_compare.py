@@ -128,10 +128,11 @@ def test_best_is_printed_bold(tmp_path):
 
 def test_rates_and_times_have_their_ratio_to_the_best(tmp_path):
     for batch, rate in ((4, 10.0), (8, 25.0)):
+        overrides = [f"task.weights_dtype={'int8' if batch == 8 else 'float32'}"]
         results = {"caption": {"images_per_second": rate, "step_seconds": batch / rate, "step_seconds/part/vision": 1 / rate}}
-        make(tmp_path / f"batch={batch}", config={"task": {"kind": "benchmark", "batch_size": batch}}, results=results)
+        make(tmp_path / f"batch={batch}", config={"task": {"kind": "benchmark", "overrides": overrides}}, results=results)
     printed, page, _ = written(tmp_path)
-    assert re.search(r"batch=8 +8 +25\.0 ", printed) and re.search("batch=4 +4 +10.0 0.40\u00d7", printed)
+    assert re.search("batch=8 +int8 +25.0 ", printed) and re.search("batch=4 +float32 +10.0 0.40\u00d7", printed)
     assert "\u00d7 the best" in printed
     ratios = re.findall(r"([\d.]+)&times;</small>", page)
     assert ratios == ["0.40", *ratios[1:]] and {"1.25", "2.50"} <= set(ratios)  # a step; its image encoder

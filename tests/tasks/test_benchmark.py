@@ -6,16 +6,23 @@ import copy
 import json
 from dataclasses import replace
 
+import paddle
 import pytest
+from rich.console import Console
 
 from blip2x.config.check_task import BENCHMARKS, check_task
 from blip2x.config.compose import compose_config
+from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine import memory
+from blip2x.engine.loggers import Loggers
+from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.models.flops import Work, generation_flops, retrieval_flops, training_flops
+from blip2x.parallel.context import Context
 from blip2x.tasks.benchmark import Benchmark
 from blip2x.tasks.benchmarking import checks
 from blip2x.tasks.benchmarking.jobs import job_of
+from blip2x.tasks.benchmarking.models import build
 from blip2x.tasks.common.launch import launch
 
 QUICK = [
@@ -80,6 +87,17 @@ def test_operations_are_those_of_the_model(all_kinds, small):
     assert found["retrieval"] == retrieval_flops(model, pairs, pairs=4)
 
 
+def test_a_search_counts_each_pair_and_each_image_once(small):
+    model = compose_config(["task=retrieval", *small, *WORDS]).model
+    qformer, width, queries, length = model.qformer, model.qformer.width, model.qformer.num_queries, 8
+    both, patches = queries + length, 1 + (model.vision.image_size // model.vision.patch_size) ** 2
+    layer = 2 * both * width * (4 * width + 2 * qformer.mlp_width) + 4 * both**2 * width  # its only one, which looks
+    look = 4 * queries * width**2 + 4 * queries * patches * width
+    more, fewer = (retrieval_flops(model, Work(images=3, texts=5, text_tokens=length), pairs=pairs) for pairs in (7, 6))
+    assert more["qformer"] - fewer["qformer"] == layer + look + 4 * queries * width
+    assert more["vision"] == fewer["vision"] == 3 * retrieval_flops(model, Work(1, 5, length), pairs=7)["vision"]
+
+
 def test_tokens_are_those_that_are_predicted_or_written(all_kinds):
     _, record, _ = all_kinds
     tokens = {name: own["tokens"] for name, own in record["tasks"].items()}
@@ -114,11 +132,22 @@ def test_real_data_and_curves(measure):
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_weights_that_are_named_are_read(measure, trained):
-    words = [f"model.weights={trained}/pretrain_stage2/checkpoint", "task.of=[caption]"]
-    _, record, _ = measure(*words)
-    checkpoint = json.loads((trained / "pretrain_stage2" / "checkpoint" / "manifest.json").read_text())
-    assert record["tasks"]["caption"]["flops"]["language"] > 0 and checkpoint["kind"] == "pretrain_stage2"
+def test_random_weights_are_kept_as_a_task_says(small, tmp_path):
+    overrides = [*small, *WORDS, "task.weights_dtype=int8", f"paths.outputs={tmp_path}"]
+    run = Run(tmp_path, tmp_path, "benchmark", Context(), Console(quiet=True), Loggers())
+    model, tokenizer = build(job_of(changed(overrides=overrides), "caption"), run)
+    assert str(model.language.opt.decoder.layers[0].linear1.weight.dtype) == "paddle.int8" and tokenizer.vocab_size == 60
+    ids = paddle.to_tensor(tokenizer.encode(["one", "two"], max_length=4)[0])
+    logits = model.language(model.language.embed(ids), paddle.ones_like(ids))
+    assert logits.shape == [2, 4, 60] and bool(paddle.isfinite(logits).all()) and float(logits.std()) > 0
+
+
+def test_weights_that_are_named_are_read(measure, small, trained):
+    _, record, _ = measure(f"model.weights={trained}/pretrain_stage2/checkpoint", "task.of=[caption]")
+    words = TextTokenizer.load(trained / "pretrain_stage2" / "checkpoint" / "tokenizers" / "language").vocab_size
+    model = compose_config(["task=caption", *small]).model
+    counted = generation_flops(model, Work(2, 2, 8, new_tokens=3, beams=2), vocab_sizes={"language": words})
+    assert record["tasks"]["caption"]["flops"] == counted
 
 
 CONFIG = compose_config(["task=benchmark"])

@@ -144,7 +144,10 @@ def _read(folder: Path, name: str) -> ComparedRun:
 
 
 def flat_config(config: dict[str, Any]) -> dict[str, Scalar]:
-    """A resolved config as {"optim.lr": 1e-4}, without `NOT_DIFFERENCES`; of a pipeline's stages each override has a key."""
+    """A resolved config as {"optim.lr": 1e-4}, without `NOT_DIFFERENCES`.
+
+    Each override of a pipeline's stages, or of the tasks that a benchmark measured, has a key.
+    """
     flat: dict[str, Scalar] = {}
     task = config.get("task")
     if isinstance(task, dict) and isinstance(task.get("stages"), list):
@@ -157,6 +160,9 @@ def flat_config(config: dict[str, Any]) -> dict[str, Scalar]:
                 flat[f"{name}.task"] = str(stage.get("task"))
             for word in stage.get("overrides") or ():
                 flat[f"{name}.{override_key(str(word))}"] = _typed_value(str(word).partition("=")[2])
+    if isinstance(task, dict) and task.get("kind") == "benchmark":
+        for word in task.get("overrides") or ():
+            flat[f"measured.{override_key(str(word))}"] = _typed_value(str(word).partition("=")[2])
     _flatten("", config, flat)
     return {key: value for key, value in flat.items() if not _belongs(key, NOT_DIFFERENCES)}
 

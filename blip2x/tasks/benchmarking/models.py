@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import paddle
+from paddle import Tensor
 
 from blip2x.config.run import RunConfig
+from blip2x.config.task import weights_dtype
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.run import Run
 from blip2x.models.assemblies.stage1 import Stage1Model, build_stage1
 from blip2x.models.assemblies.stage2 import Stage2Model, build_stage2
+from blip2x.models.compact import compact_of
 from blip2x.models.freeze import freeze
-from blip2x.models.precision import storage_types, store_in
-from blip2x.models.tensor_parallel import check_split
+from blip2x.models.precision import storage_types, store_compact, store_in
+from blip2x.models.tensor_parallel import check_split, share_of
 from blip2x.models.weights.checkpoint import fill
+from blip2x.models.weights.stored import StoredTensor
 from blip2x.tasks.benchmarking.jobs import Job
 from blip2x.tasks.benchmarking.made_up import MadeUpTokenizer
 from blip2x.tasks.common.models import ModelLoader
 
 Model = Stage1Model | Stage2Model
+_SCALE = 0.02  # standard deviation of random weights
 
 
 def has_weights(cfg: RunConfig) -> bool:
@@ -69,9 +75,19 @@ def _random(job: Job, run: Run, vocab_size: int) -> Model:
             getattr(model, part).split_over(tensor)
         if types[part] != "float32":
             store_in(getattr(model, part), types[part])
-    fill(model, {}, "nowhere", allow_missing=[("", "random")])
+        store_compact(getattr(model, part), weights_dtype(cfg.task), types[part])
+    compact = {name: _random_tensor(name, parameter) for name, parameter in model.named_parameters() if compact_of(parameter)}
+    fill(model, compact, "random numbers", allow_missing=[("", "random")])
     for part in parts:
         if getattr(cfg.model, part).frozen:
             freeze(getattr(model, part))
     model.eval()
     return model
+
+
+def _random_tensor(name: str, parameter: Tensor) -> StoredTensor:
+    """What a parameter that is kept in fewer bytes is made of, as if it came from a file: it cannot be drawn as it is kept."""
+    share = share_of(parameter)
+    shape = tuple(parameter.shape) if share is None else share.whole
+    draw = np.random.default_rng(0).standard_normal
+    return StoredTensor(name, shape, np.dtype(np.float32), lambda: _SCALE * draw(shape, dtype=np.float32))

@@ -13,7 +13,7 @@ from paddle import Tensor
 from blip2x.data.collate import Stage1Collate
 from blip2x.data.samples import QuestionSample
 from blip2x.engine.amp import LossScale, full_precision
-from blip2x.engine.batches import to_tensors
+from blip2x.engine.batches import batch_size, to_tensors
 from blip2x.engine.run import Run
 from blip2x.engine.stream import Stream
 from blip2x.errors import UserError
@@ -74,12 +74,11 @@ class Training(Work):
         if job.reads_language:
             self._objective = Stage2Objective(model, run.context)
             collate = stage2_collate(cfg.task, tokenizer, transform)
-            self.methods += [(model.qformer, "encode_image", "qformer_image"), (model.language, "forward", "language")]
+            self.methods += [*_passes(model), (model.language, "forward", "language")]
         else:
             self._objective = Stage1Objective(model, run.context, cfg.task, dec_id=tokenizer.dec_id)
             collate = Stage1Collate(transform, tokenizer, cfg.task.max_txt_len)
-            passes = {"encode_image": "image", "encode_text": "text", "encode_pair": "pair", "caption_logits": "caption"}
-            self.methods += [(model.qformer, method, f"qformer_{name}") for method, name in passes.items()]
+            self.methods += _passes(model)
         samples = build_source(cfg).captions("train") if job.task.data else made_up_captions(job, self.images)
         self._stream = Stream(train_loader(cfg, run, samples, collate))
         optimizer, self._schedule = build_optimizer(cfg.optim, self._objective, 10**9)
@@ -119,7 +118,7 @@ class Training(Work):
 
     def _see(self, batch: dict[str, Any]) -> None:
         lengths = {name: array.shape[1] for name, array in batch.items() if "_ids_" in name}
-        self.texts = len(batch["image_BCHW"])
+        self.texts = batch_size(batch)
         self.text_tokens = lengths.get("text_ids_BL", lengths.get("input_ids_BL", 0))
         self.output_tokens = lengths.get("output_ids_BT", 0)
 
@@ -131,7 +130,7 @@ class Writing(Work):
         super().__init__(job, run, model, tokenizer)
         language = model.language
         self.methods += [
-            (model.qformer, "encode_image", "qformer_image"),
+            *_passes(model),
             (language, "prefill", "prefill"),
             (language, "step", "decode"),
             (language, "reorder", "reorder"),
@@ -200,8 +199,7 @@ class Searching(Work):
         super().__init__(job, run, model, tokenizer)
         samples = build_source(job.cfg).captions("eval") if job.task.data else made_up_captions(job, self.images)
         self._samples = _enough(samples, self.images, job)
-        passes = {"encode_image": "image", "encode_text": "text", "encode_pair": "pair"}
-        self.methods += [(model.qformer, method, f"qformer_{name}") for method, name in passes.items()]
+        self.methods += _passes(model)
         texts = searched_texts(job.cfg.task, self._samples)
         self.texts = -(-sum(map(len, texts)) // run.context.data_size)
         self.text_tokens = Texts.of(texts, tokenizer, job.cfg.task.eval_max_txt_len).ids_ML.shape[1]
@@ -226,6 +224,12 @@ def work_of(job: Job, run: Run, model: Model, tokenizer: Any) -> Work:
     """
     kinds = {"caption": Captioning, "vqa_zeroshot": Asking, "retrieval": Searching}
     return kinds.get(job.name, Training)(job, run, model, tokenizer)
+
+
+def _passes(model: Model) -> Methods:
+    """Of the Q-Former."""
+    names = {"encode_image": "image", "encode_text": "text", "encode_pair": "pair", "caption_logits": "caption"}
+    return [(model.qformer, method, f"qformer_{name}") for method, name in names.items()]
 
 
 def _enough(samples: Sequence[Any], images: int, job: Job) -> Sequence[Any]:
