@@ -199,9 +199,10 @@ def main() -> None:
 
     machine = {key: hardware(Context())[key] for key in ("cpu", "usable_cores", "memory_gb", "system")}
     own = {key: versions()[key] for key in ("blip2x", "paddlepaddle", "paddlenlp", "python", "git_commit")}
+    words = ["PYTHON" if word == args.torch else word for word in sys.argv[1:]]  # where it is is nobody's business
     record = {
         "date": time.strftime("%Y-%m-%d"),
-        "command": shlex.join(["python", "tests/speed/compare.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "tests/speed/compare.py", *words]),
         "model": args.model,
         "threads": args.threads,
         "machine": machine,

@@ -8,8 +8,10 @@ The folder then has
     inputs.npz, meta.json     the same as arrays and token numbers, and the settings
 
 Weights are drawn so that numbers keep their size from layer to layer, attention is neither flat nor sharp, and the words that
-are written depend on the picture. A random model as good as never writes the end token: its row among the embeddings is END
-times as long as a word's, so that it is now likely and now unlikely, and texts end after different numbers of words.
+are written depend on the picture. What ReLU adds to every position alike would have OPT write the same few words again and
+again, so that the last norm's bias takes it away. A random model as good as never writes the end token: its row among the
+embeddings is END times as long as a word's, so that it is now likely and now unlikely, and texts end after different numbers of
+words.
 """
 
 from __future__ import annotations
@@ -25,24 +27,26 @@ prepare_process_once()
 
 import numpy as np  # noqa: E402
 import paddle  # noqa: E402
-from paddle import nn  # noqa: E402
+from paddle import Tensor, nn  # noqa: E402
 from PIL import Image  # noqa: E402
 from safetensors.numpy import save_file  # noqa: E402
 
 from blip2x.config.compose import compose_config  # noqa: E402
 from blip2x.config.model import ModelConfig  # noqa: E402
+from blip2x.config.run import RunConfig  # noqa: E402
 from blip2x.data.collate import LoadedCaption, Stage1Collate, Stage2Collate, Stage2EncoderDecoderCollate  # noqa: E402
 from blip2x.data.tokenize import TextTokenizer, clean_question, train_tokenizer  # noqa: E402
 from blip2x.data.transforms import EvalTransform  # noqa: E402
 from blip2x.models.assemblies.stage1 import build_stage1  # noqa: E402
-from blip2x.models.assemblies.stage2 import build_stage2  # noqa: E402
+from blip2x.models.assemblies.stage2 import Stage2Model, build_stage2, join_prefix  # noqa: E402
+from blip2x.models.weights.checkpoint import fill  # noqa: E402
 from blip2x.models.weights.describe import follow_source  # noqa: E402
 from blip2x.models.weights.export import huggingface_config, to_huggingface, write_json, write_shards  # noqa: E402
 from blip2x.models.weights.stored import StoredTensor  # noqa: E402
 from blip2x.tasks.common.captioning import encode_prompts  # noqa: E402
 from tests.speed.rows import SIZES, Sizes  # noqa: E402
 
-END = 3.5
+END = 6.0
 SHARPNESS = 3.0  # standard deviation of the language model's logits
 WORDS = 1000  # of a model that leaves the size of its vocabulary open
 IMAGE_TOKEN = {"opt": 0, "t5": 2}  # that no text has
@@ -61,7 +65,10 @@ def make(folder: Path, model: str) -> None:
         stage1 = build_stage1(cfg.model, vocab_size=bert.vocab_size)
     end, pad, image = language.end_id, language.pad_id, IMAGE_TOKEN[cfg.model.language.kind]
     special, temperature = {"end": end, "pad": pad, "image": image}, cfg.model.temperature
+    images = pictures(folder / "pictures", sizes.images, cfg, rng)
     tensors = drawn(stage2, rng, end=end, temperature=temperature)
+    if cfg.model.language.kind == "opt":
+        centre(stage2, tensors, images[:4], rng)
     export(folder / "stage2", tensors, cfg.model, language, "language", special)
     tensors = drawn(stage1, rng, end=end, temperature=temperature)
     export(folder / "stage1", tensors, cfg.model, bert, "qformer", special)
@@ -70,7 +77,7 @@ def make(folder: Path, model: str) -> None:
     meta = {"model": model, "sizes": asdict(sizes), **special, "kind": cfg.model.language.kind}
     meta |= {"dec": bert.dec_id, "temperature": temperature, "dropout": cfg.model.qformer.dropout}
     meta["silent"] = [number for number in range(len(READ)) if not language.decode([number])]  # special tokens
-    make_inputs(folder, meta, sizes, cfg.model, language, bert, rng)
+    make_inputs(folder, meta, sizes, cfg.model, images, language, bert, rng)
 
 
 def tokenizer_of(family: str, size: int, spare: int) -> TextTokenizer:
@@ -114,6 +121,35 @@ def drawn(model: nn.Layer, rng: np.random.Generator, *, end: int, temperature: f
     return found
 
 
+@paddle.no_grad()
+def centre(model: Stage2Model, tensors: dict[str, StoredTensor], images: list[np.ndarray], rng: np.random.Generator) -> None:
+    """Let what OPT's last norm gives behind pictures, of random words, be 0 in the mean."""
+    fill(model, tensors, "random numbers")
+    model.eval()
+    found: list[Tensor] = []
+    hook = model.language.opt.decoder.final_layer_norm.register_forward_post_hook(lambda _layer, _in, out: found.append(out))
+    ids_BL = paddle.to_tensor(rng.integers(5, model.language.vocab_size, (len(images), 24)))
+    query_BQD = model.encode(paddle.to_tensor(np.stack(images)))
+    model.language(*join_prefix(model.language, query_BQD, ids_BL, paddle.ones_like(ids_BL)))
+    hook.remove()
+    mean_D = found[0][:, -ids_BL.shape[1] :].mean(axis=[0, 1]).numpy()
+    name = "language.opt.decoder.final_layer_norm.bias"
+    tensors[name] = StoredTensor.of(name, tensors[name].read() - mean_D)
+
+
+def pictures(folder: Path, count: int, cfg: RunConfig, rng: np.random.Generator) -> list[np.ndarray]:
+    """Squares of some colours with noise: as files, and as the model reads them [3, S, S]."""
+    folder.mkdir(parents=True)
+    size, images = cfg.model.vision.image_size, []
+    transform = EvalTransform(compose_config(["dataset=custom", "dataset.images=."]).dataset.transform, size)
+    for number in range(count):
+        blocks = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((size // 4, size // 4, 1)))
+        picture = Image.fromarray(np.clip(blocks + rng.normal(0, 20, blocks.shape), 0, 255).astype(np.uint8))
+        picture.save(folder / f"{number}.png")
+        images.append(transform(picture))
+    return images
+
+
 def export(
     folder: Path,
     tensors: dict[str, StoredTensor],
@@ -137,23 +173,17 @@ def make_inputs(
     meta: dict[str, Any],
     sizes: Sizes,
     cfg: ModelConfig,
+    images: list[np.ndarray],
     language: TextTokenizer,
     bert: TextTokenizer,
     rng: np.random.Generator,
 ) -> None:
-    """Pictures and texts, as files and as arrays."""
+    """Texts, as files and as arrays."""
 
     def text(least: int, most: int) -> str:
         return " ".join(f"w{number}" for number in rng.integers(0, 900, rng.integers(least, most + 1)))
 
-    count = max(sizes.captions, sizes.asked, sizes.batch, sizes.judged, sizes.inputs)
-    size = cfg.vision.image_size
-    (folder / "pictures").mkdir()
-    for number in range(count):
-        blocks = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((size // 4, size // 4, 1)))
-        picture = np.clip(blocks + rng.normal(0, 20, blocks.shape), 0, 255).astype(np.uint8)
-        Image.fromarray(picture).save(folder / "pictures" / f"{number}.png")
-    captions = [text(5, 12) for _ in range(count)]
+    captions = [text(5, 12) for _ in images]
     questions = [text(4, 11) for _ in range(sizes.questions)]
     rows = [{"image": f"{n}.png", "caption": captions[n], "image_id": n} for n in range(sizes.captions)]
     write_json(folder / "captions.json", rows)
@@ -166,8 +196,7 @@ def make_inputs(
 
     own = [f"model={meta['model']}", "dataset=custom", "dataset.images=."]
     caption, vqa, training = (compose_config([f"task={task}", *own]) for task in ("caption", "vqa_zeroshot", "pretrain_stage1"))
-    transform = EvalTransform(caption.dataset.transform, size)
-    images = [transform(Image.open(folder / "pictures" / f"{n}.png").convert("RGB")) for n in range(count)]
+    transform = EvalTransform(caption.dataset.transform, cfg.vision.image_size)
     pairs = [LoadedCaption(images[n], n, captions[n]) for n in range(sizes.batch)]
     stage1 = Stage1Collate(transform, bert, sizes.text_tokens)
     if language.family == "t5":
@@ -183,7 +212,7 @@ def make_inputs(
     arrays["stage1.negative_text_B"] = np.roll(np.arange(sizes.batch), -1)
     queries, width = cfg.qformer.num_queries, cfg.language.width
     arrays["language.embeds_BLD"] = rng.standard_normal((sizes.inputs, queries + sizes.text_tokens, width), dtype=np.float32)
-    patches = (size // cfg.vision.patch_size) ** 2 + 1
+    patches = (cfg.vision.image_size // cfg.vision.patch_size) ** 2 + 1
     arrays["qformer.patch_BPD"] = rng.standard_normal((sizes.inputs, patches, cfg.vision.width), dtype=np.float32)
     np.savez(folder / "inputs.npz", **arrays)
 

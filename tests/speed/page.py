@@ -52,7 +52,7 @@ _HOW = """
 
 In blip2x's environment, with PyTorch in another one (transformers 4.57 and paddlenlp exclude each other's tokenizers):
 
-    python -m venv ~/parity && ~/parity/bin/pip install --group parity
+    python -m venv ~/parity && ~/parity/bin/pip install --group parity      # its PYTHON is ~/parity/bin/python
     {command}
     python tests/speed/page.py docs/speed.json > docs/speed.md
 
@@ -68,20 +68,16 @@ def page(record: Json) -> str:
     named = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "git_commit" and version)
     lines = [
         _HEAD,
-        f"`model={record['model']}`, {record['threads']} threads, {record['date']}. Machine: {about}.",
+        f"`model={record['model']}`, threads: {record['threads']}, {record['date']}. Machine: {about}.",
         _load(record["load_before"]),
         f"Versions: {named}; blip2x at commit {str(versions['git_commit'])[:10]}.\n",
         _slower(record["rows"]),
         _TABLE + "\n".join(line for name, row in record["rows"].items() for line in _lines(name, row)),
         "\n## What the ways do\n",
         *(_ways(name, record) for name in record["rows"]),
-        _HOW.format(command=_command(record)),
+        _HOW.format(command=record["command"]),
     ]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def _command(record: Json) -> str:
-    return f"python tests/speed/compare.py --torch ~/parity/bin/python --model {record['model']} --out docs/speed.json"
 
 
 def _load(load: float) -> str:

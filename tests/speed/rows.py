@@ -31,6 +31,11 @@ class Sizes:
     inputs: int  # images and texts of the parts alone
     text_tokens: int = 32
 
+    @property
+    def images(self) -> int:
+        """How many pictures are made."""
+        return max(self.captions, self.asked, self.batch, self.judged, self.inputs)
+
     def count(self, row: str) -> int:
         """How many units one run of `row` makes."""
         counts = {"caption": self.captions, "vqa": self.questions, "load": 1, "rerank": self.judged * self.candidates}
