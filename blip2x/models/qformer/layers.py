@@ -1,6 +1,7 @@
 """BERT's blocks, with cross-attention and a second feed-forward for the queries (Devlin et al., 2019; BLIP-2, section 3.1).
 
-B rows, T positions that ask, S positions that answer, Q queries, P patches, D width, H heads, W width of one head.
+B rows that ask, N rows that answer, T positions that ask, S positions that answer, Q queries, P patches, D width, H heads, W width
+of one head.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-KeysValues = tuple[Tensor, Tensor]  # [B, H, S, W] each
+KeysValues = tuple[Tensor, Tensor]  # [N, H, S, W] each
 
 LAYER_NORM_EPS = 1e-12
 
@@ -44,15 +45,22 @@ class Attention(nn.Layer):
         self.norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
         self.dropout = dropout
 
-    def keys_values(self, source_BSD: Tensor) -> KeysValues:
-        """What `source_BSD` answers with."""
-        return self._split(self.key(source_BSD)), self._split(self.value(source_BSD))
+    def keys_values(self, source_NSD: Tensor) -> KeysValues:
+        """What `source_NSD` answers with."""
+        return self._split(self.key(source_NSD)), self._split(self.value(source_NSD))
 
     def forward(self, hidden_BTD: Tensor, keys_values: KeysValues, bias: Tensor | None) -> Tensor:
-        """`hidden_BTD` plus what it gathers; `bias` is added to the scores [B, H, T, S], None: everything is seen."""
-        key_BHSW, value_BHSW = keys_values
-        share_BHTS = F.dropout(self.shares(hidden_BTD, key_BHSW, bias), self.dropout, training=self.training)
-        mixed_BTD = paddle.matmul(share_BHTS, value_BHSW).transpose([0, 2, 1, 3]).flatten(start_axis=2)
+        """`hidden_BTD` plus what it gathers; `bias` is added to the scores [B, H, T, S], None: everything is seen.
+
+        B is a multiple of N, and row b asks row b % N: all that ask the same row do so in one product, and no copies of keys
+        and values are made for them. There is no `bias` then.
+        """
+        key_NHSW, value_NHSW = keys_values
+        times = hidden_BTD.shape[0] // key_NHSW.shape[0]
+        share_NHTS = self.shares(_side_by_side(hidden_BTD, times), key_NHSW, bias)
+        share_NHTS = F.dropout(share_NHTS, self.dropout, training=self.training)
+        mixed_NTD = paddle.matmul(share_NHTS, value_NHSW).transpose([0, 2, 1, 3]).flatten(start_axis=2)
+        mixed_BTD = _apart(mixed_NTD, times)
         return self.norm(hidden_BTD + F.dropout(self.out(mixed_BTD), self.dropout, training=self.training))
 
     def shares(self, hidden_BTD: Tensor, key_BHSW: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -64,6 +72,24 @@ class Attention(nn.Layer):
     def _split(self, hidden_BSD: Tensor) -> Tensor:
         rows, length, width = hidden_BSD.shape
         return hidden_BSD.reshape([rows, length, self.num_heads, width // self.num_heads]).transpose([0, 2, 1, 3])
+
+
+def _side_by_side(hidden_BTD: Tensor, times: int) -> Tensor:
+    """[times * N, T, D] -> [N, times * T, D]: rows N apart become one."""
+    if times == 1:
+        return hidden_BTD
+    rows, length, width = hidden_BTD.shape
+    apart = hidden_BTD.reshape([times, rows // times, length, width])
+    return apart.transpose([1, 0, 2, 3]).reshape([rows // times, times * length, width])
+
+
+def _apart(hidden_NTD: Tensor, times: int) -> Tensor:
+    """The way back from `_side_by_side`."""
+    if times == 1:
+        return hidden_NTD
+    rows, length, width = hidden_NTD.shape
+    beside = hidden_NTD.reshape([rows, times, length // times, width])
+    return beside.transpose([1, 0, 2, 3]).reshape([rows * times, length // times, width])
 
 
 class FeedForward(nn.Layer):
@@ -110,23 +136,35 @@ class QFormerLayer(nn.Layer):
         hidden_BTD: Tensor,
         *,
         num_queries: int,
-        patch_BPD: Tensor | None = None,
+        image: Tensor | KeysValues | None = None,
         bias: Tensor | None = None,
         past: KeysValues | None = None,
+        wanted: int | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Positions `[queries][text]`, the first `num_queries` of them queries, behind the keys and values in `past`.
 
         Returns the new hidden states and the self-attention's keys and values, `past` included.
+
+        Args:
+            hidden_BTD: the positions.
+            num_queries: how many of them are queries.
+            image: patches [N, P, D], or the keys and values that the cross-attention made of them; row b looks at image b % N.
+            bias: on the self-attention's scores.
+            past: keys and values before these positions.
+            wanted: only the first so many positions go on: all answer, but no other asks; None: all.
         """
         keys_values = self.attention.keys_values(hidden_BTD)
         if past is not None:
             keys_values = tuple(paddle.concat(pair, axis=2) for pair in zip(past, keys_values, strict=True))
+        if wanted is not None:
+            hidden_BTD, bias = hidden_BTD[:, :wanted], None if bias is None else bias[:, :, :wanted]
         hidden_BTD = self.attention(hidden_BTD, keys_values, bias)
         parts = []
         if num_queries:
             query_BQD = hidden_BTD[:, :num_queries]
             if self.cross_attention is not None:
-                query_BQD = self.cross_attention(query_BQD, self.cross_attention.keys_values(patch_BPD), None)
+                looked_at = self.cross_attention.keys_values(image) if isinstance(image, Tensor) else image
+                query_BQD = self.cross_attention(query_BQD, looked_at, None)
             parts.append(self.query_ffn(query_BQD))
         if num_queries < hidden_BTD.shape[1]:
             parts.append(self.text_ffn(hidden_BTD[:, num_queries:]))
