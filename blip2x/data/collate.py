@@ -100,8 +100,8 @@ class CaptionLoading:
 class Stage1Collate(CaptionLoading):
     """Stage 1: image_BCHW, image_id_B, text_ids_BL, text_mask_BL, target_place_N.
 
-    The places are those of the tokens that captions are to predict, in B * (L - 1): each but the first, [CLS], and padding. They
-    are found here because their number is a tensor's length, for which a device would have to be waited for.
+    The places are those of the tokens to predict, in B * (L - 1): of each but the first, [CLS], and padding. They are found
+    here because their number is a tensor's length, for which a device would have to be waited for.
     """
 
     def __call__(self, items: list[LoadedCaption]) -> Batch:

@@ -395,11 +395,9 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_process_with_their_pairs(f
     assert alone[0].with_gradient == ([3, 2] if frozen else [3, 2, 3])
 
 
-def learned(
-    objective: Stage1Objective, batches: list[dict[str, paddle.Tensor]]
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+def learned(objective: Stage1Objective, batch: dict[str, paddle.Tensor]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """Parts and gradients of a step of one micro-batch."""
-    (batch,) = objective.prepare(batches)
+    (batch,) = objective.prepare([batch])
     parts = objective(batch)
     parts["loss"].backward()
     found = {name: p.grad.numpy() for name, p in objective.model.named_parameters() if p.grad is not None}
@@ -416,7 +414,7 @@ def test_what_is_padding_is_left_out_and_changes_nothing(change, build, pairs):
     else:
         other |= {name: F.pad(pairs[name], [0, 2]) for name in ("text_ids_BL", "text_mask_BL")}
     objective = Stage1Objective(build(), Context(), config(), dec_id=19)
-    (parts, gradients), (expected, wanted) = learned(objective, [other]), learned(objective, [pairs])
+    (parts, gradients), (expected, wanted) = learned(objective, other), learned(objective, pairs)
     assert parts == pytest.approx(expected, abs=2e-6) and gradients.keys() == wanted.keys()
     for name, gradient in wanted.items():
         np.testing.assert_allclose(gradients[name], gradient, atol=5e-6, err_msg=name)  # float32; up to 8
@@ -440,7 +438,7 @@ def test_recomputing_gives_the_same_gradients(build, pairs):
         objective = Stage1Objective(model, Context(), config(), dec_id=19)
         objective.train()
         paddle.seed(3)
-        results.append(learned(objective, [pairs]))
+        results.append(learned(objective, pairs))
     (expected, wanted), (parts, gradients) = results
     assert parts == expected
     for name, gradient in wanted.items():

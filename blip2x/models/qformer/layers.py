@@ -1,7 +1,7 @@
 """BERT's blocks, with cross-attention and a second feed-forward for the queries (Devlin et al., 2019; BLIP-2, section 3.1).
 
-B rows that ask, N rows that answer, T positions that ask, S positions that answer, Q queries, P patches, D width, H heads, W width
-of one head.
+B rows that ask, N rows that answer, T positions that ask, S positions that answer, Q queries, P patches, D width, H heads,
+W width of one head.
 """
 
 from __future__ import annotations

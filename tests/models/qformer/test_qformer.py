@@ -94,11 +94,12 @@ def learned(model, image, loss_of) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 
 def assert_alike(model, image, one, other):
-    """To the rounding of float32 sums in another order; gradients go up to some hundreds."""
+    """To the rounding of float32 sums in another order."""
     (output, gradients), (expected, wanted) = learned(model, image, one), learned(model, image, other)
     np.testing.assert_allclose(output, expected, atol=ATOL)
     for name, gradient in wanted.items():
-        np.testing.assert_allclose(gradients.get(name, 0), gradient, atol=2e-6 * np.abs(wanted["image"]).max(), err_msg=name)
+        size = max(1, np.abs(gradient).max())  # some hundreds at most
+        np.testing.assert_allclose(gradients.get(name, 0), gradient, atol=ATOL * size, err_msg=name)
     assert np.abs(wanted["image"]).max() > 1
 
 
@@ -131,7 +132,7 @@ def test_one_look_serves_several_passes(qformer, patches):
 
 
 def test_positions_that_nobody_reads_change_no_gradient(qformer, patches):
-    """The last layer of a pair computes its queries alone, that of a text [CLS]: as if all were computed and the rest cut off."""
+    """The last layer computes a pair's queries, or [CLS] of a text alone, as if all were computed and the rest cut off."""
     ids, mask = texts(*IDS), texts(*MASK)
 
     def passes(image):
