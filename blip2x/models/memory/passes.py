@@ -230,8 +230,9 @@ class QFormerPass:
 
     def _feed_forward(self, name: str, hidden: Ghost) -> Ghost:
         t, cfg = self.t, self.cfg
-        inner = t.linear(hidden, f"{name}.fc1", cfg.mlp_width, trained=True)
-        out = t.linear(self._gelu(inner), f"{name}.fc2", cfg.width, trained=True)
+        inner = self._gelu(t.linear(hidden, f"{name}.fc1", cfg.mlp_width, trained=True))
+        out = call(t.linear, inner, f"{name}.fc2", cfg.width, trained=True)
+        del inner
         return t.norm(t.add(hidden, t.dropout(out, cfg.dropout)))
 
     def _gelu(self, inner: Ghost) -> Ghost:
