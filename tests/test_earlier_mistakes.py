@@ -465,7 +465,7 @@ def test_several_data_sets_are_trained_on_together_each_with_its_own_images(cust
 def stage1_loss(count: int) -> dict[str, paddle.Tensor]:
     words = train_tokenizer(TEXTS, "bert")
     cfg = compose_config(["task=pretrain_stage1", *FAMILIES["opt"], "task.contrast_steps=0", "task.label_smoothing=0"])
-    ids_BL, mask_BL = words.encode(TEXTS[:count], max_length=8, pad_to_max=True)
+    ids_BL, mask_BL = words.encode(TEXTS[:count], max_length=8)
     batch = {"image_id_B": np.arange(count), "text_ids_BL": ids_BL, "text_mask_BL": mask_BL}
     objective = Stage1Objective(stage1(words), Context(), cfg.task, dec_id=words.dec_id)
     parts = objective({"image_BCHW": pictures(count), **to_tensors(batch)})

@@ -95,13 +95,22 @@ class CaptionLoading:
 
 @dataclass(frozen=True)
 class Stage1Collate(CaptionLoading):
-    """Stage 1: image_BCHW, image_id_B, text_ids_BL, text_mask_BL, with L = max_txt_len, the same on all ranks."""
+    """Stage 1: image_BCHW, image_id_B, text_ids_BL, text_mask_BL, target_place_N.
+
+    The places are those of the tokens to predict, in B * (L - 1): of each but the first, [CLS], and padding. They are found
+    here because their number is a tensor's length, for which a device would have to be waited for.
+    """
 
     def __call__(self, items: list[LoadedCaption]) -> Batch:
         """Stack and tokenize."""
-        ids_BL, mask_BL = self.tokenizer.encode([i.caption for i in items], max_length=self.max_txt_len, pad_to_max=True)
-        image_id_B = _int64([item.image_id for item in items])
-        return {**_images(items), "image_id_B": image_id_B, "text_ids_BL": ids_BL, "text_mask_BL": mask_BL}
+        ids_BL, mask_BL = self.tokenizer.encode([i.caption for i in items], max_length=self.max_txt_len)
+        return {
+            **_images(items),
+            "image_id_B": _int64([item.image_id for item in items]),
+            "text_ids_BL": ids_BL,
+            "text_mask_BL": mask_BL,
+            "target_place_N": np.flatnonzero(mask_BL[:, 1:]),
+        }
 
 
 @dataclass(frozen=True)

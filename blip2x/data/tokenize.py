@@ -96,9 +96,8 @@ class TextTokenizer:
         padding_side: Literal["left", "right"] = "right",
         add_bos: bool = True,
         add_end: bool = True,
-        pad_to_max: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Token numbers and mask (1: token, 0: padding), both [B, L] int64.
+        """Token numbers and mask (1: token, 0: padding), both [B, L] int64; L is the longest text's.
 
         Args:
             texts: at least one.
@@ -106,7 +105,6 @@ class TextTokenizer:
             padding_side: "right" to train, "left" for prompts that a decoder continues.
             add_bos: put `bos_id` first, where the family has one.
             add_end: put `end_id` last; not for prompts that a decoder continues.
-            pad_to_max: L is `max_length`, not the longest text: ranks that exchange texts need one shape.
         """
         before = [self.bos_id] if add_bos and self.bos_id is not None else []
         after = [self.end_id] if add_end else []
@@ -115,7 +113,7 @@ class TextTokenizer:
             raise UserError(f"texts of {max_length} tokens have no room for a word; allow at least {max_length - room + 1}")
         encoded = self.tokenizer.encode_batch([text.strip() for text in texts], add_special_tokens=False)
         rows = [before + one.ids[:room] + after for one in encoded]
-        length = max_length if pad_to_max and max_length is not None else max(map(len, rows))
+        length = max(map(len, rows))
         ids_BL = np.full((len(rows), length), self.pad_id, dtype=np.int64)
         mask_BL = np.zeros((len(rows), length), dtype=np.int64)
         for b, row in enumerate(rows):

@@ -28,6 +28,7 @@ class Others:
     """What a micro-batch's pairs are matched with: an image for each text and a text for each image.
 
     Args:
+        place_B: the images' places in the micro-batch, all of them being there; None: the next two say which they are.
         encoded_BPD: the images, as the encoder gives them; None: `image_BCHW` have to go through it.
         image_BCHW: the images.
         has_image_B: whether there is one.
@@ -36,6 +37,7 @@ class Others:
         has_text_B: whether there is one.
     """
 
+    place_B: Tensor | None
     encoded_BPD: Tensor | None
     image_BCHW: Tensor | None
     has_image_B: Tensor

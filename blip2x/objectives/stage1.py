@@ -1,7 +1,7 @@
 """Stage 1, section 3.1 of the BLIP-2 paper: images and texts are contrasted, matched, and captions written.
 
 B pairs of a micro-batch, K pairs that are compared (of all ranks; with cached contrast of all micro-batches, too), Q queries,
-P patches, D width of the image encoder, E width of the shared space, L text tokens, V vocabulary.
+P patches, D width of the image encoder, E width of the shared space, L text tokens, N tokens to predict, V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from blip2x.losses.itm import draw_negatives, itm_loss
 from blip2x.losses.lm import lm_loss, target_labels
 from blip2x.models.precision import without_autocast
 from blip2x.objectives.cached import Cached, Others, choose, drawing_from
-from blip2x.objectives.tokens import weighed, with_token_shares
+from blip2x.objectives.tokens import padded, weighed, with_token_shares
 from blip2x.parallel.context import Context
 
 TEMPERATURE_RANGE = (0.001, 0.5)  # as in ALBEF and BLIP; a step across 0 would turn the contrast around for good
@@ -36,7 +36,7 @@ class Negatives(NamedTuple):
 class Features(NamedTuple):
     """What all three losses take from a micro-batch."""
 
-    patch_BPD: Tensor
+    image: Any  # keys and values of the patches, which pairs look at, too
     image_BQE: Tensor
     text_BE: Tensor
     cache: Any  # which captions read
@@ -52,6 +52,9 @@ class Scores(NamedTuple):
 
 class Stage1Objective(nn.Layer):
     """ITC + ITM + captioning (ITG); each image goes through the image encoder and its queries once for all three.
+
+    Its patches, too, are made keys and values once, for its own queries and for all pairs in which it is matched; only images
+    that come from other ranks or other micro-batches are made keys and values again.
 
     The mean of the losses over ranks, and its gradient, are those of one process that has the pairs of all ranks. Each rank has
     equally many rows of scores, and means per token are weighed (`prepare`), so the losses' mean is that of all rows. What a
@@ -100,9 +103,11 @@ class Stage1Objective(nn.Layer):
 
         With ``encoded_BPD``, what a frozen image encoder gives, the images themselves are not needed.
 
-        Ranks exchange their texts as negatives, so B and L are the same everywhere. With ``negative_image_B`` and
-        ``negative_text_B``, places among the K pairs, these are the negatives to match, and none are drawn. Places count ranks,
-        then micro-batches where these are compared with each other, then pairs.
+        Ranks exchange their pairs as negatives, so B is the same everywhere; L, at most ``cfg.max_txt_len``, is not. With
+        ``negative_image_B`` and ``negative_text_B``, places among the K pairs, these are the negatives to match, and none are
+        drawn. Places count ranks, then micro-batches where these are compared with each other, then pairs. With
+        ``target_place_N``, the places of the tokens to predict in B * (L - 1), [CLS] left out, the wide head of the captions
+        looks at these alone; nothing else changes by it.
 
         ``loss`` is their weighted sum; ``itc``, ``itm`` and ``lm`` are unweighted; ``itm_accuracy`` and ``temperature`` only
         inform. What has weight 0, or has not joined in yet, is not computed.
@@ -122,7 +127,7 @@ class Stage1Objective(nn.Layer):
         parts = {"loss": self._cfg.itc_weight * itc, "itc": itc, "temperature": temperature.detach()}
         if self._matches():
             others = self._others(batch, encoded_BPD, self._negatives([batch], scores)) if cached is None else cached.others
-            itm, accuracy = self._match(features.patch_BPD, batch, others)
+            itm, accuracy = self._match(features.image, batch, others)
             parts |= {"loss": parts["loss"] + self._cfg.itm_weight * itm, "itm": itm, "itm_accuracy": accuracy}
         if self._cfg.lm_weight and not self._contrast_only:
             lm = weighed(self._caption(batch, features.cache), batch)
@@ -147,10 +152,10 @@ class Stage1Objective(nn.Layer):
         return self.model.vision(image_BCHW) if encoded_BPD is None else encoded_BPD
 
     def _features(self, encoded_BPD: Tensor, batch: dict[str, Any]) -> Features:
-        patch_BPD = self.model.ln_vision(encoded_BPD)
-        _, image_BQE, cache = self.model.query_features(patch_BPD)
+        image = self.model.qformer.look(self.model.ln_vision(encoded_BPD))
+        _, image_BQE, cache = self.model.query_features(image)
         text_BE = self.model.text_features(batch["text_ids_BL"], batch["text_mask_BL"])
-        return Features(patch_BPD, image_BQE, text_BE, cache)
+        return Features(image, image_BQE, text_BE, cache)
 
     def _contrast(self, image_BQE: Tensor, text_BE: Tensor, image_id_B: Tensor, temperature: Tensor) -> tuple[Tensor, Scores]:
         """ITC loss of this rank's rows of scores, and the scores."""
@@ -170,44 +175,59 @@ class Stage1Objective(nn.Layer):
         return Negatives(*images, *draw_negatives(scores.i2t_BK, scores.same_BK))
 
     def _others(self, batch: dict[str, Any], encoded_BPD: Tensor, negatives: Negatives) -> Others:
-        """The negatives, from all ranks.
+        """The negatives, from all ranks; images of this rank alone are those of the batch, whose keys and values are there.
 
         Each rank puts its own through `ln_vision`, whose gradient is summed over ranks like any other parameter's. So a frozen
         encoder's output needs no gradient, and the widest tensor of all goes between ranks once instead of twice.
         """
-        gather = self._context.all_gather if self._frozen() else self._context.all_gather_with_grad
-        return Others(
-            gather(encoded_BPD).index_select(negatives.image_B),
-            None,
-            negatives.has_image_B,
-            self._context.all_gather(batch["text_ids_BL"]).index_select(negatives.text_B),
-            self._context.all_gather(batch["text_mask_BL"]).index_select(negatives.text_B),
-            negatives.has_text_B,
+        encoded, place = None, negatives.image_B
+        if self._context.data_size > 1:
+            gather = self._context.all_gather if self._frozen() else self._context.all_gather_with_grad
+            encoded, place = gather(encoded_BPD).index_select(negatives.image_B), None
+        length = self._length([batch])
+        ids_BL, mask_BL = (
+            self._context.all_gather(padded(batch[name], length)).index_select(negatives.text_B)
+            for name in ("text_ids_BL", "text_mask_BL")
         )
+        return Others(place, encoded, None, negatives.has_image_B, ids_BL, mask_BL, negatives.has_text_B)
 
-    def _match(self, patch_BPD: Tensor, batch: dict[str, Any], others: Others) -> tuple[Tensor, Tensor]:
-        """ITM loss and accuracy of each pair, of its text with a hard negative image, and of its image with such a text.
+    def _length(self, batches: Sequence[dict[str, Any]]) -> int:
+        """Tokens of the texts that `batches` exchange; a rank knows no other's lengths, and to ask would mean to wait."""
+        longest = max(batch["text_ids_BL"].shape[1] for batch in batches)
+        return longest if self._context.data_size == 1 else max(longest, self._cfg.max_txt_len)
+
+    def _match(self, image: Any, batch: dict[str, Any], others: Others) -> tuple[Tensor, Tensor]:
+        """ITM loss and accuracy of each pair, of its image with a hard negative text, and of its text with such an image.
 
         A pair has no negatives only where all images are the same, and then none has: equally many count everywhere.
         """
         ids_BL, mask_BL = batch["text_ids_BL"], batch["text_mask_BL"]
-        other_patch_BPD = self.model.ln_vision(self._encoded(others.encoded_BPD, others.image_BCHW))
-        logits_N2 = self.model.itm_logits(
-            paddle.concat([patch_BPD, other_patch_BPD, patch_BPD]),
-            paddle.concat([ids_BL, ids_BL, others.ids_BL]),
-            paddle.concat([mask_BL, mask_BL, others.mask_BL]),
+        length = others.ids_BL.shape[1]
+        own_N2 = self.model.itm_logits(
+            image,
+            _by_turns(padded(ids_BL, length), others.ids_BL),
+            _by_turns(padded(mask_BL, length), others.mask_BL),
         )
+        other_N2 = self.model.itm_logits(self._other_image(image, others), ids_BL, mask_BL)
         matched_B = paddle.ones([ids_BL.shape[0]], dtype="int64")
-        label_N = paddle.concat([matched_B, 0 * matched_B, 0 * matched_B])
-        return itm_loss(logits_N2, label_N, paddle.concat([matched_B.astype("bool"), others.has_image_B, others.has_text_B]))
+        label_N = paddle.concat([_by_turns(matched_B, 0 * matched_B), 0 * matched_B])
+        counts_N = paddle.concat([_by_turns(matched_B.astype("bool"), others.has_text_B), others.has_image_B])
+        return itm_loss(paddle.concat([own_N2, other_N2]), label_N, counts_N)
+
+    def _other_image(self, image: Any, others: Others) -> Any:
+        """Keys and values of the images that are matched with the texts."""
+        if others.place_B is None:
+            return self.model.qformer.look(self.model.ln_vision(self._encoded(others.encoded_BPD, others.image_BCHW)))
+        return [pair and tuple(tensor.index_select(others.place_B) for tensor in pair) for pair in image]
 
     def _caption(self, batch: dict[str, Any], cache: Any) -> Tensor:
-        ids_BL, mask_BL = batch["text_ids_BL"], batch["text_mask_BL"]
-        # [DEC] replaces [CLS]: this pass writes, it does not sum up.
-        decoder_ids_BL = paddle.concat([paddle.full_like(ids_BL[:, :1], self._dec_id), ids_BL[:, 1:]], axis=1)
-        logits_BLV = self.model.qformer.caption_logits(decoder_ids_BL, mask_BL, cache)
-        label_BL = target_labels(decoder_ids_BL, mask_BL)
-        return lm_loss(logits_BLV[:, :-1], label_BL[:, 1:], self._cfg.label_smoothing)
+        ids_BL, mask_BL, place_N = batch["text_ids_BL"], batch["text_mask_BL"], batch.get("target_place_N")
+        # [DEC] replaces [CLS]: this pass writes, it does not sum up. Nothing is predicted from the last token.
+        decoder_ids_BL = paddle.concat([paddle.full_like(ids_BL[:, :1], self._dec_id), ids_BL[:, 1:-1]], axis=1)
+        logits = self.model.qformer.caption_logits(decoder_ids_BL, mask_BL[:, :-1], cache, place_N)
+        label_BL = target_labels(ids_BL, mask_BL)[:, 1:]
+        label = label_BL if place_N is None else label_BL.flatten().index_select(place_N)
+        return lm_loss(logits, label, self._cfg.label_smoothing)
 
     @paddle.no_grad()
     def _look_ahead(self, batches: Sequence[dict[str, Any]]) -> list[Cached]:
@@ -245,13 +265,19 @@ class Stage1Objective(nn.Layer):
         def chosen(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
             return choose(tensors, index, self._context)
 
-        unknown = [None] * len(batches)
+        unknown, length = [None] * len(batches), self._length(batches)
         columns = [
+            unknown,
             unknown if encoded[0] is None else chosen(encoded, negatives.image_B),
             chosen([batch["image_BCHW"] for batch in batches], negatives.image_B) if encoded[0] is None else unknown,
             negatives.has_image_B.split(len(batches)),
-            chosen([batch["text_ids_BL"] for batch in batches], negatives.text_B),
-            chosen([batch["text_mask_BL"] for batch in batches], negatives.text_B),
+            chosen([padded(batch["text_ids_BL"], length) for batch in batches], negatives.text_B),
+            chosen([padded(batch["text_mask_BL"], length) for batch in batches], negatives.text_B),
             negatives.has_text_B.split(len(batches)),
         ]
         return [Others(*column) for column in zip(*columns, strict=True)]
+
+
+def _by_turns(one_B: Tensor, other_B: Tensor) -> Tensor:
+    """Row 0 of each, row 1 of each, and so on: [2B, ...]."""
+    return paddle.stack([one_B, other_B], axis=1).flatten(stop_axis=1)

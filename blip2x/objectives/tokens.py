@@ -1,6 +1,6 @@
-"""Means per token over all micro-batches and ranks of an optimizer step.
+"""Means per token over all micro-batches and ranks of an optimizer step, and texts of one length.
 
-M micro-batches.
+M micro-batches, B texts, L tokens.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import paddle
+import paddle.nn.functional as F
 from paddle import Tensor
 
 from blip2x.parallel.context import Context
@@ -35,3 +36,9 @@ def with_token_shares(batches: Sequence[dict[str, Any]], counts: Sequence[Tensor
 def weighed(loss: Tensor, batch: dict[str, Any]) -> Tensor:
     """A mean per token times its micro-batch's share; itself where `with_token_shares` was not called, as in evaluation."""
     return loss * batch["token_share"] if "token_share" in batch else loss
+
+
+def padded(tensor_BL: Tensor, length: int) -> Tensor:
+    """Token numbers or their mask with zeros behind them, [B, `length`]."""
+    missing = length - tensor_BL.shape[1]
+    return F.pad(tensor_BL, [0, missing]) if missing else tensor_BL

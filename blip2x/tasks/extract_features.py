@@ -211,7 +211,7 @@ class Extractor:
         )
 
     def _texts(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        text_BD = self._model.qformer.encode_text(*self._tokens(texts))[:, 0]
+        text_BD = self._model.qformer.encode_text(*self._tokens(texts))
         return _arrays({"text_embeds": text_BD, "text_embeds_proj": F.normalize(self._model.text_proj(text_BD), axis=-1)})
 
     def _pairs(self, image_BCHW: Tensor, samples: Sequence[CaptionSample]) -> dict[str, np.ndarray]:

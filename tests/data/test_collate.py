@@ -55,13 +55,16 @@ def texts(collate, ids_BL):
     return [collate.tokenizer.decode(row) for row in ids_BL]
 
 
-def test_stage1_has_fixed_length_texts_and_one_of_the_captions(samples):
+def test_stage1_has_one_of_the_captions_and_the_places_to_predict(samples):
     collate = Stage1Collate(transform, tokenizer("bert"), max_txt_len=16)
     made = batch(collate, samples)
-    assert set(made) == {"image_BCHW", "image_id_B", "text_ids_BL", "text_mask_BL"}
-    assert made["image_BCHW"].shape == (12, 3, 4, 4) and made["text_ids_BL"].shape == (12, 16)
+    assert set(made) == {"image_BCHW", "image_id_B", "text_ids_BL", "text_mask_BL", "target_place_N"}
+    ids, mask = made["text_ids_BL"], made["text_mask_BL"]
+    assert made["image_BCHW"].shape == (12, 3, 4, 4) and ids.shape == mask.shape == (12, mask.sum(axis=1).max())
     assert made["image_id_B"].tolist() == list(range(10, 22)) and made["image_id_B"].dtype == np.int64
-    assert set(texts(collate, made["text_ids_BL"])) == set(CAPTIONS)
+    assert set(texts(collate, ids)) == set(CAPTIONS)
+    targets = [token for row, count in zip(ids, mask.sum(axis=1), strict=True) for token in row[1:count]]
+    assert ids[:, 1:].reshape(-1)[made["target_place_N"]].tolist() == targets and 24 < len(targets) < ids[:, 1:].size
 
 
 @pytest.mark.parametrize(("prompt", "given"), [("", 1), ("a photo of", 4), ("a photo of ", 4)])

@@ -99,7 +99,11 @@ class TwoSteps:
             return {f"{name}_ids_{axis}": np.full((rows, length), 5), f"{name}_mask_{axis}": np.ones((rows, length), np.int64)}
 
         if kind == "pretrain_stage1":
-            return image | {"image_id_B": np.arange(rows)} | text("text", t.length)
+            return (
+                image
+                | {"image_id_B": np.arange(rows), "target_place_N": np.arange(rows * (t.length - 1))}
+                | text("text", t.length)
+            )
         words = text("input", t.length) | text("output", t.output_length, "BT") if t.output_length else text("text", t.length)
         if not t.output_length:
             words["label_mask_BL"] = words["text_mask_BL"]

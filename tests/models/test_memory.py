@@ -20,7 +20,7 @@ from blip2x.tasks.checkup.examined import looked_at
 from blip2x.tasks.checkup.memory import model_of
 from tests.full_size.memory import allocated, forget_most, most_allocated, step
 
-SHARE = 0.05  # of what is measured, that the prediction may be off; it is 2 % at most, and a forgotten layer costs more
+SHARE = 0.05  # of what is measured, that the prediction may be off; it is 4 % at most, and a forgotten layer costs more
 T5 = "model=tiny_t5"
 FEW = "'task.batch_size=16'"  # of what is measured twice, with and without an option
 SMALL_CLIP = [

@@ -51,7 +51,7 @@ def loss_of(kind: str, model: nn.Layer, before_BLD: paddle.Tensor, ids_BL: paddl
         more = () if kind == "opt" else (ids_BL, mask_BL)
         return (model(before_BLD, mask_BL, *more) ** 2).mean()
     query_BQD, cache = model.encode_image(before_BLD)
-    outputs = [query_BQD, model.encode_text(ids_BL, mask_BL), model.encode_pair(before_BLD, ids_BL, mask_BL)]
+    outputs = [query_BQD, model.encode_text(ids_BL, mask_BL), model.encode_pair(model.look(before_BLD), ids_BL, mask_BL)]
     outputs.append(model.caption_logits(ids_BL, mask_BL, cache))
     return paddle.add_n([(output**2).mean() for output in outputs])
 

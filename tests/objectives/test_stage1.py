@@ -21,10 +21,13 @@ MASK = [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
 
 
 class QFormer(nn.Layer):
-    def caption_logits(self, ids_BL, mask_BL, cache):
+    def look(self, patch_BPD):
+        return [(patch_BPD,)]
+
+    def caption_logits(self, ids_BL, mask_BL, cache, place_N):
         self.inputs, self.cache = (ids_BL.numpy(), mask_BL.numpy()), cache
         self.logits_BLV = paddle.randn([*ids_BL.shape, VOCABULARY])
-        return self.logits_BLV
+        return self.logits_BLV if place_N is None else self.logits_BLV.flatten(0, 1).index_select(place_N)
 
 
 class Vision(nn.Layer):
@@ -40,7 +43,10 @@ class Vision(nn.Layer):
 
 
 class Model(nn.Layer):
-    """Patches say which image they are of, texts which text; everything random is recorded."""
+    """Patches say which image they are of, texts which text; everything random is recorded.
+
+    `matched` and `logits_N2` are of the pairs, then of the texts with other images, then of the images with other texts.
+    """
 
     def __init__(self, temperature: float = 0.07):
         super().__init__()
@@ -52,8 +58,8 @@ class Model(nn.Layer):
     def encoded(self, batch):
         return self.vision(batch["image_BCHW"])
 
-    def query_features(self, patch_BPD):
-        rows = patch_BPD.shape[0]
+    def query_features(self, image):
+        rows = image[0][0].shape[0]
         self.image_BQE = F.normalize(paddle.randn([rows, 3, 4]), axis=-1)
         return paddle.zeros([rows, 3, WIDTH]), self.image_BQE, "cache of the image pass"
 
@@ -61,12 +67,23 @@ class Model(nn.Layer):
         self.text_BE = F.normalize(paddle.randn([ids_BL.shape[0], 4]), axis=-1)
         return self.text_BE
 
-    def itm_logits(self, patch_BPD, ids_BL, mask_BL):
-        self.matched = patch_BPD.numpy()[:, 0, 0], ids_BL.numpy(), mask_BL.numpy()
-        self.logits_N2 = paddle.randn([ids_BL.shape[0], 2]) + patch_BPD.mean(axis=[1, 2]).unsqueeze(-1) * paddle.to_tensor(
-            [0.0, 0.1]
+    def itm_logits(self, image, ids_BL, mask_BL):
+        ((patch_BPD,),) = image
+        images = patch_BPD.shape[0]
+        shown_B = patch_BPD.mean(axis=[1, 2]).repeat_interleave(ids_BL.shape[0] // images)
+        logits_B2 = paddle.randn([ids_BL.shape[0], 2]) + shown_B.unsqueeze(-1) * paddle.to_tensor([0.0, 0.1])
+        ids_BL, mask_BL = (F.pad(tensor_BL, [0, 8 - tensor_BL.shape[1]]) for tensor_BL in (ids_BL, mask_BL))  # alike
+        asked = shown_B.numpy(), ids_BL.numpy()[:, :4], mask_BL.numpy()[:, :4], logits_B2
+        if ids_BL.shape[0] > images:
+            matching_first = np.r_[0 : 2 * images : 2, 1 : 2 * images : 2]
+            self.own = [column[matching_first] for column in asked]
+            return logits_B2
+        columns = zip(self.own, asked, strict=True)
+        *self.matched, self.logits_N2 = (
+            (paddle.concat if isinstance(own, paddle.Tensor) else np.concatenate)([own[:images], other, own[images:]])
+            for own, other in columns
         )
-        return self.logits_N2
+        return logits_B2
 
 
 def config(**changes) -> PretrainStage1Config:
@@ -229,10 +246,10 @@ def test_captions_are_written_after_dec_and_shifted(smoothing):
     model, parts = run(label_smoothing=smoothing)
     ids, mask = model.qformer.inputs
     np.testing.assert_array_equal(ids[:, 0], DEC)
-    np.testing.assert_array_equal(ids[:, 1:], np.array(IDS)[:, 1:])
-    np.testing.assert_array_equal(mask, MASK)
+    np.testing.assert_array_equal(ids[:, 1:], np.array(IDS)[:, 1:-1])  # nothing is predicted from the last
+    np.testing.assert_array_equal(mask, np.array(MASK)[:, :-1])
     assert model.qformer.cache == "cache of the image pass"
-    logits = model.qformer.logits_BLV.numpy()[:, :-1]
+    logits = model.qformer.logits_BLV.numpy()
     every = np.stack([cross_entropy(logits, np.full((4, 3), token)) for token in range(VOCABULARY)])
     losses = (1 - smoothing) * cross_entropy(logits, np.array(IDS)[:, 1:]) + smoothing * every.mean(axis=0)
     assert parts["lm"] == pytest.approx(losses[np.array(MASK)[:, 1:] == 1].mean(), abs=1e-6)
@@ -380,3 +397,65 @@ def test_two_ranks_have_the_loss_and_gradients_of_one_process_with_their_pairs(f
         np.testing.assert_allclose(found[name], gradient, atol=5e-6, err_msg=name)  # float32; up to 8, of the temperature
     # features of images [B, Q, E] and texts [B, E] come with gradient; encoded images [B, P, D] unless the encoder is frozen
     assert alone[0].with_gradient == ([3, 2] if frozen else [3, 2, 3])
+
+
+def learned(objective: Stage1Objective, batch: dict[str, paddle.Tensor]) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Parts and gradients of a step of one micro-batch."""
+    (batch,) = objective.prepare([batch])
+    parts = objective(batch)
+    parts["loss"].backward()
+    found = {name: p.grad.numpy() for name, p in objective.model.named_parameters() if p.grad is not None}
+    objective.clear_gradients()
+    return {name: float(value) for name, value in parts.items()}, found
+
+
+@pytest.mark.parametrize("change", ["places", "padding"])
+def test_what_is_padding_is_left_out_and_changes_nothing(change, build, pairs):
+    pairs |= given([7, 4, 0, 0, 3, 2, 5, 1], [2, 7, 6, 5, 0, 3, 1, 4])
+    other = dict(pairs)
+    if change == "places":
+        other["target_place_N"] = pairs["text_mask_BL"][:, 1:].flatten().nonzero().flatten()
+    else:
+        other |= {name: F.pad(pairs[name], [0, 2]) for name in ("text_ids_BL", "text_mask_BL")}
+    objective = Stage1Objective(build(), Context(), config(), dec_id=19)
+    (parts, gradients), (expected, wanted) = learned(objective, other), learned(objective, pairs)
+    assert parts == pytest.approx(expected, abs=2e-6) and gradients.keys() == wanted.keys()
+    for name, gradient in wanted.items():
+        np.testing.assert_allclose(gradients[name], gradient, atol=5e-6, err_msg=name)  # float32; up to 8
+
+
+@pytest.mark.parametrize(("ranks", "times"), [(1, 1), (2, 2)])
+def test_patches_become_keys_and_values_once_and_those_of_other_ranks_again(ranks, times, build, pairs):
+    model, rows = build(), []
+    model.qformer.layers[0].cross_attention.key.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
+    context = Context() if ranks == 1 else Lockstep(0, [])
+    Stage1Objective(model, context, config(), dec_id=19)(pairs)["loss"].backward()
+    assert rows == [8] * times
+
+
+def test_recomputing_gives_the_same_gradients(build, pairs):
+    pairs |= given([7, 4, 0, 0, 3, 2, 5, 1], [2, 7, 6, 5, 0, 3, 1, 4])
+    results = []
+    for again in (False, True):
+        model = build(dropout=0.3)
+        model.qformer.recompute = again
+        objective = Stage1Objective(model, Context(), config(), dec_id=19)
+        objective.train()
+        paddle.seed(3)
+        results.append(learned(objective, pairs))
+    (expected, wanted), (parts, gradients) = results
+    assert parts == expected
+    for name, gradient in wanted.items():
+        np.testing.assert_array_equal(gradients[name], gradient, err_msg=name)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_nothing_in_a_step_waits_for_the_device(cached, build, pairs, monkeypatch):
+    """To read a tensor's numbers is to wait until everything before it is computed."""
+    objective = Stage1Objective(build(), Context(), config(cached_contrast=cached), dec_id=19)
+    objective.train()
+    batches = [{**pairs, "target_place_N": pairs["text_mask_BL"][:, 1:].flatten().nonzero().flatten()} for _ in range(2)]
+    for name in ("numpy", "item", "tolist", "__bool__", "__float__", "__int__", "__index__", "__array__"):
+        monkeypatch.setattr(paddle.Tensor, name, lambda *_, name=name: pytest.fail(f"a tensor's {name} was asked for"))
+    for batch in objective.prepare(batches):
+        objective(batch)["loss"].backward()

@@ -74,7 +74,7 @@ def expected(config, run):
                 prepared = clean_caption(text) if cfg.task.clean_texts else text
                 ids, mask = map(paddle.to_tensor, tokenizer.encode([prepared], max_length=cfg.task.max_txt_len))
                 if mode is FeatureMode.text:
-                    hidden = model.qformer.encode_text(ids, mask)[:, 0]
+                    hidden = model.qformer.encode_text(ids, mask)
                     add(sample, text, text_embeds=hidden, text_embeds_proj=model.text_features(ids, mask))
                 else:
                     add(sample, text, multimodal_embeds=model.qformer.encode_pair(patch, ids, mask))

@@ -12,7 +12,7 @@ from paddle import Tensor, nn
 
 from blip2x.config.model import LN_VISION_EPS, ModelConfig
 from blip2x.models.qformer.layers import linear
-from blip2x.models.qformer.qformer import Cache, QFormer, build_qformer
+from blip2x.models.qformer.qformer import Cache, ImageCache, QFormer, build_qformer
 from blip2x.registry import VISION_ENCODERS
 
 
@@ -47,18 +47,26 @@ class Stage1Model(nn.Layer):
         patch_BPD = self.ln_vision(self.vision(image_BCHW))
         return patch_BPD, *self.query_features(patch_BPD)
 
-    def query_features(self, patch_BPD: Tensor) -> tuple[Tensor, Tensor, Cache]:
-        """What `image_features` gives of patches that went through `vision` and `ln_vision` already, without these."""
-        query_BQD, cache = self.qformer.encode_image(patch_BPD)
+    def query_features(self, image: Tensor | ImageCache) -> tuple[Tensor, Tensor, Cache]:
+        """What `image_features` gives of patches [B, P, D] that went through `vision` and `ln_vision`, without these.
+
+        `image` is the patches, or what `qformer.look` made of them.
+        """
+        query_BQD, cache = self.qformer.encode_image(image)
         return query_BQD, F.normalize(self.vision_proj(query_BQD), axis=-1), cache
 
     def text_features(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Unit vectors [B, E] of texts that begin with [CLS]."""
-        return F.normalize(self.text_proj(self.qformer.encode_text(ids_BL, mask_BL)[:, 0]), axis=-1)
+        return F.normalize(self.text_proj(self.qformer.encode_text(ids_BL, mask_BL)), axis=-1)
 
-    def itm_logits(self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """Logits [B, 2] of "does not match" and "matches", the mean over the queries; images as in `encode_pair`."""
-        return self.itm_head(self.qformer.encode_pair(patch_BPD, ids_BL, mask_BL)).mean(axis=1)
+    def itm_logits(self, image: Tensor | ImageCache, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+        """Logits [B, 2] of "does not match" and "matches", the mean over the queries.
+
+        `image` has patches [I, P, D] of as many images as texts, or of fewer: then each is paired with equally many texts, one
+        image's after the other's. Where an image is asked about several times, `qformer.look` makes its keys and values once, and
+        `image` may be these.
+        """
+        return self.itm_head(self.qformer.encode_pair(image, ids_BL, mask_BL)).mean(axis=1)
 
 
 def build_stage1(cfg: ModelConfig, *, vocab_size: int) -> Stage1Model:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import paddle
 from paddle import Tensor, nn
 
 from blip2x.config.model import LN_VISION_EPS, ModelConfig
@@ -59,7 +60,8 @@ class Stage2Model(nn.Layer):
         Queries and question see each other, so that the queries look in the image for what is asked; the question's own output
         goes nowhere.
         """
-        return self.language_proj(self.qformer.encode_pair(patch_BPV, question_ids_BK, question_mask_BK))
+        texts = (question_ids_BK, question_mask_BK)
+        return self.language_proj(self.qformer.encode_pair(patch_BPV, *texts, reaches_all=paddle.is_grad_enabled()))
 
 
 def join_prefix(language: nn.Layer, query_BQD: Tensor | None, ids_BL: Tensor, mask_BL: Tensor) -> Prefix:

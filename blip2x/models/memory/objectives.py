@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from blip2x.config.model import ModelConfig, OptConfig
 from blip2x.config.task import PretrainStage1Config
 from blip2x.models.memory.ghosts import Ghost, Tracer, call
-from blip2x.models.memory.passes import KeysValues, LanguagePass, OptPass, QFormerPass, T5Pass, VisionPass
+from blip2x.models.memory.passes import ImageCache, KeysValues, LanguagePass, OptPass, QFormerPass, T5Pass, VisionPass
 
 ID = 8  # bytes of a token's number
 
@@ -115,12 +115,12 @@ class Objective(ABC):
         """Cross-entropy per token, and its mean."""
         t = self.t
         logits = t.cast(logits, t.full)
-        rows, length, _ = logits.shape
+        places = logits.shape[:-1]
         share = t.make(logits.shape, t.full)
-        loss = t.apply((rows, length), t.full, [(logits.node, logits.count * logits.size)], keep=[share])
+        loss = t.apply(places, t.full, [(logits.node, logits.count * logits.size)], keep=[share])
         del share
         if smoothing:
-            loss = t.add(loss, t.add(t.reduce(logits, (rows, length), keep=True), t.reduce(logits, (rows, length))))
+            loss = t.add(loss, t.add(t.reduce(logits, places, keep=True), t.reduce(logits, places)))
         return t.reduce(loss, (1,))
 
 
@@ -222,7 +222,8 @@ class Answering(Stage2):
         """The soft prompt of images that are looked at with a question in mind."""
         patch = self.normalise(self.see(image))
         with self.t.of("qformer"):
-            query = call(self.qformer(reads_texts=True).encode_pair, patch, self.extent.question_length)
+            encode, extent = self.qformer(reads_texts=True).encode_pair, self.extent
+            query = call(encode, patch, extent.rows, extent.question_length, reaches_all=True)
         return self.project(query)
 
 
@@ -258,29 +259,34 @@ class Stage1(Objective):
         """The sum of the losses that are computed."""
         t, task, cached = self.t, self.task, "features" in batch
         encoded = batch.get("encoded") or self.see(batch["image"])
-        patch, image, text, cache = self._features(encoded, self.extent.length)
+        looked, image, text, cache = self._features(encoded, self.extent.length)
         loss = t.reduce(self._scores(image, text), (1,))
         if task.itm_weight:
-            other = batch["other"] if cached else self._chosen(encoded)
-            loss = t.add(loss, self._match(patch, other, is_picture=cached and not self.cfg.vision.frozen))
+            other = batch["other"] if cached else self._from_ranks(encoded)
+            loss = t.add(loss, self._match(looked, other, is_picture=cached and not self.cfg.vision.frozen))
             del other
         if task.lm_weight:
             with t.of("qformer"):
                 loss = t.add(loss, self._caption(cache))
         return loss
 
-    def _features(self, encoded: Ghost, length: int) -> tuple[Ghost, Ghost, Ghost, list[KeysValues]]:
+    def _features(self, encoded: Ghost, length: int) -> tuple[ImageCache, Ghost, Ghost, list[KeysValues]]:
         t, cfg, rows = self.t, self.cfg.qformer, self.extent.rows
-        patch = self.normalise(encoded)
+        looked = self._look(encoded)
         with t.of("qformer"):
-            query, cache = self.qformer(reads_texts=True).encode_image(patch)
+            query, cache = self.qformer(reads_texts=True).encode_image(looked)
         with t.of("heads"):
             image = self._unit(t.linear(query, "vision_proj", cfg.embed_dim, trained=True))
         with t.of("qformer"):
-            text = t.transpose(self.qformer(reads_texts=True).encode_text(rows, length), (rows, cfg.width))
+            text = self.qformer(reads_texts=True).encode_text(rows, length)
         with t.of("heads"):
             text = self._unit(t.linear(text, "text_proj", cfg.embed_dim, trained=True))
-        return patch, image, text, cache
+        return looked, image, text, cache
+
+    def _look(self, encoded: Ghost) -> ImageCache:
+        patch = self.normalise(encoded)
+        with self.t.of("qformer"):
+            return self.qformer(reads_texts=True).look(patch)
 
     def _unit(self, x: Ghost) -> Ghost:
         t = self.t
@@ -308,25 +314,34 @@ class Stage1(Objective):
             i2t, t2i = t.matmul(image, all_text, (rows, queries, pairs)), t.matmul(all_image, text, (pairs, queries, rows))
             return t.add(t.reduce(i2t, (rows, pairs), keep=True), t.reduce(t2i, (rows, pairs), keep=True))
 
+    def _from_ranks(self, encoded: Ghost) -> Ghost | None:
+        """An image for each text; None: all are of this rank, whose keys and values are there."""
+        return self._chosen(encoded) if self.extent.data_ranks > 1 else None
+
     def _chosen(self, encoded: Ghost) -> Ghost:
         """An image for each text, among those of all ranks."""
         with self.t.of("vision"):
             return self.t.transpose(self._gathered(encoded, gradient=not self.cfg.vision.frozen), encoded.shape)
 
-    def _match(self, patch: Ghost, other: Ghost, *, is_picture: bool) -> Ghost:
+    def _match(self, looked: ImageCache, other: Ghost | None, *, is_picture: bool) -> Ghost:
+        """`other`: what images of elsewhere are made of; None: those of this batch are taken."""
+        t, rows = self.t, self.extent.rows
+        own = self._decide(looked, 2 * rows)
+        if other is None:
+            with t.of("qformer"):
+                chosen = [pair and tuple(t.transpose(each, each.shape) for each in pair) for pair in looked]
+        else:
+            chosen = self._look(self.see(other) if is_picture else other)
+        return t.add(own, self._decide(chosen, rows))
+
+    def _decide(self, looked: ImageCache, rows: int) -> Ghost:
         t = self.t
-        other = self.normalise(self.see(other) if is_picture else other)
         with t.of("qformer"):
-            shape = (3 * patch.shape[0], *patch.shape[1:])
-            pair = call(self.qformer(reads_texts=True).encode_pair, t.concat([patch, other, patch], shape), self.extent.length)
+            pair = call(self.qformer(reads_texts=True).encode_pair, looked, rows, self.extent.length)
         with t.of("heads"):
-            logits = t.linear(pair, "itm_head", 2, trained=True)
-            return t.reduce(logits, (1,))
+            return t.reduce(t.linear(pair, "itm_head", 2, trained=True), (1,))
 
     def _caption(self, cache: list[KeysValues]) -> Ghost:
-        t, extent = self.t, self.extent
-        logits = self.qformer(reads_texts=True).caption_logits(extent.rows, extent.length, cache)
-        words = self.vocab_sizes["qformer"]
-        return self.lm_loss(
-            t.transpose(logits, (extent.rows, extent.length - 1, words)), smoothing=self.task.label_smoothing > 0
-        )
+        extent = self.extent
+        logits = self.qformer(reads_texts=True).caption_logits(extent.rows, extent.length - 1, cache)
+        return self.lm_loss(logits, smoothing=self.task.label_smoothing > 0)

@@ -1,6 +1,7 @@
 """The models' forward passes with ghosts: the same steps in the same order as the layers of the same names, without numbers.
 
-B rows, T positions that ask, S positions that answer, Q queries, L text tokens, P patches, D width, H heads, V vocabulary.
+B rows, T positions that ask, S positions that answer, Q queries, L text tokens, P patches, D width, H heads,
+N places to predict, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from blip2x.config.model import OptConfig, QFormerConfig, T5Config, VisionConfig
 from blip2x.models.memory.ghosts import Ghost, Tracer, call
 
 KeysValues = tuple[Ghost, Ghost]
+ImageCache = list[KeysValues | None]
 
 
 @dataclass(frozen=True)
@@ -87,36 +89,44 @@ class QFormerPass:
     cfg: QFormerConfig
     vocab_size: int | None
 
-    def encode_image(self, patch: Ghost) -> tuple[Ghost, list[KeysValues]]:
+    def look(self, patch: Ghost) -> ImageCache:
+        """Of each layer that looks at the image."""
+        every = self.cfg.cross_attention_every
+        return [None if i % every else self._keys_values(f"qformer.{i}.cross", patch) for i in range(self.cfg.depth)]
+
+    def encode_image(self, image: Ghost | ImageCache) -> tuple[Ghost, list[KeysValues]]:
         """The queries' output, and the cache."""
-        return self._run(call(self._normalise, self._queries(patch)), queries=self.cfg.num_queries, patch=patch)
+        rows = image[0][0].shape[0] if isinstance(image, list) else image.shape[0]
+        return self._run(call(self._normalise, self._queries(rows)), queries=self.cfg.num_queries, image=image)
 
     def encode_text(self, rows: int, length: int) -> Ghost:
-        """[B, L, D]."""
+        """[B, D]."""
         bias = self.t.make((rows, 1, 1, length), self.t.full)
-        return self._run(call(self._normalise, self._embed(rows, length)), queries=0, bias=bias)[0]
+        hidden, _ = self._run(call(self._normalise, self._embed(rows, length)), queries=0, bias=bias, wanted=1)
+        return self.t.transpose(hidden, (rows, self.cfg.width))
 
-    def encode_pair(self, patch: Ghost, length: int) -> Ghost:
+    def encode_pair(self, image: Ghost | ImageCache, rows: int, length: int, *, reaches_all: bool = False) -> Ghost:
         """[B, Q, D]."""
-        t, cfg, rows = self.t, self.cfg, patch.shape[0]
-        embeds = t.concat([self._queries(patch), self._embed(rows, length)], (rows, cfg.num_queries + length, cfg.width))
-        bias = t.make((rows, 1, 1, cfg.num_queries + length), t.full)
-        hidden, _ = self._run(call(self._normalise, embeds), queries=cfg.num_queries, patch=patch, bias=bias)
-        return t.transpose(hidden, (rows, cfg.num_queries, cfg.width))
+        t, cfg, queries = self.t, self.cfg, self.cfg.num_queries
+        embeds = t.concat([self._queries(rows), self._embed(rows, length)], (rows, queries + length, cfg.width))
+        bias = t.make((rows, 1, 1, queries + length), t.full)
+        wanted = None if reaches_all else queries
+        hidden, _ = self._run(call(self._normalise, embeds), queries=queries, image=image, bias=bias, wanted=wanted)
+        return t.transpose(hidden, (rows, queries, cfg.width)) if reaches_all else hidden
 
     def caption_logits(self, rows: int, length: int, cache: list[KeysValues]) -> Ghost:
-        """[B, L, V]."""
+        """[N, V], where all B * L places are asked for."""
         t, cfg = self.t, self.cfg
         bias = t.make((rows, 1, length, cfg.num_queries + length), t.full)
         hidden, _ = self._run(call(self._normalise, self._embed(rows, length)), queries=0, bias=bias, past=cache)
-        return self._logits(hidden)
+        return call(self._logits, t.transpose(hidden, (rows * length, cfg.width)))
 
     def _logits(self, hidden: Ghost) -> Ghost:
         t = self.t
-        rows, length, width = hidden.shape
+        places, width = hidden.shape
         hidden = t.norm(t.elementwise(t.linear(hidden, "qformer.head", width, trained=True), keep=True))
         words = Ghost((self.vocab_size, width), t.full, hidden.memory, t.leaf("qformer.words"))  # its memory is the model's
-        logits = t.matmul(hidden, words, (rows, length, self.vocab_size))
+        logits = t.matmul(hidden, words, (places, self.vocab_size))
         return t.elementwise(logits)  # the bias
 
     def _embed(self, rows: int, length: int) -> Ghost:
@@ -124,9 +134,9 @@ class QFormerPass:
         words = t.embed("qformer.words", shape, self.vocab_size, trained=True, size=t.full)
         return t.add(words, t.embed("qformer.positions", shape[1:], self.cfg.max_positions, trained=True, size=t.full))
 
-    def _queries(self, patch: Ghost) -> Ghost:
+    def _queries(self, rows: int) -> Ghost:
         t, cfg = self.t, self.cfg
-        shape = (patch.shape[0], cfg.num_queries, cfg.width)
+        shape = (rows, cfg.num_queries, cfg.width)
         return t.apply(shape, t.full, [(t.leaf("qformer.query_tokens"), cfg.num_queries * cfg.width * t.full)])
 
     def _normalise(self, embeds: Ghost) -> Ghost:
@@ -137,9 +147,10 @@ class QFormerPass:
         hidden: Ghost,
         *,
         queries: int,
-        patch: Ghost | None = None,
+        image: Ghost | ImageCache | None = None,
         bias: Ghost | None = None,
         past: list[KeysValues] | None = None,
+        wanted: int | None = None,
     ) -> tuple[Ghost, list[KeysValues]]:
         cache = []
         if bias is not None:  # for all heads
@@ -147,7 +158,14 @@ class QFormerPass:
         for index in range(self.cfg.depth):
             compute = self.t.recompute if self.cfg.recompute else call
             hidden, keys_values = compute(
-                self._layer, index, hidden, queries, patch, bias, None if past is None else past[index]
+                self._layer,
+                index,
+                hidden,
+                queries,
+                image[index] if isinstance(image, list) else image,
+                bias,
+                None if past is None else past[index],
+                wanted if index == self.cfg.depth - 1 else None,
             )
             cache.append(keys_values)
         return hidden, cache
@@ -157,9 +175,10 @@ class QFormerPass:
         index: int,
         hidden: Ghost,
         queries: int,
-        patch: Ghost | None,
+        image: Ghost | KeysValues | None,
         bias: Ghost | None,
         past: KeysValues | None,
+        wanted: int | None,
     ) -> tuple[Ghost, KeysValues]:
         t, name = self.t, f"qformer.{index}"
         rows, length, width = hidden.shape
@@ -169,12 +188,17 @@ class QFormerPass:
                 t.concat(pair, (*pair[0].shape[:2], pair[0].shape[2] + length, pair[0].shape[3]))
                 for pair in zip(past, keys_values, strict=True)
             )
+        if wanted is not None:
+            length = wanted
+            hidden = t.transpose(hidden, (rows, wanted, width))
+            bias = bias and t.transpose(bias, (*bias.shape[:2], wanted, bias.shape[3]))
         hidden = call(self._attention, f"{name}.self", hidden, keys_values, bias)
         parts = []
         if queries:
             query = t.transpose(hidden, (rows, queries, width))
             if index % self.cfg.cross_attention_every == 0:
-                query = call(self._attention, f"{name}.cross", query, self._keys_values(f"{name}.cross", patch), None)
+                looked_at = self._keys_values(f"{name}.cross", image) if isinstance(image, Ghost) else image
+                query = call(self._attention, f"{name}.cross", query, looked_at, None)
             parts.append(call(self._feed_forward, f"{name}.query_ffn", query))
         if queries < length:
             parts.append(call(self._feed_forward, f"{name}.text_ffn", t.transpose(hidden, (rows, length - queries, width))))
@@ -187,18 +211,26 @@ class QFormerPass:
     def _attention(self, name: str, hidden: Ghost, keys_values: KeysValues, bias: Ghost | None) -> Ghost:
         t, cfg = self.t, self.cfg
         key, value = keys_values
-        query = self._heads(t.linear(hidden, f"{name}.query", cfg.width, trained=True))
-        score = t.matmul(t.elementwise(query), key, (*query.shape[:3], key.shape[2]))
-        if bias is not None:
-            score = t.add(score, bias)
-        share = t.dropout(t.softmax(score), cfg.dropout)
-        mixed = t.view(t.transpose(t.matmul(share, value, query.shape), hidden.shape), hidden.shape)
+        rows, length, width = hidden.shape
+        asking = (key.shape[0], rows // key.shape[0] * length, width)
+        share = call(self._shares, name, t.view(hidden, asking), key, bias)
+        share = t.dropout(share, cfg.dropout)
+        out = t.matmul(share, value, (*share.shape[:3], value.shape[3]))
+        mixed = t.view(t.transpose(out, asking), hidden.shape)
+        del out
         return t.norm(t.add(hidden, t.dropout(t.linear(mixed, f"{name}.out", cfg.width, trained=True), cfg.dropout)))
+
+    def _shares(self, name: str, hidden: Ghost, key: Ghost, bias: Ghost | None) -> Ghost:
+        t = self.t
+        query = self._heads(t.linear(hidden, f"{name}.query", self.cfg.width, trained=True))
+        score = t.matmul(t.elementwise(query), key, (*query.shape[:3], key.shape[2]))
+        return t.softmax(score if bias is None else t.add(score, bias))
 
     def _feed_forward(self, name: str, hidden: Ghost) -> Ghost:
         t, cfg = self.t, self.cfg
-        inner = t.linear(hidden, f"{name}.fc1", cfg.mlp_width, trained=True)
-        out = t.linear(self._gelu(inner), f"{name}.fc2", cfg.width, trained=True)
+        inner = self._gelu(t.linear(hidden, f"{name}.fc1", cfg.mlp_width, trained=True))
+        out = call(t.linear, inner, f"{name}.fc2", cfg.width, trained=True)
+        del inner
         return t.norm(t.add(hidden, t.dropout(out, cfg.dropout)))
 
     def _gelu(self, inner: Ghost) -> Ghost:

@@ -1,6 +1,7 @@
 """BERT's blocks, with cross-attention and a second feed-forward for the queries (Devlin et al., 2019; BLIP-2, section 3.1).
 
-B rows, T positions that ask, S positions that answer, Q queries, P patches, D width, H heads, W width of one head.
+B rows that ask, N rows that answer, T positions that ask, S positions that answer, Q queries, P patches, D width, H heads,
+W width of one head.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from paddle import Tensor, nn
 
 from blip2x.models.linear import Linear
 
-KeysValues = tuple[Tensor, Tensor]  # [B, H, S, W] each
+KeysValues = tuple[Tensor, Tensor]  # [N, H, S, W] each
 
 LAYER_NORM_EPS = 1e-12
 
@@ -46,15 +47,23 @@ class Attention(nn.Layer):
         self.norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
         self.dropout = dropout
 
-    def keys_values(self, source_BSD: Tensor) -> KeysValues:
-        """What `source_BSD` answers with."""
-        return self._split(self.key(source_BSD)), self._split(self.value(source_BSD))
+    def keys_values(self, source_NSD: Tensor) -> KeysValues:
+        """What `source_NSD` answers with."""
+        return self._split(self.key(source_NSD)), self._split(self.value(source_NSD))
 
     def forward(self, hidden_BTD: Tensor, keys_values: KeysValues, bias: Tensor | None) -> Tensor:
-        """`hidden_BTD` plus what it gathers; `bias` is added to the scores [B, H, T, S], None: everything is seen."""
-        key_BHSW, value_BHSW = keys_values
-        share_BHTS = F.dropout(self.shares(hidden_BTD, key_BHSW, bias), self.dropout, training=self.training)
-        mixed_BTD = paddle.matmul(share_BHTS, value_BHSW).transpose([0, 2, 1, 3]).flatten(start_axis=2)
+        """`hidden_BTD` plus what it gathers; `bias` is added to the scores [B, H, T, S], None: everything is seen.
+
+        B is a multiple of N: each row of keys is asked by B / N rows, one after the other, in one product, so that no copies of
+        keys and values are made for them. There is no `bias` then.
+        """
+        key_NHSW, value_NHSW = keys_values
+        asking_NTD = hidden_BTD
+        if key_NHSW.shape[0] < hidden_BTD.shape[0]:
+            asking_NTD = hidden_BTD.reshape([key_NHSW.shape[0], -1, hidden_BTD.shape[2]])
+        share_NHTS = self.shares(asking_NTD, key_NHSW, bias)
+        share_NHTS = F.dropout(share_NHTS, self.dropout, training=self.training)
+        mixed_BTD = paddle.matmul(share_NHTS, value_NHSW).transpose([0, 2, 1, 3]).reshape(hidden_BTD.shape)
         return self.norm(hidden_BTD + F.dropout(self.out(mixed_BTD), self.dropout, training=self.training))
 
     def shares(self, hidden_BTD: Tensor, key_BHSW: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -112,30 +121,36 @@ class QFormerLayer(nn.Layer):
         hidden_BTD: Tensor,
         *,
         num_queries: int,
-        patch_BPD: Tensor | None = None,
+        image: Tensor | KeysValues | None = None,
         bias: Tensor | None = None,
         past: KeysValues | None = None,
+        wanted: int | None = None,
     ) -> tuple[Tensor, KeysValues]:
         """Positions `[queries][text]`, the first `num_queries` of them queries, behind the keys and values in `past`.
 
-        There may be fewer images than rows: then each has as many rows, one image's after the other's.
-
         Returns the new hidden states and the self-attention's keys and values, `past` included.
+
+        Args:
+            hidden_BTD: the positions.
+            num_queries: how many of them are queries.
+            image: patches [N, P, D], or the keys and values that the cross-attention made of them; each image is
+                looked at by as many rows, one after the other.
+            bias: on the self-attention's scores.
+            past: keys and values before these positions.
+            wanted: only the first so many positions go on: all answer, but no other asks; None: all.
         """
         keys_values = self.attention.keys_values(hidden_BTD)
         if past is not None:
             keys_values = tuple(paddle.concat(pair, axis=2) for pair in zip(past, keys_values, strict=True))
+        if wanted is not None:
+            hidden_BTD, bias = hidden_BTD[:, :wanted], None if bias is None else bias[:, :, :wanted]
         hidden_BTD = self.attention(hidden_BTD, keys_values, bias)
         parts = []
         if num_queries:
             query_BQD = hidden_BTD[:, :num_queries]
             if self.cross_attention is not None:
-                shape, images = query_BQD.shape, patch_BPD.shape[0]
-                if images < shape[0]:  # with several texts each: their queries ask an image's keys as those of one row
-                    query_BQD = query_BQD.reshape([images, -1, shape[2]])
-                query_BQD = self.cross_attention(query_BQD, self.cross_attention.keys_values(patch_BPD), None)
-                if images < shape[0]:
-                    query_BQD = query_BQD.reshape(shape)
+                looked_at = self.cross_attention.keys_values(image) if isinstance(image, Tensor) else image
+                query_BQD = self.cross_attention(query_BQD, looked_at, None)
             parts.append(self.query_ffn(query_BQD))
         if num_queries < hidden_BTD.shape[1]:
             parts.append(self.text_ffn(hidden_BTD[:, num_queries:]))

@@ -1,6 +1,6 @@
 """The Q-Former: learned queries that read an image through BERT, alone, beside a text, or before one.
 
-B rows, Q queries, P patches, L text tokens, T = Q + L, S positions seen, D width, V vocabulary.
+B rows, I images, Q queries, P patches, L text tokens, T = Q + L, S positions seen, D width, N places, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from blip2x.models.qformer.layers import LAYER_NORM_EPS, KeysValues, QFormerLaye
 from blip2x.models.recompute import call
 
 Cache = list[KeysValues]  # of each layer's self-attention
+ImageCache = list[KeysValues | None]  # of each layer's cross-attention, None: it has none
 
 
 class TextParts(nn.Layer):
@@ -109,55 +110,78 @@ class QFormer(nn.Layer):
             ]
         )
 
-    def encode_image(self, patch_BPD: Tensor) -> tuple[Tensor, Cache]:
-        """The queries' output [B, Q, D], and their keys and values, which captions attend to."""
-        return self._run(self._normalise(self._queries(patch_BPD)), num_queries=self.num_queries, patch_BPD=patch_BPD)
+    def look(self, patch_IPD: Tensor) -> ImageCache:
+        """The keys and values that the layers make of patches, for passes that look at the same images several times.
+
+        They are most of a pass's arithmetic: at full size 257 patches of 1408 numbers are read by 32 queries. Each pass takes
+        patches as well and then makes keys and values itself, layer by layer.
+        """
+        attentions = (layer.cross_attention for layer in self.layers)
+        return [None if attention is None else attention.keys_values(patch_IPD) for attention in attentions]
+
+    def encode_image(self, image: Tensor | ImageCache) -> tuple[Tensor, Cache]:
+        """The queries' output [I, Q, D], and their keys and values, which captions attend to; `image`: [I, P, D], or `look`."""
+        return self._run(self._normalise(self._queries(_rows(image))), num_queries=self.num_queries, image=image)
 
     def encode_text(self, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        """The text's output [B, L, D]; tokens see each other and no image (unimodal mask)."""
+        """The output [B, D] of the first token, [CLS]; tokens see each other and no image (unimodal mask)."""
         bias = attention_bias(mask_BL.astype("bool").unsqueeze([1, 2]), self.query_tokens.dtype)
-        return self._run(self._normalise(self.text.embed(ids_BL)), num_queries=0, bias=bias)[0]
+        hidden_B1D, _ = self._run(self._normalise(self.text.embed(ids_BL)), num_queries=0, bias=bias, wanted=1)
+        return hidden_B1D[:, 0]
 
-    def encode_pair(self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    def encode_pair(self, image: Tensor | ImageCache, ids_BL: Tensor, mask_BL: Tensor, *, reaches_all: bool = False) -> Tensor:
         """The queries' output [B, Q, D] where queries and text see each other (bidirectional mask).
 
-        `patch_BPD` may be of fewer images than there are texts, each of which is paired with as many texts, one image's after
-        the other's: then each layer makes an image's keys and values once for all of them.
+        `image`, patches [I, P, D] or what `look` made of them, may have fewer rows than there are texts: then each image is
+        paired with as many texts, one image's after the other's, e.g. a single image with all texts.
+
+        Nobody reads the text behind the last layer, so its part is not computed there. With `reaches_all` it is, so that the
+        layer's text feed-forward gets a gradient, of zeros: where it is trained by no other pass, data parallelism would wait
+        for it.
         """
-        embeds_BTD = paddle.concat([self._queries(ids_BL), self.text.embed(ids_BL)], axis=1)
+        embeds_BTD = paddle.concat([self._queries(ids_BL.shape[0]), self.text.embed(ids_BL)], axis=1)
         query_mask_BQ = paddle.ones([mask_BL.shape[0], self.num_queries], dtype=mask_BL.dtype)
         visible_B11T = paddle.concat([query_mask_BQ, mask_BL], axis=1).astype("bool").unsqueeze([1, 2])
         bias = attention_bias(visible_B11T, embeds_BTD.dtype)
-        hidden_BTD, _ = self._run(self._normalise(embeds_BTD), num_queries=self.num_queries, patch_BPD=patch_BPD, bias=bias)
-        return hidden_BTD[:, : self.num_queries]
+        queries = self.num_queries
+        wanted = None if reaches_all else queries
+        hidden_BTD, _ = self._run(self._normalise(embeds_BTD), num_queries=queries, image=image, bias=bias, wanted=wanted)
+        return hidden_BTD[:, :queries] if reaches_all else hidden_BTD
 
-    def caption_logits(self, ids_BL: Tensor, mask_BL: Tensor, cache: Cache) -> Tensor:
+    def caption_logits(self, ids_BL: Tensor, mask_BL: Tensor, cache: Cache, place_N: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] of the token after each; tokens see the queries in `cache` and the tokens before them.
 
         The queries never saw the text (multimodal causal mask), so their pass serves the other losses as well.
+
+        With `place_N`, places in B * L, there are logits [N, V] of these alone: the head is as wide as the vocabulary, and
+        nobody asks what follows padding.
         """
-        return self.write(ids_BL, mask_BL, cache, first=0)[0]
+        hidden_BLD, _ = self._go_on(ids_BL, mask_BL, cache, first=0)
+        return self.text.logits(hidden_BLD if place_N is None else hidden_BLD.flatten(0, 1).index_select(place_N))
 
     def write(self, ids_BL: Tensor, mask_BL: Tensor, cache: Cache, *, first: int) -> tuple[Tensor, Cache]:
         """Logits [B, L, V] of L new tokens behind `first` tokens and the queries in `cache`, and the new cache.
 
         `mask_BL` is of the new tokens; those in the cache all count.
         """
+        hidden_BLD, cache = self._go_on(ids_BL, mask_BL, cache, first=first)
+        return self.text.logits(hidden_BLD), cache
+
+    def _go_on(self, ids_BL: Tensor, mask_BL: Tensor, cache: Cache, *, first: int) -> tuple[Tensor, Cache]:
         length, past = ids_BL.shape[1], cache[0][0].shape[2]
         before_BS = paddle.ones([mask_BL.shape[0], past], dtype=mask_BL.dtype)
         visible = paddle.concat([before_BS, mask_BL], axis=1).astype("bool").unsqueeze([1, 2])
         if length > 1:
             visible = visible & causal(past + length)[:, :, past:]
-        hidden_BLD, cache = self._run(
+        return self._run(
             self._normalise(self.text.embed(ids_BL, first=first)),
             num_queries=0,
             bias=attention_bias(visible, self.query_tokens.dtype),
             past=cache,
         )
-        return self.text.logits(hidden_BLD), cache
 
-    def _queries(self, rows_B: Tensor) -> Tensor:
-        return self.query_tokens.expand([rows_B.shape[0], -1, -1])
+    def _queries(self, rows: int) -> Tensor:
+        return self.query_tokens.expand([rows, -1, -1])
 
     def _normalise(self, embeds_BTD: Tensor) -> Tensor:
         return F.dropout(self.embeddings_norm(embeds_BTD), self.dropout, training=self.training)
@@ -167,10 +191,12 @@ class QFormer(nn.Layer):
         hidden_BTD: Tensor,
         *,
         num_queries: int,
-        patch_BPD: Tensor | None = None,
+        image: Tensor | ImageCache | None = None,
         bias: Tensor | None = None,
         past: Cache | None = None,
+        wanted: int | None = None,
     ) -> tuple[Tensor, Cache]:
+        """`wanted`: the output is needed of the first so many positions alone; None: of all."""
         cache = []
         if bias is not None:
             bias = for_all_heads(bias, self.layers[0].attention.num_heads, hidden_BTD.shape[1])
@@ -180,12 +206,18 @@ class QFormer(nn.Layer):
                 hidden_BTD,
                 again=self.recompute,
                 num_queries=num_queries,
-                patch_BPD=patch_BPD,
+                image=image[index] if isinstance(image, list) else image,
                 bias=bias,
                 past=None if past is None else past[index],
+                wanted=wanted if index == len(self.layers) - 1 else None,
             )
             cache.append(keys_values)
         return hidden_BTD, cache
+
+
+def _rows(image: Tensor | ImageCache) -> int:
+    """How many images there are; the first layer looks at them."""
+    return image[0][0].shape[0] if isinstance(image, list) else image.shape[0]
 
 
 def build_qformer(cfg: QFormerConfig, *, vision_width: int, vocab_size: int | None, writes: bool = True) -> QFormer:

@@ -180,7 +180,7 @@ def texts_of(cfg: RunConfig) -> Texts:
     if stage_of(cfg) in ("vision", "stage1"):
         if kind != "pretrain_vision" and not vocab_sizes["qformer"]:
             vocab_sizes["qformer"] = _tokenizer(cfg, "qformer", "bert").vocab_size
-        return Texts(limit, 0, vocab_sizes)  # stage 1 fills its texts up
+        return Texts(limit, 0, vocab_sizes)  # at most
     tokenizer = None if vocab_sizes["language"] else _tokenizer(cfg, "language", shape.language.kind)
     if tokenizer:
         vocab_sizes["language"] = tokenizer.vocab_size

@@ -29,7 +29,7 @@ def test_shapes(qformer, patches, rows):
     query, cache = qformer.encode_image(patches)
     assert query.shape == qformer.encode_pair(patches, ids, mask).shape == [rows, 3, 12]
     assert [tensor.shape for pair in cache for tensor in pair] == [[rows, 2, 3, 6]] * 6
-    assert qformer.encode_text(ids, mask).shape == [rows, 4, 12]
+    assert qformer.encode_text(ids, mask).shape == [rows, 12]
     assert qformer.caption_logits(ids, mask, cache).shape == [rows, 4, 17]
 
 
@@ -46,7 +46,7 @@ def test_padding_changes_nothing(qformer, patches):
     ids, mask, short = texts([3, 4, 5, 11, 12]), texts([1, 1, 1, 0, 0]), texts([3, 4, 5])
     ones = paddle.ones_like(short)
     for padded, plain in (
-        (qformer.encode_text(ids, mask)[:, :3], qformer.encode_text(short, ones)),
+        (qformer.encode_text(ids, mask), qformer.encode_text(short, ones)),
         (qformer.encode_pair(patches[:1], ids, mask), qformer.encode_pair(patches[:1], short, ones)),
         (qformer.caption_logits(ids, mask, cache)[:, :3], qformer.caption_logits(short, ones, cache)),
     ):
@@ -73,7 +73,7 @@ def test_several_texts_may_share_each_image(qformer, patches):
 def test_text_alone_sees_what_follows_but_no_queries(qformer):
     ids, ones = texts([3, 4, 5]), paddle.ones([1, 3], dtype="int64")
     before, tokens = qformer.encode_text(ids, ones), qformer.query_tokens.numpy().copy()
-    assert changed(before[:, 0], qformer.encode_text(texts([3, 4, 6]), ones)[:, 0]) > 0.1
+    assert changed(before, qformer.encode_text(texts([3, 4, 6]), ones)) > 0.1
     qformer.query_tokens.set_value(tokens + 1 + np.random.default_rng(0).standard_normal(tokens.shape).astype("float32"))
     after = qformer.encode_text(ids, ones)
     qformer.query_tokens.set_value(tokens)
@@ -87,6 +87,87 @@ def test_in_a_pair_queries_see_the_text_and_the_text_sees_the_image(qformer, pat
     assert changed(pair, alone) > 0.1
     assert changed(pair, qformer.encode_pair(one, texts([3, 4, 6]), ones)) > 0.1
     assert changed(pair, qformer.encode_pair(patches[1:], texts([3, 4, 5]), ones)) > 0.1
+
+
+def learned(model, image, loss_of) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """What `loss_of` squares and adds up, and its gradients, the image's among them."""
+    image = image.detach()
+    image.stop_gradient = False
+    output = loss_of(image)
+    (output**2).sum().backward()
+    gradients = {name: p.grad.numpy().copy() for name, p in model.named_parameters() if p.grad is not None}
+    model.clear_gradients()
+    return output.numpy(), {**gradients, "image": image.grad.numpy()}
+
+
+def assert_alike(model, image, one, other):
+    """To the rounding of float32 sums in another order."""
+    (output, gradients), (expected, wanted) = learned(model, image, one), learned(model, image, other)
+    np.testing.assert_allclose(output, expected, atol=ATOL)
+    for name, gradient in wanted.items():
+        size = max(1, np.abs(gradient).max())  # some hundreds at most
+        np.testing.assert_allclose(gradients.get(name, 0), gradient, atol=ATOL * size, err_msg=name)
+    assert np.abs(wanted["image"]).max() > 1
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_several_texts_about_an_image_share_its_keys_and_values(qformer, patches, images):
+    """As many texts about each, one image's after the other's."""
+    ids, mask = texts(*IDS, *IDS[::-1]), texts(*MASK, *MASK[::-1])
+    repeats = 4 // images
+    assert_alike(
+        qformer,
+        patches[:images],
+        lambda image: qformer.encode_pair(qformer.look(image), ids, mask),
+        lambda image: qformer.encode_pair(image.repeat_interleave(repeats, axis=0), ids, mask),
+    )
+
+
+def test_one_look_serves_several_passes(qformer, patches):
+    ids, mask = texts(*IDS), texts(*MASK)
+
+    def passes(one, other):
+        query, cache = qformer.encode_image(one)
+        captions = qformer.caption_logits(ids, mask, cache)
+        return paddle.concat([part.flatten() for part in (query, captions, qformer.encode_pair(other, ids, mask))])
+
+    def looked(image):
+        seen = qformer.look(image)
+        return passes(seen, seen)
+
+    assert_alike(qformer, patches, looked, lambda image: passes(image, image))
+
+
+def test_positions_that_nobody_reads_change_no_gradient(qformer, patches):
+    """The last layer computes a pair's queries, or [CLS] of a text alone, as if all were computed and the rest cut off."""
+    ids, mask = texts(*IDS), texts(*MASK)
+
+    def passes(image):
+        return paddle.concat([qformer.encode_pair(image, ids, mask).flatten(), qformer.encode_text(ids, mask).flatten()])
+
+    def whole(image):
+        run = qformer._run
+        qformer._run = lambda hidden, *, wanted, **others: (run(hidden, **others)[0][:, :wanted], None)
+        try:
+            return passes(image)
+        finally:
+            del qformer._run
+
+    assert_alike(qformer, patches, passes, whole)
+
+
+def test_the_head_looks_at_the_places_that_are_asked_for(qformer, patches):
+    ids, mask, places = texts(*IDS), texts(*MASK), paddle.to_tensor([0, 2, 5])
+
+    def logits(image, place):
+        return qformer.caption_logits(ids, mask, qformer.encode_image(image)[1], place)
+
+    assert_alike(
+        qformer,
+        patches,
+        lambda image: logits(image, places),
+        lambda image: logits(image, None).flatten(0, 1).index_select(places),
+    )
 
 
 def test_captions_see_the_queries_and_the_tokens_before(qformer, patches):
