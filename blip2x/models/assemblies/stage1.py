@@ -63,8 +63,8 @@ class Stage1Model(nn.Layer):
         """Logits [B, 2] of "does not match" and "matches", the mean over the queries.
 
         `image` has patches [I, P, D] of as many images as texts, or of fewer: then each is paired with equally many texts, one
-        image's after the other's. Where an image is asked about several times, `qformer.look` makes its keys and values once, and
-        `image` may be these.
+        image's after the other's. Where an image is asked about several times, `qformer.look` makes its keys and values once,
+        and `image` may be these.
         """
         return self.itm_head(self.qformer.encode_pair(image, ids_BL, mask_BL)).mean(axis=1)
 
