@@ -317,4 +317,4 @@ def test_a_cache_that_cannot_be_written_stops_nothing(opened, pictures, tmp_path
 
 def test_images_are_counted_once_however_many_samples_they_have():
     assert count_images([PictureSample(None, number) for number in (1, 2, 1, 3)]) == 3
-    assert predicted_bytes(118_287, 1, (257, 1408)) == pytest.approx(85.6e9, rel=1e-3)  # COCO's training images
+    assert predicted_bytes(118_287, 1, (257, 1408)) == pytest.approx(85.6e9, rel=1e-3)  # COCO's train2017
