@@ -28,6 +28,7 @@ from blip2x.tasks.common import features as features_module
 from blip2x.tasks.common.features import Features, count_images, predicted_bytes
 from blip2x.tasks.common.loading import eval_transform, train_loader, train_transform
 
+SHORT = ["task.num_beams=1", "task.max_new_tokens=4", "task.min_new_tokens=1", "task.blind_baseline=false"]  # texts
 TRAIN, TEST = 64, 12  # images that `run_task` has: 8 batches an epoch
 
 
@@ -192,8 +193,8 @@ def test_what_goes_beyond_the_limit_is_encoded_each_time(stage1, encoded, tmp_pa
 @pytest.mark.parametrize(
     ("task", "stage", "overrides"),
     [
-        ("vqa_zeroshot", "pretrain_stage2", []),
-        ("caption", "pretrain_stage2", ["task.metrics=[CIDEr]"]),
+        ("vqa_zeroshot", "pretrain_stage2", SHORT),
+        ("caption", "pretrain_stage2", [*SHORT, "task.metrics=[CIDEr]"]),
         ("retrieval", "pretrain_stage1", ["task.k_test=3"]),
     ],
 )
