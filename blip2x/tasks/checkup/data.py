@@ -80,8 +80,10 @@ def check_data(examined: Examined) -> Findings:
             out.fine(name, f"{len(samples):,}")
         else:
             _judge_pictures(out, name, samples, examined.cfg)
-            images[name] = count_images(samples) * (examined.cfg.dataset.crops or 1 if split == "train" else 1)
-    if images and keeps_features(examined.cfg):
+            if keeps_features(examined.cfg):
+                crops = examined.cfg.dataset.crops or 1 if split == "train" else 1
+                images[name] = crops * count_images(samples)
+    if images:
         _judge_features(out, images, examined.cfg)
     if not wanted:
         out.fine("data", "the task reads nothing of a data set")

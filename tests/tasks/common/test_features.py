@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from paddle import nn
 from safetensors.numpy import load_file
 
 from blip2x.config.compose import compose_config
+from blip2x.config.run import PrecisionName, RunConfig
 from blip2x.data.collate import ImageCollate
 from blip2x.data.pictures import PathImage
 from blip2x.data.samples import PictureSample
@@ -24,6 +28,7 @@ from blip2x.tasks.common import features as features_module
 from blip2x.tasks.common.features import Features, count_images, predicted_bytes
 from blip2x.tasks.common.loading import eval_transform, train_loader, train_transform
 
+SHORT = ["task.num_beams=1", "task.max_new_tokens=4", "task.min_new_tokens=1", "task.blind_baseline=false"]  # texts
 TRAIN, TEST = 64, 12  # images that `run_task` has: 8 batches an epoch
 
 
@@ -188,19 +193,20 @@ def test_what_goes_beyond_the_limit_is_encoded_each_time(stage1, encoded, tmp_pa
 @pytest.mark.parametrize(
     ("task", "stage", "overrides"),
     [
-        ("vqa_zeroshot", "pretrain_stage2", []),
-        ("caption", "pretrain_stage2", ["task.metrics=[CIDEr]"]),
+        ("vqa_zeroshot", "pretrain_stage2", SHORT),
+        ("caption", "pretrain_stage2", [*SHORT, "task.metrics=[CIDEr]"]),
         ("retrieval", "pretrain_stage1", ["task.k_test=3"]),
     ],
 )
-def test_evaluations_keep_features_too(run_task, trained, small, encoded, rounded, tmp_path, task, stage, overrides):
-    words = [*small, f"model.weights={trained}/{stage}/checkpoint", f"paths.cache={tmp_path}/cache", *overrides]
-    plain, _ = run_task(task, *words)
-    for images in (TEST, 0):
-        encoded.clear()
-        features_module._opened.clear()
-        found, _ = run_task(task, *words, "dataset.cache=features")
-        assert found == plain and sum(encoded) == images
+def test_evaluations_keep_features_too(run_task, trained, small, encoded, tmp_path, task, stage, overrides):
+    words = [f"model.weights={trained}/{stage}/checkpoint", f"paths.cache={tmp_path}/cache", "dataset.cache=features"]
+    words += [*small, *overrides]
+    filling, _ = run_task(task, *words)
+    assert sum(encoded) == TEST
+    encoded.clear()
+    features_module._opened.clear()
+    later, _ = run_task(task, *words)
+    assert later == filling and encoded == []
 
 
 def test_a_picture_with_several_questions_is_encoded_once(run_task, trained, small, encoded, tmp_path):
@@ -227,12 +233,20 @@ class Encoder(nn.Layer):
         return mean_B.reshape([-1, 1, 1]).expand([len(image_BCHW), 10, 24])
 
 
+@functools.cache
+def composed(*words: str) -> RunConfig:
+    """Composing takes longer than most of these tests."""
+    return compose_config(["task=pretrain_stage1", *words])
+
+
 @pytest.fixture
 def opened(run, small, tmp_path):
-    """`opened(weight, *overrides)` -> the features of an encoder of that weight."""
+    """`opened(change, weight=1)` -> the features of an encoder of that weight; `change` is called with the config."""
 
-    def make(*overrides: str, weight: float = 1.0) -> Features:
-        cfg = compose_config(["task=pretrain_stage1", *small, f"paths.cache={tmp_path}/cache", *overrides])
+    def make(change: Callable[[RunConfig], None] = lambda _: None, weight: float = 1.0) -> Features:
+        cfg = copy.deepcopy(composed(*small))
+        cfg.paths.cache = str(tmp_path / "cache")
+        change(cfg)
         made = Features(cfg, run, Encoder(weight))
         made.cfg = cfg
         return made
@@ -276,11 +290,16 @@ def test_training_reads_a_file_otherwise_than_evaluation_so_both_are_kept(opened
 
 
 def test_the_key_follows_from_all_that_changes_the_numbers(opened):
-    folder, same = opened().folder, ["task.batch_size=3", "model.vision.drop_path_rate=0.1", "seed=7", "dataset.crops=2"]
-    assert opened(*same).folder == folder
-    others = [["dataset.transform.mean=[0.4,0.5,0.5]"], ["dataset.transform.std=[0.4,0.5,0.5]"], ["model.vision.num_heads=1"]]
-    folders = {folder, opened(weight=2.0).folder, *(opened(*words).folder for words in others)}
-    assert len(folders) == 5
+    folder = opened().folder
+    assert opened(lambda cfg: (setattr(cfg, "seed", 7), setattr(cfg.model.vision, "drop_path_rate", 0.1))).folder == folder
+    others = [
+        opened(weight=2.0),
+        opened(lambda cfg: setattr(cfg.dataset.transform, "mean", [0.4, 0.5, 0.5])),
+        opened(lambda cfg: setattr(cfg.dataset.transform, "std", [0.4, 0.5, 0.5])),
+        opened(lambda cfg: setattr(cfg.model.vision, "num_heads", 1)),
+        opened(lambda cfg: setattr(cfg.precision, "name", PrecisionName.bf16)),
+    ]
+    assert len({folder, *(other.folder for other in others)}) == 6
 
 
 def test_numbers_that_float16_cannot_hold_are_no_features(opened, pictures, tmp_path):
@@ -299,4 +318,4 @@ def test_a_cache_that_cannot_be_written_stops_nothing(opened, pictures, tmp_path
 
 def test_images_are_counted_once_however_many_samples_they_have():
     assert count_images([PictureSample(None, number) for number in (1, 2, 1, 3)]) == 3
-    assert predicted_bytes(118_287, 1, (257, 1408)) == pytest.approx(85.6e9, rel=1e-3)  # COCO's training images
+    assert predicted_bytes(118_287, 1, (257, 1408)) == pytest.approx(85.6e9, rel=1e-3)  # COCO's train2017
