@@ -60,4 +60,4 @@ def test_the_oldest_turns_are_left_out_for_want_of_room(asking):
 def test_without_a_place_for_them_prompts_stay_as_they_are(asking):
     asker, calls = asking(template="")
     asker.ask(QUERY[:1], [["a photo of", "{} braces"]])
-    assert [prompt for call in calls for _, prompt in call] == ["a photo of", "{} braces"]
+    assert [prompt for call in calls for _, prompt in call] == ["{} braces", "a photo of"]  # the shorter first
