@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from blip2x.config.dataset import Cache
 from blip2x.config.run import RunConfig
 from blip2x.config.tools import BenchmarkConfig
 from blip2x.engine.hardware import hardware
@@ -20,6 +21,7 @@ from blip2x.engine.progress import ProgressBar
 from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
 from blip2x.engine.versions import versions
+from blip2x.errors import UserError
 from blip2x.parallel.devices import started_processes
 from blip2x.parallel.seeding import seed_everything
 from blip2x.registry import TASKS
@@ -50,6 +52,8 @@ class Benchmark:
     @classmethod
     def check(cls, cfg: RunConfig) -> None:
         """Raise `UserError` where something cannot be measured."""
+        if cfg.dataset.cache is Cache.features and not cfg.task.data:
+            raise UserError("dataset.cache=features keeps what comes of a data set's pictures; set task.data=true")
         ranks = started_processes()
         for name in cfg.task.of:
             check_job(job_of(cfg.task, name, ranks))

@@ -205,7 +205,7 @@ def _amounts(work: Work) -> Amounts:
     job, context = work.job, work.run.context
     micro_batches = job.cfg.task.accumulate if job.trains else 1
     return Amounts(
-        images=-(-work.images // (context.data_size * micro_batches)),
+        images=-(-work.images // (context.data_size * micro_batches)) if work.encodes else 0,
         texts=work.texts,
         text_tokens=work.text_tokens,
         output_tokens=work.output_tokens,

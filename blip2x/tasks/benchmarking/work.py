@@ -28,6 +28,7 @@ from blip2x.tasks.benchmarking.made_up import made_up_captions, made_up_question
 from blip2x.tasks.benchmarking.models import Model
 from blip2x.tasks.common.answering import Answering
 from blip2x.tasks.common.captioning import HeldOutCaptions, encode_prompts, stage2_collate
+from blip2x.tasks.common.features import Features
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.loading import train_loader, train_transform
 from blip2x.tasks.common.retrieval import Texts, searched_texts
@@ -46,10 +47,12 @@ class Work:
         text_tokens: of each of them, as long as the longest is.
         output_tokens: the same of what an encoder-decoder is trained to write.
         pairs: of an image and a text that this rank matched in the last step of a search.
+        encodes: whether images go through the encoder; false: its outputs are kept.
     """
 
     tokens = 0.0
     texts = text_tokens = output_tokens = pairs = 0
+    encodes = True
 
     def __init__(self, job: Job, run: Run, model: Model, tokenizer: Any):
         self.job, self.run, self.model, self.tokenizer = job, run, model, tokenizer
@@ -80,7 +83,12 @@ class Training(Work):
             collate = Stage1Collate(transform, tokenizer, cfg.task.max_txt_len)
             self.methods += _passes(model)
         samples = build_source(cfg).captions("train") if job.task.data else made_up_captions(job, self.images)
-        self._stream = Stream(train_loader(cfg, run, samples, collate))
+        features = Features.of(cfg, run, model)
+        loader = train_loader(cfg, run, samples, collate, features)
+        self._stream = Stream(loader)
+        self.encodes = features is None
+        for _ in range(0 if self.encodes else len(loader) * (cfg.dataset.crops or 1)):  # the steps are those of later epochs
+            next(self._stream)
         optimizer, self._schedule = build_optimizer(cfg.optim, self._objective, 10**9)
         self._wrapped, self._optimizer = run.context.wrap(self._objective, optimizer)
         self._parameters = [parameter for parameter in self._objective.parameters() if not parameter.stop_gradient]
@@ -131,6 +139,7 @@ class Writing(Work):
         language = model.language
         self.methods += [
             *_passes(model),
+            (language, "share", "prefill"),
             (language, "prefill", "prefill"),
             (language, "step", "decode"),
             (language, "reorder", "reorder"),
@@ -180,8 +189,7 @@ class Asking(Writing):
             self._questions,
             settings=self._settings,
             prompt=cfg.task.prompt,
-            encode=model.encode,
-            queries=lambda feature_NQD, _: feature_NQD,
+            encode=model.soft_prompt,
         ).answer()
 
 
@@ -228,7 +236,7 @@ def work_of(job: Job, run: Run, model: Model, tokenizer: Any) -> Work:
 
 def _passes(model: Model) -> Methods:
     """Of the Q-Former."""
-    names = {"encode_image": "image", "encode_text": "text", "encode_pair": "pair", "caption_logits": "caption"}
+    names = {"look": "image", "encode_image": "image", "encode_text": "text", "encode_pair": "pair", "caption_logits": "caption"}
     return [(model.qformer, method, f"qformer_{name}") for method, name in names.items()]
 
 

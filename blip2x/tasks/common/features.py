@@ -25,7 +25,7 @@ from paddle import nn
 from blip2x.config.dataset import Cache
 from blip2x.config.model import VisionConfig
 from blip2x.config.run import RunConfig
-from blip2x.config.task import may_keep_features
+from blip2x.config.task import may_keep_features, weights_dtype
 from blip2x.data import transforms
 from blip2x.data.collate import Batch, Collate
 from blip2x.data.feature_rows import StoredTransform
@@ -223,6 +223,7 @@ def _manifest(cfg: RunConfig, encoder: nn.Layer) -> dict[str, Any]:
         "encoder": vision,
         "transform": {"mean": mean, "std": std, "version": transforms.VERSION},
         "precision": cfg.precision.name.value,
+        "weights_dtype": weights_dtype(cfg.task).value,
         "rows": {"shape": list(row_shape(cfg.model.vision)), "dtype": DTYPE.name},
     }
 
