@@ -236,7 +236,13 @@ def work_of(job: Job, run: Run, model: Model, tokenizer: Any) -> Work:
 
 def _passes(model: Model) -> Methods:
     """Of the Q-Former."""
-    names = {"look": "image", "encode_image": "image", "encode_text": "text", "encode_pair": "pair", "caption_logits": "caption"}
+    names = {
+        "look": "image",
+        "encode_image": "image",
+        "encode_text": "text",
+        "encode_pair": "pair",
+        "caption_logits": "caption",
+    }
     return [(model.qformer, method, f"qformer_{name}") for method, name in names.items()]
 
 
