@@ -21,6 +21,7 @@ from blip2x.models.flops import Work, generation_flops, retrieval_flops, trainin
 from blip2x.parallel.context import Context
 from blip2x.tasks.benchmark import Benchmark
 from blip2x.tasks.benchmarking import checks
+from blip2x.tasks.benchmarking.growth import GROWTHS
 from blip2x.tasks.benchmarking.jobs import job_of
 from blip2x.tasks.benchmarking.models import build
 from blip2x.tasks.common.launch import launch
@@ -128,7 +129,7 @@ def test_real_data_and_curves(measure):
     assert curves["batch", "caption"]["sizes"] == [1, 2] and len(curves["batch", "caption"]["fastest"]) == 2
     assert 0 < curves["new_tokens", "caption"]["expected"] < 1  # the picture and the prompt stay
     assert results["caption"]["new_tokens_exponent"] == curves["new_tokens", "caption"]["exponent"]
-    assert "merging_exponent" in results["operations"]
+    assert {f"{name}_exponent" for name in GROWTHS} <= results["operations"].keys()
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

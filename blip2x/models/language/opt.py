@@ -138,7 +138,8 @@ class OptLanguageModel(nn.Layer):
         look, positions = cache.append(), self.opt.embeddings.position_embeddings
         position_N = paddle.to_tensor(cache.seen_N - 1 + positions.offset)
         with without_autocast():
-            hidden_ND = self.opt.embeddings.word_embeddings(token_N) + F.embedding(position_N, positions.weight)
+            position_ND = F.embedding(position_N, positions.weight)
+        hidden_ND = self.embed(token_N) + position_ND
         bias = look.bias(self._stored_as)
         for place, layer in enumerate(self.opt.decoder.layers):
             normed_ND, attention = layer.norm1(hidden_ND), layer.self_attn
