@@ -140,7 +140,8 @@ def _pairs(cfg: ModelConfig, task: PretrainStage1Config, layout: Layout, batch: 
         yield Traffic("features, back", "all_reduce", "data", layout.data_ranks * features, 2 * together)
     if not task.itm_weight:
         return
-    yield Traffic("texts", "all_gather", "data", 2 * samples * batch.length * ID, 2 * micro)
+    length = max(batch.length, task.max_txt_len)  # ranks do not know each other's lengths
+    yield Traffic("texts", "all_gather", "data", 2 * samples * length * ID, 2 * micro)
     if trains_vision and task.cached_contrast:
         yield Traffic("pictures", "all_gather", "data", samples * 3 * cfg.vision.image_size**2 * FULL, micro)
         return
