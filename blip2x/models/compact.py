@@ -1,8 +1,8 @@
 """Frozen matrices kept in fewer bytes than they are multiplied in: bfloat16, or int8 with a scale per output.
 
-Only weights are rounded, and products compute in the type of what is multiplied (weight-only quantisation); sums over pieces, and
-their scaling, are in float32. A matrix is brought to that type piece by piece while it is used, so that never a whole copy of it
-exists. With few rows, as in decoding, that takes little: a product then waits for memory, and there is less to read.
+Only weights are rounded, and products compute in the type of what is multiplied (weight-only quantisation). A matrix is brought
+to that type piece by piece while it is used, so that never a whole copy of it exists; the pieces' products are added up and
+scaled in float32. With few rows, as in decoding, that takes little: a product then waits for memory, and there is less to read.
 
 Paddle's own `paddle.nn.quant.weight_only_linear` has no CPU kernel (3.3.1). Its GPU kernels take another layout, are made for
 half-precision inputs, and are not used here; the code below is the same on both.
