@@ -241,6 +241,8 @@ def test_wrong_settings_are_refused(values, named):
         ({"of": ["vqa_zeroshot"], "data": True, "images": 500}, "has 400 in its split eval; lower task.images"),
         ({"of": ["pretrain_stage2"], "data": True, "batch_size": 9000}, "split train; lower task.batch_size"),
         ({"overrides": ["task.batch_size=2"]}, "sets task.batch_size of what it measures, by task.batch_size"),
+        ({"overrides": ["task=retrieval"]}, "by task.of"),
+        ({"num_beams": 2, "overrides": ["task.num_beams=3"]}, "sets task.num_beams of what it measures, by task.num_beams"),
         ({"overrides": ["dataset.num_workers=2"]}, "made-up pictures need no loading"),
     ],
 )

@@ -26,12 +26,14 @@ _BESIDE = 2**30  # bytes of libraries and of a batch, where nothing is predicted
 
 
 _OWN = {  # keys that a measured task gets from the benchmark -> what says how
+    "task": "task.of",
     "task.batch_size": "task.batch_size",
     "task.eval_batch_size": "task.batch_size",
     "task.contrast_steps": "nothing: all losses are measured",
     "task.min_new_tokens": "task.new_tokens",
     "dataset.eval_limit": "task.images",
 }
+_OWN_IF_SET = {"new_tokens": "max_new_tokens", "num_beams": "num_beams"}  # the benchmark's -> the measured task's
 _OWN_MADE_UP = {
     "task.max_txt_len": "task.text_length",
     "task.eval_max_txt_len": "task.text_length",
@@ -42,7 +44,8 @@ _OWN_MADE_UP = {
 
 def check_overrides(task: BenchmarkConfig) -> None:
     """Raise `UserError` where `task.overrides` sets what would be overwritten."""
-    own = _OWN if task.data else _OWN | _OWN_MADE_UP
+    own = {f"task.{ours}": f"task.{key}" for key, ours in _OWN_IF_SET.items() if getattr(task, key) is not None}
+    own |= _OWN if task.data else _OWN | _OWN_MADE_UP
     for word in task.overrides:
         if (key := override_key(word)) in own:
             raise UserError(f"task.overrides has {word}, but the benchmark sets {key} of what it measures, by {own[key]}")
