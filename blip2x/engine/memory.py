@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import resource
-import sys
 from pathlib import Path, PurePosixPath
 
 import paddle
+
+from blip2x.engine.resident import peak_mib
 
 _jobs = 0  # that this process has begun; those of a sweep with the launcher `basic` share one
 _CLEAR, _CLEAR_PEAK = Path("/proc/self/clear_refs"), "5"  # see proc(5)
@@ -16,13 +16,7 @@ _highest_mib = _highest_gpu = 0.0  # MiB and bytes, of this job before the newes
 
 def peak_memory_mib() -> float:
     """Highest resident size of this process so far, in MiB (its loader workers are not counted)."""
-    return max(_highest_mib, _peak_mib())
-
-
-def _peak_mib() -> float:
-    """As `peak_memory_mib`, since `begin_part`."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10  # macOS counts bytes, Linux KiB
+    return max(_highest_mib, peak_mib())
 
 
 def begin_peak(device: str) -> None:
@@ -51,7 +45,7 @@ def begin_part(device: str) -> bool:
         _highest_gpu = max(_highest_gpu, paddle.device.cuda.max_memory_allocated())
         paddle.device.cuda.reset_max_memory_allocated()
         return True
-    before = _peak_mib()
+    before = peak_mib()
     try:
         _CLEAR.write_text(_CLEAR_PEAK, encoding="ascii")
     except OSError:  # not Linux, or not allowed
@@ -62,7 +56,7 @@ def begin_part(device: str) -> bool:
 
 def part_peak_gb(device: str) -> float:
     """What was used at most since `begin_part`, in the unit of `peak_memory_gb`."""
-    return paddle.device.cuda.max_memory_allocated() / 2**30 if _is_gpu(device) else _peak_mib() / 2**10
+    return paddle.device.cuda.max_memory_allocated() / 2**30 if _is_gpu(device) else peak_mib() / 2**10
 
 
 def _is_gpu(device: str) -> bool:

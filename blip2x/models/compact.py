@@ -1,8 +1,8 @@
 """Frozen matrices kept in fewer bytes than they are multiplied in: bfloat16, or int8 with a scale per output.
 
 Only weights are rounded, and products compute in the type of what is multiplied (weight-only quantisation). A matrix is brought
-to that type piece by piece while it is used, so that never a whole copy of it exists. With few rows, as in decoding, that takes
-little: a product then waits for memory, and there is less to read.
+to that type piece by piece while it is used, so that never a whole copy of it exists; the pieces' products are added up and
+scaled in float32. With few rows, as in decoding, that takes little: a product then waits for memory, and there is less to read.
 
 Paddle's own `paddle.nn.quant.weight_only_linear` has no CPU kernel (3.3.1). Its GPU kernels take another layout, are made for
 half-precision inputs, and are not used here; the code below is the same on both.
@@ -81,13 +81,12 @@ def linear(hidden: Tensor, weight_DM: Tensor, bias_M: Tensor | None = None) -> T
     if compact is None:
         return plain_linear(hidden, weight_DM, bias_M)
     inputs, outputs = weight_DM.shape
-    total, step = None, max(1, _AT_ONCE // outputs)
+    total, step, unit = None, max(1, _AT_ONCE // outputs), _unit(hidden, compact)
     for start in range(0, inputs, step):
-        piece = weight_DM[start : start + step].astype(hidden.dtype)
-        product = paddle.matmul(hidden[..., start : start + step], piece)
-        total = product if total is None else total + product
-    if compact.scale is not None:
-        total = total * compact.scale.astype(total.dtype)
+        product = paddle.matmul(hidden[..., start : start + step], _piece(weight_DM[start : start + step], hidden, unit))
+        exact = product.astype("float32")
+        total = exact if total is None else total + exact
+    total = _scaled(total, compact, unit).astype(product.dtype)
     return total if bias_M is None else total + bias_M
 
 
@@ -97,10 +96,29 @@ def linear_of_words(hidden: Tensor, weight_VD: Tensor) -> Tensor:
     if compact is None:
         return paddle.matmul(hidden, weight_VD, transpose_y=True)
     words, inputs = weight_VD.shape
-    step = max(1, _AT_ONCE // inputs)
-    pieces = (weight_VD[start : start + step].astype(hidden.dtype) for start in range(0, words, step))
+    step, unit = max(1, _AT_ONCE // inputs), _unit(hidden, compact)
+    pieces = (_piece(weight_VD[start : start + step], hidden, unit) for start in range(0, words, step))
     logits = paddle.concat([paddle.matmul(hidden, piece, transpose_y=True) for piece in pieces], axis=-1)
-    return logits if compact.scale is None else logits * compact.scale.astype(logits.dtype)
+    return _scaled(logits.astype("float32"), compact, unit).astype(logits.dtype)
+
+
+def _unit(hidden: Tensor, compact: Compact) -> float:
+    """What stands for 1 in a product: of numbers up to 127, sums are beyond the range of float16 soon.
+
+    A power of two rounds nothing, so the pieces are divided by it, not `hidden`, whose small numbers float16 would lose.
+    """
+    is_low = paddle.is_autocast_enabled() or hidden.dtype != paddle.float32
+    return 2.0**-7 if is_low and compact.scale is not None else 1.0
+
+
+def _piece(weight: Tensor, hidden: Tensor, unit: float) -> Tensor:
+    piece = weight.astype(hidden.dtype)
+    return piece if unit == 1 else piece * unit
+
+
+def _scaled(total: Tensor, compact: Compact, unit: float) -> Tensor:
+    """Float32, as `total` is."""
+    return total if compact.scale is None else total * (compact.scale / unit)
 
 
 def embedding(ids: Tensor, weight_VD: Tensor) -> Tensor:
@@ -108,10 +126,9 @@ def embedding(ids: Tensor, weight_VD: Tensor) -> Tensor:
     compact, found = compact_of(weight_VD), F.embedding(ids, weight_VD)
     if compact is None:
         return found
-    found = found.astype(compact.computes)
     if compact.scale is None:
-        return found
-    return found * F.embedding(ids, compact.scale.unsqueeze(1)).astype(compact.computes)
+        return found.astype(compact.computes)
+    return (found.astype("float32") * F.embedding(ids, compact.scale.unsqueeze(1))).astype(compact.computes)
 
 
 def quantise(array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

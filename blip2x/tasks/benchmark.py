@@ -22,10 +22,11 @@ from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
 from blip2x.engine.versions import versions
 from blip2x.errors import UserError
+from blip2x.models.memory.predict import Layout
 from blip2x.parallel.devices import started_processes
 from blip2x.parallel.seeding import seed_everything
 from blip2x.registry import TASKS
-from blip2x.tasks.benchmarking.checks import check_job
+from blip2x.tasks.benchmarking.checks import check_job, check_overrides
 from blip2x.tasks.benchmarking.curves import OPERATIONS, Curve, grown_operations, planned
 from blip2x.tasks.benchmarking.exponent import exponent
 from blip2x.tasks.benchmarking.growth import GROWTHS
@@ -54,12 +55,14 @@ class Benchmark:
         """Raise `UserError` where something cannot be measured."""
         if cfg.dataset.cache is Cache.features and not cfg.task.data:
             raise UserError("dataset.cache=features keeps what comes of a data set's pictures; set task.data=true")
-        ranks = started_processes()
+        check_overrides(cfg.task)
+        ranks = Layout.of(cfg, started_processes()).data_ranks
         for name in cfg.task.of:
-            check_job(job_of(cfg.task, name, ranks))
-        for size, name, values in planned(cfg.task):
+            check_job(job_of(cfg.task, name, ranks), ranks)
+        made_up = _made_up(cfg.task)
+        for size, name, values in planned(made_up):
             for value in values:
-                check_job(job_of(cfg.task, name, ranks, **{size: value}))
+                check_job(job_of(made_up, name, ranks, **{size: value}), ranks)
 
     def run(self) -> TaskResult:
         """Measure the tasks one after the other."""
@@ -67,21 +70,21 @@ class Benchmark:
         context.barrier()
         peak = max(context.gather_objects(matrix_peak(self.task.matmul_sizes, self.cfg.precision, context.device)))
         run.console.print(f"matrix peak of a rank: {operations(peak)} per second", markup=False, highlight=False)
+        command = context.on_main((run.root / "command.txt").read_text).splitlines()[-1]
         results: list[Measured] = []
         for name in self.task.of:
             results.append(self._measure(job_of(self.task, name, context.data_size), peak))
             if context.is_main:
+                self._write(command, peak, results, [])  # what comes next may fail
                 run.console.print(title(results[-1]), style="bold", markup=False, highlight=False)
                 run.console.print(parts_table(results[-1]))
         if context.is_main:
             run.console.print(rates_table(results))
-        self._write(peak, results, [])  # curves may take long
         curves = self._curves(peak) if self.task.curves else []
-        if curves:
-            self._write(peak, results, curves)
-            if context.is_main:
-                run.console.print(curves_table(curves))
-                write_plot(curves, run.path(PLOT))
+        if curves and context.is_main:
+            self._write(command, peak, results, curves)
+            run.console.print(curves_table(curves))
+            write_plot(curves, run.path(PLOT))
         stages = {found.job.name: found.metrics() for found in results}
         for curve in curves:
             where, name = (OPERATIONS, curve.of) if curve.size == OPERATIONS else (curve.of, curve.size)
@@ -93,9 +96,7 @@ class Benchmark:
             return self._measured(job, peak, bar.advance)
 
     def _curves(self, peak: float) -> list[Curve]:
-        """Of made-up pictures and texts, which have the sizes that are asked for."""
-        task = replace(self.task, data=False)
-        curves = []
+        task, curves = _made_up(self.task), []
         for size, name, values in planned(task):
             jobs = [job_of(task, name, self.context.data_size, **{size: value}) for value in values]
             total = sum(steps_of(job, timers=False) for job in jobs)
@@ -119,12 +120,13 @@ class Benchmark:
             gc.collect()  # a model's layers know each other
             self.context.on_main(lambda: shutil.rmtree(run.folder, ignore_errors=True))
 
-    def _write(self, peak: float, results: Sequence[Measured], curves: Sequence[Curve]) -> None:
+    def _write(self, command: str, peak: float, results: Sequence[Measured], curves: Sequence[Curve]) -> None:
+        """On the main rank, alone."""
         model = OmegaConf.to_container(OmegaConf.structured(self.cfg), enum_to_str=True)["model"]
         record: dict[str, Any] = {
             "hardware": hardware(self.context),
             "versions": versions(),
-            "command": self._command(),
+            "command": command,
             "device": self.context.device,
             "ranks": self.context.world_size,
             "parallelism": self.cfg.parallelism.kind,
@@ -136,9 +138,10 @@ class Benchmark:
         }
         self.run_folder.write_json(record, FILE)
 
-    def _command(self) -> str:
-        lines = self.context.on_main((self.run_folder.root / "command.txt").read_text).splitlines()
-        return lines[-1]
+
+def _made_up(task: BenchmarkConfig) -> BenchmarkConfig:
+    """For curves: of a data set's pictures and texts the sizes cannot be chosen."""
+    return replace(task, data=False)
 
 
 def _quiet(run: Run) -> Run:

@@ -88,6 +88,27 @@ def test_a_rank_keeps_its_share(axis, blocks):
     np.testing.assert_allclose(np.concatenate(parts, axis=axis), array, atol=np.abs(array).max() * STEP["int8"])
 
 
+@pytest.mark.parametrize("largest", [1e-3, 1.0])
+def test_sums_of_half_precision_stay_within_its_range(largest, monkeypatch):
+    """float16, in which a CPU does not multiply: operands and result are rounded to it, as autocast and a GPU's kernel do."""
+    given = paddle.matmul
+
+    def half(tensor: paddle.Tensor) -> paddle.Tensor:
+        return tensor.astype("float16").astype("float32")
+
+    monkeypatch.setattr(paddle, "matmul", lambda x, y, **named: half(given(half(x), half(y), **named)))
+    monkeypatch.setattr(paddle, "is_autocast_enabled", lambda: True)
+    array = np.full((11, 512), largest, np.float32)
+    with paddle.LazyGuard():
+        layer = nn.LayerDict({"up": nn.Linear(512, 11, bias_attr=False), "word_embeddings": nn.Embedding(11, 512)})
+    store_compact(layer, WeightsType.int8, "float32")
+    fill(layer, {"up.weight": stored(array.T), "word_embeddings.weight": stored(array)}, "x")
+    hidden = paddle.full([1, 512], 2.0)  # times 127, 512 times, is twice as much as float16 holds
+    expected = np.full((1, 11), 1024 * largest)
+    np.testing.assert_allclose(linear(hidden, layer["up"].weight).numpy(), expected, rtol=2e-3)
+    np.testing.assert_allclose(linear_of_words(hidden, layer["word_embeddings"].weight).numpy(), expected, rtol=2e-3)
+
+
 def test_broken_numbers_are_named():
     with paddle.LazyGuard():
         layer = nn.LayerDict({"up": nn.Linear(2, 2, bias_attr=False)})

@@ -45,17 +45,17 @@ class WorkerError(Exception):
 class Worker:
     """A process that goes one way of one row; it has loaded nothing yet when this returns."""
 
-    def __init__(self, row: str, way: str, folder: Path, python: str, threads: int):
+    def __init__(self, row: str, way: str, folder: Path, python: str, threads: int, environment: dict[str, str]):
         side = "ours" if way in OURS else "theirs"
         command = [python, "-m", f"tests.speed.{side}", "--row", row, "--way", way, "--folder", str(folder)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-        environment["OMP_NUM_THREADS"] = str(threads)
+        own = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+        own["OMP_NUM_THREADS"] = str(threads)
         self._log = folder / f"{row}-{way}.log"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 [*command, "--threads", str(threads)],
                 cwd=ROOT,
-                env=environment,
+                env=environment | own,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -66,11 +66,15 @@ class Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.wait()
+        self.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             with suppress(OSError):  # what was not read any more
                 pipe.close()
+
+    def kill(self) -> None:
+        """End it, whatever it does."""
+        self._process.kill()
+        self._process.wait()
 
     def read(self) -> Json:
         """What it says next.
@@ -101,15 +105,15 @@ class Worker:
         return self.read()
 
 
-def measure(name: str, folder: Path, args: argparse.Namespace) -> tuple[Json, Json]:
-    """One row; and the versions of the libraries."""
+def measure(name: str, folder: Path, args: argparse.Namespace, environment: dict[str, str]) -> tuple[Json, Json]:
+    """One row; and the versions of the libraries. `environment` is what its processes begin with."""
     ways: dict[str, Json] = {way: {} for way in ROWS[name].ways}
     answers, versions = {}, {}
     with ExitStack() as stack:
         workers = {}
         for way in ways:
             python = sys.executable if way in OURS else args.torch
-            workers[way] = stack.enter_context(Worker(name, way, folder, python, args.threads))
+            workers[way] = stack.enter_context(Worker(name, way, folder, python, args.threads, environment))
 
         def ask(way: str, method: str) -> Json | None:
             """None: that way has failed, now or before."""
@@ -118,6 +122,7 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> tuple[Json, Js
             try:
                 return getattr(workers[way], method)()
             except (WorkerError, OSError) as error:
+                workers[way].kill()  # or it would go on beside the others
                 ways[way]["error"] = str(error)
                 print(f"  {NAMES[way]}: {error}", flush=True)
                 return None
@@ -145,7 +150,10 @@ def measure(name: str, folder: Path, args: argparse.Namespace) -> tuple[Json, Js
     first = next(iter(ways))
     for way in ways:
         if way != first and answers.get(first) and answers.get(way):
-            ways[way]["compared"] = compared(ROWS[name], answers[first], answers[way])
+            try:
+                ways[way]["compared"] = compared(ROWS[name], answers[first], answers[way])
+            except ValueError as error:  # other numbers of texts, other shapes
+                ways[way].setdefault("error", f"its results cannot be compared: {error}")
     return {"count": SIZES[args.model].count(name), "ways": ways}, versions
 
 
@@ -192,6 +200,7 @@ def main() -> None:
 
     from blip2x.startup import prepare_process
 
+    environment = dict(os.environ)  # as users find it: each side prepares its own processes
     prepare_process(args.threads)
     from blip2x.engine.hardware import hardware
     from blip2x.engine.versions import versions
@@ -215,9 +224,9 @@ def main() -> None:
         folder = Path(made, args.model)
         print(f"writing random weights of {args.model}", flush=True)
         command = [sys.executable, "-m", "tests.speed.made", str(folder), args.model]
-        subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+        subprocess.run(command, cwd=ROOT, env={**environment, "PYTHONPATH": str(ROOT)}, check=True)
         for number, name in enumerate(rows, 1):
-            record["rows"][name], found = measure(name, folder, args)
+            record["rows"][name], found = measure(name, folder, args, environment)
             record["versions"] |= found
             passed = time.monotonic() - started
             print(f"[{number}/{len(rows)}, {passed:.0f} s] {said(name, record['rows'][name])}", flush=True)

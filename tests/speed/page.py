@@ -87,7 +87,7 @@ def _load(load: float) -> str:
 
 
 def _slower(rows: Json) -> str:
-    found = []
+    found, failed = [], []
     for name, row in rows.items():
         _, first = _first(row)
         found += [
@@ -95,9 +95,20 @@ def _slower(rows: Json) -> str:
             for which, way in row["ways"].items()
             if way.get("seconds") and first.get("seconds") and which != "recomputed" and _ratio(way, first) < 1
         ]
-    if not found:
-        return "blip2x is slower in none of the rows."
-    return "**blip2x is slower in:**\n\n" + "\n".join(f"- {line}" for line in found)
+        failed += [f"{ROWS[name].title}: {NAMES[which]}" for which, way in row["ways"].items() if _failed(way)]
+    if found:
+        said = _list("blip2x is slower in:", found)
+    else:
+        said = f"blip2x is slower in none of the rows{' as far as none failed' if failed else ''}."
+    return "\n\n".join([said, *([_list("Failed, in whole or in part:", failed)] if failed else [])])
+
+
+def _list(title: str, lines: list[str]) -> str:
+    return f"**{title}**\n\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _failed(way: Json) -> bool:
+    return "error" in way or not way.get("seconds")
 
 
 def _first(row: Json) -> tuple[str, Json]:
@@ -123,7 +134,11 @@ def _lines(name: str, row: Json) -> list[str]:
             ratio = f"**{_ratio(way, first):.2f}** ({min(turns):.2f} to {max(turns):.2f})"
         memory = f"{way['peak_mib']:,.0f}" if "peak_mib" in way else ""
         seconds = _time(min(way["seconds"]) / row["count"])
-        lines.append(f"| {title} | {NAMES[which]} | {seconds} | {ratio} | {_results(way.get('compared'))} | {memory} |")
+        results = _results(way.get("compared"))
+        if "error" in way:
+            turns = len(way["seconds"])
+            results = f"**failed after {turns} turn{'s' * (turns > 1)}: {way['error']}**"
+        lines.append(f"| {title} | {NAMES[which]} | {seconds} | {ratio} | {results} | {memory} |")
     return lines
 
 

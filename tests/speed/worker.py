@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from blip2x.engine.resident import peak_mib  # needs neither paddle nor torch
+
 Answer = dict[str, Any]  # name -> texts, or an array
 Prepared = tuple[Callable[[], "Answer | None"], "Answer | None"]  # what a run calls, and what is known before the first
 
@@ -65,9 +67,3 @@ def serve(args: argparse.Namespace, prepare: Callable[[str, str, Path], Prepared
     except Exception as error:
         traceback.print_exc()
         send({"error": f"{type(error).__name__}: {error}"})
-
-
-def peak_mib() -> float:
-    """Highest resident size of this process so far."""
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 2**10

@@ -11,6 +11,7 @@ from blip2x.errors import UserError
 from blip2x.tasks.benchmarking.exponent import exponent
 from blip2x.tasks.benchmarking.growth import GROWTHS
 from blip2x.tasks.benchmarking.jobs import DECODES, TRAINS
+from blip2x.tasks.benchmarking.measure import Spread
 
 OPERATIONS = "operations"  # on data and scores, which belong to no task
 _APPLIES = {  # curve -> the tasks that have such a size
@@ -78,7 +79,8 @@ def grown_operations(task: BenchmarkConfig, advance: Callable[[], None]) -> list
     curves = []
     for name, operation in GROWTHS.items():
         times = [_repeated(operation, size, task.repeats, advance) for size in task.sizes.operations]
-        medians, fastest = [sorted(own)[len(own) // 2] for own in times], [min(own) for own in times]
+        spreads = [Spread.of(own) for own in times]
+        medians, fastest = [spread.median for spread in spreads], [spread.min for spread in spreads]
         curves.append(Curve(OPERATIONS, name, list(task.sizes.operations), medians, fastest, 1.0))
     return curves
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from blip2x.config.check_model import check_model
 from blip2x.config.check_task import check_lengths, check_task
 from blip2x.config.compose import compose_config, inner_overrides
+from blip2x.config.dataset import Cache
 from blip2x.config.run import RunConfig
 from blip2x.config.tools import BenchmarkConfig
 
@@ -81,7 +82,7 @@ def job_of(task: BenchmarkConfig, name: str, data_size: int = 1, **sizes: int) -
     if name == "pretrain_stage1":
         cfg.task.contrast_steps = 0  # all three losses
     if not task.data:
-        cfg.dataset.num_workers = 0
+        cfg.dataset.num_workers, cfg.dataset.cache = 0, Cache.none
         for key in ("max_txt_len", "eval_max_txt_len"):
             if hasattr(cfg.task, key):
                 setattr(cfg.task, key, task.text_length)

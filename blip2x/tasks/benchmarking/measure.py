@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class Measured:
         plain: seconds of each repeat without timers inside.
         with_timers: the same with them.
         parts: name -> the seconds of each repeat with timers, of the first rank; they add up to its whole.
-        flops: name -> multiplications and additions of a data rank's step; empty where they are not counted.
+        flops: name -> multiplications and additions of a data rank's step, as if all texts had the length of the longest.
         amounts: what they were counted for: a data rank's micro-batch, or where nothing is trained its step.
         pairs: of an image and a text that were matched there; 0 but in a search.
         peak: of the same per second, this machine's best matrix product on all ranks that share a data rank's work.
@@ -81,14 +82,14 @@ class Measured:
         return sum(self.part(name).median for name in self.parts) / self.step.median
 
     @property
-    def flops_per_second(self) -> float | None:
+    def flops_per_second(self) -> float:
         """Of a data rank."""
-        return sum(self.flops.values()) / self.step.median if self.flops else None
+        return sum(self.flops.values()) / self.step.median
 
     @property
     def utilisation(self) -> float | None:
-        """Of the machine's matrix peak."""
-        return self.flops_per_second / self.peak if self.flops else None
+        """Of the machine's matrix peak; None: a data set's texts have other lengths, so that fewer operations were done."""
+        return None if self.job.task.data else self.flops_per_second / self.peak
 
     def metrics(self) -> dict[str, float]:
         """For results.json."""
@@ -97,9 +98,9 @@ class Measured:
         if self.tokens:
             found["tokens_per_second"] = self.tokens / step.median
         found |= {"step_seconds": step.median, "fastest_step_seconds": step.min, "slowest_step_seconds": step.max}
-        if self.flops:
-            found["gigaflop_per_step"] = sum(self.flops.values()) / 1e9
-            found["gigaflop_per_second"] = self.flops_per_second / 1e9
+        found["gigaflop_per_step"] = sum(self.flops.values()) / 1e9
+        found["gigaflop_per_second"] = self.flops_per_second / 1e9
+        if self.utilisation is not None:
             found["utilisation"] = self.utilisation
         if self.memory_gb is not None:
             found["memory_gb"] = self.memory_gb
@@ -149,12 +150,13 @@ def measure(
     clock, wait = Clock(waiting_for(context.device)), waiting_for(context.device)
     plain, with_timers, parts = [], [], []
 
-    def step() -> float:
+    def step(timers: AbstractContextManager[None] = nullcontext()) -> float:  # noqa: B008  # it has no state
         context.barrier()
         wait()
         started = time.perf_counter()
-        work.step(clock)
-        wait()
+        with timers:
+            work.step(clock)
+            wait()
         seconds = time.perf_counter() - started
         advance(work.images)
         return max(context.gather_objects(seconds))
@@ -165,7 +167,7 @@ def measure(
         plain.append(step())
         if timers:
             with timed(clock, work.methods):
-                with_timers.append(_with_clock(clock, step))
+                with_timers.append(step(clock.running()))
             parts.append(clock.seconds)
     memory = part_peak_gb(context.device) if has_memory else None
     memories = context.gather_objects(memory)
@@ -190,11 +192,6 @@ def steps_of(job: Job, *, timers: bool = True) -> int:
     return job.task.warmup + job.task.repeats * (1 + timers)
 
 
-def _with_clock(clock: Clock, step: Callable[[], float]) -> float:
-    with clock.running():
-        return step()
-
-
 def _by_part(repeats: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     """Name -> seconds of each repeat, in the order in which parts came first, the rest last."""
     names = dict.fromkeys(name for seconds in repeats for name in seconds if name != REST)
@@ -210,7 +207,7 @@ def _amounts(work: Work) -> Amounts:
         text_tokens=work.text_tokens,
         output_tokens=work.output_tokens,
         new_tokens=job.cfg.task.max_new_tokens if job.decodes else 0,
-        beams=job.cfg.task.num_beams if job.decodes else 1,
+        beams=max(job.cfg.task.num_beams, job.cfg.task.num_return_sequences) if job.decodes else 1,
     )
 
 

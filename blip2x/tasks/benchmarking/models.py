@@ -9,15 +9,13 @@ import paddle
 from paddle import Tensor
 
 from blip2x.config.run import RunConfig
-from blip2x.config.task import weights_dtype
 from blip2x.data.tokenize import TextTokenizer
 from blip2x.engine.run import Run
 from blip2x.models.assemblies.stage1 import Stage1Model, build_stage1
 from blip2x.models.assemblies.stage2 import Stage2Model, build_stage2
 from blip2x.models.compact import compact_of
 from blip2x.models.freeze import freeze
-from blip2x.models.precision import storage_types, store_compact, store_in
-from blip2x.models.tensor_parallel import check_split, share_of
+from blip2x.models.tensor_parallel import share_of
 from blip2x.models.weights.checkpoint import fill
 from blip2x.models.weights.stored import StoredTensor
 from blip2x.tasks.benchmarking.jobs import Job
@@ -45,7 +43,7 @@ def build(job: Job, run: Run) -> tuple[Model, Any]:
         model, tokenizer = loader.stage2(new_projection=not job.decodes) if job.reads_language else loader.stage1()
         return model, tokenizer if job.task.data else _made_up(job, tokenizer.vocab_size)
     tokenizer = _tokenizer(job, loader)
-    return _random(job, run, tokenizer.vocab_size), tokenizer
+    return _random(job, loader, tokenizer.vocab_size), tokenizer
 
 
 def _tokenizer(job: Job, loader: ModelLoader) -> TextTokenizer | MadeUpTokenizer:
@@ -61,21 +59,14 @@ def _made_up(job: Job, vocab_size: int) -> MadeUpTokenizer:
     return MadeUpTokenizer(family, vocab_size, job.task.text_length)
 
 
-def _random(job: Job, run: Run, vocab_size: int) -> Model:
-    """As `ModelLoader` makes it: in the types and the split of the config, with memory for this rank's share only."""
-    cfg, tensor = job.cfg, run.context.tensor
+def _random(job: Job, loader: ModelLoader, vocab_size: int) -> Model:
+    """As `loader` makes it: in the types and the split of the config, with memory for this rank's share only."""
+    cfg = job.cfg
     with paddle.LazyGuard():
         build_model = build_stage2 if job.reads_language else build_stage1
         model = build_model(cfg.model, vocab_size=vocab_size)
-    types = storage_types(cfg.precision.name, cfg.model)
     parts = [part for part in ("vision", "language") if hasattr(model, part)]
-    for part in parts:
-        if tensor.size > 1 and (part == "language" or cfg.parallelism.tp_vision):
-            check_split(cfg.model, part, tensor.size)
-            getattr(model, part).split_over(tensor)
-        if types[part] != "float32":
-            store_in(getattr(model, part), types[part])
-        store_compact(getattr(model, part), weights_dtype(cfg.task), types[part])
+    loader.lay_out(model, parts, compact=parts)
     compact = {name: _random_tensor(name, parameter) for name, parameter in model.named_parameters() if compact_of(parameter)}
     fill(model, compact, "random numbers", allow_missing=[("", "random")])
     for part in parts:

@@ -35,9 +35,9 @@ def parts_table(found: Measured) -> Table:
     for name in ("part", "median", "min .. max", "share"):
         table.add_column(name, justify="left" if name == "part" else "right", no_wrap=True)
     total = sum(found.part(name).median for name in found.parts)
-    for name in sorted(found.parts, key=lambda name: list(PARTS).index(name)):
+    for name in sorted(found.parts, key=lambda name: [*PARTS, name].index(name)):
         spread = found.part(name)
-        table.add_row(PARTS[name], *_cells(spread), f"{100 * spread.median / total:.1f} %")
+        table.add_row(PARTS.get(name, name), *_cells(spread), f"{100 * spread.median / total:.1f} %")
     table.add_section()
     table.add_row("sum of the parts", _shown(total), "", "")
     table.add_row(Text("step without timers", style="bold"), *_cells(found.step), f"{100 * found.step.median / total:.1f} %")
@@ -73,12 +73,9 @@ def _rates(found: Measured) -> Iterator[str]:
     yield f"{found.images / step:,.4g}"
     yield f"{found.tokens / step:,.4g}" if found.tokens else ""
     yield f"{found.memory_gb:.2f} GB" if found.memory_gb is not None else ""
-    if not found.flops:
-        yield from ("", "", "")
-        return
     yield operations(sum(found.flops.values()))
     yield operations(found.flops_per_second)
-    yield f"{100 * found.utilisation:.1f} %"
+    yield f"{100 * found.utilisation:.1f} %" if found.utilisation is not None else ""
 
 
 def operations(count: float) -> str:

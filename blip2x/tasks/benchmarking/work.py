@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import paddle
-from paddle import Tensor
 
 from blip2x.data.collate import Stage1Collate
 from blip2x.data.samples import QuestionSample
@@ -16,7 +16,6 @@ from blip2x.engine.amp import LossScale, full_precision
 from blip2x.engine.batches import batch_size, to_tensors
 from blip2x.engine.run import Run
 from blip2x.engine.stream import Stream
-from blip2x.errors import UserError
 from blip2x.generation.settings import GenerationSettings
 from blip2x.models.freeze import set_train_mode
 from blip2x.objectives.stage1 import Stage1Objective
@@ -26,11 +25,12 @@ from blip2x.tasks.benchmarking.clock import Clock
 from blip2x.tasks.benchmarking.jobs import Job
 from blip2x.tasks.benchmarking.made_up import made_up_captions, made_up_questions
 from blip2x.tasks.benchmarking.models import Model
-from blip2x.tasks.common.answering import Answering
+from blip2x.tasks.common.answering import Answering, asked
 from blip2x.tasks.common.captioning import HeldOutCaptions, encode_prompts, stage2_collate
-from blip2x.tasks.common.features import Features
+from blip2x.tasks.common.features import Features, keeps_features
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.loading import train_loader, train_transform
+from blip2x.tasks.common.patch_store import PatchStore
 from blip2x.tasks.common.retrieval import Texts, searched_texts
 from blip2x.tasks.retrieval import Search
 
@@ -52,10 +52,10 @@ class Work:
 
     tokens = 0.0
     texts = text_tokens = output_tokens = pairs = 0
-    encodes = True
 
     def __init__(self, job: Job, run: Run, model: Model, tokenizer: Any):
         self.job, self.run, self.model, self.tokenizer = job, run, model, tokenizer
+        self.encodes = not keeps_features(job.cfg)
         self.methods: Methods = [(model.vision, "forward", "vision")]
 
     @abstractmethod
@@ -159,7 +159,6 @@ class Captioning(Writing):
     def __init__(self, job: Job, run: Run, model: Model, tokenizer: Any):
         super().__init__(job, run, model, tokenizer)
         samples = build_source(job.cfg).captions("eval") if job.task.data else made_up_captions(job, self.images)
-        samples = _enough(samples, self.images, job)
         self._captions = HeldOutCaptions(job.cfg, run, model, tokenizer, samples, settings=self._settings, limit=None)
         self._count([job.cfg.task.prompt] * len(samples))
 
@@ -175,8 +174,8 @@ class Asking(Writing):
         super().__init__(job, run, model, tokenizer)
         questions = build_source(job.cfg).questions("eval") if job.task.data else made_up_questions(job, self.images)
         self._questions: Sequence[QuestionSample] = questions
-        _enough(sorted({question.image_id for question in questions}), self.images, job)
-        self._count([job.cfg.task.prompt.replace("{}", question.question) for question in questions])
+        clean = job.cfg.task.clean_questions
+        self._count([asked(job.cfg.task.prompt, question, clean=clean) for question in questions])
 
     def step(self, clock: Clock) -> None:
         """Answer them."""
@@ -205,33 +204,40 @@ class Searching(Work):
 
     def __init__(self, job: Job, run: Run, model: Model, tokenizer: Any):
         super().__init__(job, run, model, tokenizer)
-        samples = build_source(job.cfg).captions("eval") if job.task.data else made_up_captions(job, self.images)
-        self._samples = _enough(samples, self.images, job)
+        self._samples = build_source(job.cfg).captions("eval") if job.task.data else made_up_captions(job, self.images)
         self.methods += _passes(model)
         texts = searched_texts(job.cfg.task, self._samples)
         self.texts = -(-sum(map(len, texts)) // run.context.data_size)
         self.text_tokens = Texts.of(texts, tokenizer, job.cfg.task.eval_max_txt_len).ids_ML.shape[1]
-        self._matched = model.itm_logits
-        model.itm_logits = self._count
 
     def step(self, clock: Clock) -> None:
         """Search them."""
-        self.pairs = 0
-        Search(self.job.cfg, self.run, self.model, self.tokenizer, self._samples)()
+        search = _Searched(self.job.cfg, self.run, self.model, self.tokenizer, self._samples)
+        search()
+        self.pairs = search.pairs
 
-    def _count(self, patch_BPD: Tensor, ids_BL: Tensor, mask_BL: Tensor) -> Tensor:
-        self.pairs += ids_BL.shape[0]
-        return self._matched(patch_BPD, ids_BL, mask_BL)
+
+class _Searched(Search):
+    """Counts the pairs that this rank is to match; batches of them may repeat some."""
+
+    pairs = 0
+
+    def _match(self, store: PatchStore, found: np.ndarray, texts: Texts, pair_K: np.ndarray) -> np.ndarray:
+        self.pairs = int(np.isin(found[pair_K // len(texts.texts)], store.places).sum())
+        return super()._match(store, found, texts, pair_K)
 
 
 def work_of(job: Job, run: Run, model: Model, tokenizer: Any) -> Work:
     """What does the steps of `job` in `run`, whose folder is used up.
 
     Raises:
-        UserError: the data set has too few samples, or none of the kind.
+        UserError: the data set has too few samples to train on, or none of the kind.
     """
     kinds = {"caption": Captioning, "vqa_zeroshot": Asking, "retrieval": Searching}
-    return kinds.get(job.name, Training)(job, run, model, tokenizer)
+    work = kinds.get(job.name, Training)(job, run, model, tokenizer)
+    if not (work.encodes or job.trains):  # a training has filled its cache already
+        work.step(Clock(lambda: None))
+    return work
 
 
 def _passes(model: Model) -> Methods:
@@ -244,12 +250,3 @@ def _passes(model: Model) -> Methods:
         "caption_logits": "caption",
     }
     return [(model.qformer, method, f"qformer_{name}") for method, name in names.items()]
-
-
-def _enough(samples: Sequence[Any], images: int, job: Job) -> Sequence[Any]:
-    if len(samples) < images:
-        raise UserError(
-            f"task={job.name} is to be measured on {images} images, and {job.cfg.dataset.name} has {len(samples)} to evaluate "
-            "on; lower task.images, or take made-up ones with task.data=false"
-        )
-    return samples

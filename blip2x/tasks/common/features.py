@@ -34,6 +34,7 @@ from blip2x.data.sequences import Samples
 from blip2x.engine.memory_table import amount
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
+from blip2x.models.compact import compact_of
 
 _WITHOUT_EFFECT = ("drop_path_rate", "frozen", "recompute", "weights")  # on what a frozen encoder gives
 
@@ -235,4 +236,6 @@ def _hash(encoder: nn.Layer) -> str:
         array = tensor.numpy()
         found.update(f"{name} {tensor.dtype} {array.shape}\n".encode())
         found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        if (compact := compact_of(tensor)) and compact.scale is not None:
+            found.update(compact.scale.numpy().data)
     return found.hexdigest()

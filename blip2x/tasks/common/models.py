@@ -192,6 +192,22 @@ class ModelLoader:
         self._say(f"loaded {fill(alone, tensors, str(source.path), adapt=self._adapters(alone, tensors))}")
         return alone["language"], tokenizer
 
+    def lay_out(self, model: nn.Layer, parts: Collection[str], *, compact: Collection[str]) -> None:
+        """Give a model without memory this rank's share of those of `parts` that are split, and the types it is kept in.
+
+        The parts of `compact` are kept as the task's `weights_dtype` says.
+
+        Raises:
+            UserError: a part cannot be split over the ranks.
+        """
+        for part in self._check_split(*parts):
+            getattr(model, part).split_over(self._tensor)
+        for part, dtype in storage_types(self._precision, self.cfg).items():
+            if dtype != "float32" and hasattr(model, part):
+                store_in(getattr(model, part), dtype)
+            if part in compact:
+                store_compact(getattr(model, part), self._weights_dtype, dtype)
+
     def frozen_origin(self, *parts: str) -> dict[str, str]:
         """Where the frozen ones of `parts` have their weights, for `save_checkpoint`."""
         origin = {}
@@ -250,13 +266,7 @@ class ModelLoader:
         reads_texts: bool = False,
     ) -> None:
         """Fill `model` from all sources at once; what no source has is initialised where `new` allows it."""
-        for part in self._check_split(*parts):
-            getattr(model, part).split_over(self._tensor)
-        for part, dtype in storage_types(self._precision, self.cfg).items():
-            if dtype != "float32" and hasattr(model, part):
-                store_in(getattr(model, part), dtype)
-            if part in parts and part in ("vision", "language") and self.weights.folder(part):
-                store_compact(getattr(model, part), self._weights_dtype, dtype)
+        self.lay_out(model, parts, compact=[part for part in parts if part != "qformer" and self.weights.folder(part)])
         sources = list(self.weights.sources(parts, reads_texts=reads_texts))
         tensors: dict[str, StoredTensor] = {}
         for source, found in sources:

@@ -92,6 +92,17 @@ class Task:
         Raises:
             UserError: the data set lacks what the task reads, or weights that it starts from are not there.
         """
+        cls.check_weights(cfg, promised)
+        if trains(cfg.task):
+            _check_best_metric(cfg.task, cls.validation_metrics(cfg))
+        if cls.shows_pictures:
+            cls.weights(cfg, promised).check_pictures(cfg.dataset)
+        for what, split in cls.reads(cfg):
+            cls.check_samples(cfg, split, getattr(build_source(cfg), what)(*([split] if split else [])))
+
+    @classmethod
+    def check_weights(cls, cfg: RunConfig, promised: Set[str] = frozenset()) -> None:
+        """As `check`, of the weights alone, so that no data set is needed."""
         weights = cls.weights(cfg, promised)
         weights.require_same_shape()
         start = cls.starts_from(cfg)
@@ -101,12 +112,6 @@ class Task:
             key = f"model.{part}.weights"
             if key in cls.weight_keys(cfg) and key not in promised and weights.part(part) is None and key not in cls.makes:
                 require_trainable(cfg.model, part)
-        if trains(cfg.task):
-            _check_best_metric(cfg.task, cls.validation_metrics(cfg))
-        if cls.shows_pictures:
-            weights.check_pictures(cfg.dataset)
-        for what, split in cls.reads(cfg):
-            cls.check_samples(cfg, split, getattr(build_source(cfg), what)(*([split] if split else [])))
 
     @classmethod
     def check_samples(cls, cfg: RunConfig, split: Split | None, samples: Sequence[Any]) -> None:

@@ -11,19 +11,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import paddle
 import pytest
 from paddle import nn
 from safetensors.numpy import load_file
 
 from blip2x.config.compose import compose_config
 from blip2x.config.run import PrecisionName, RunConfig
+from blip2x.config.task import WeightsType
 from blip2x.data.collate import ImageCollate
 from blip2x.data.pictures import PathImage
 from blip2x.data.samples import PictureSample
 from blip2x.engine import fit
 from blip2x.engine.run_files import TIMES
 from blip2x.errors import UserError
+from blip2x.models.precision import store_compact
 from blip2x.models.vision.eva_vit import EvaVit
+from blip2x.models.weights.checkpoint import fill
+from blip2x.models.weights.stored import StoredTensor
 from blip2x.tasks.common import features as features_module
 from blip2x.tasks.common.features import Features, count_images, predicted_bytes
 from blip2x.tasks.common.loading import eval_transform, train_loader, train_transform
@@ -67,6 +72,20 @@ def said(folder: Path) -> str:
 
 def stored(tmp_path: Path, kind: str) -> list[Path]:
     return sorted((tmp_path / "cache" / "features").glob(f"*/*.{kind}"))
+
+
+def test_encoders_that_differ_in_scales_alone_share_no_cache():
+    """Rows of int8 are the same where all numbers of a matrix are multiplied alike."""
+
+    def hashed(factor: float) -> str:
+        with paddle.LazyGuard():
+            layer = nn.LayerDict({"up": nn.Linear(3, 2, bias_attr=False)})
+        store_compact(layer, WeightsType.int8, "float32")
+        array = factor * np.arange(6, dtype=np.float32).reshape(3, 2)
+        fill(layer, {"up.weight": StoredTensor("up.weight", array.shape, array.dtype, lambda: array)}, "x")
+        return features_module._hash(layer)
+
+    assert hashed(1.0) == hashed(1.0) != hashed(2.0)
 
 
 @pytest.mark.parametrize("contrast", [[], ["task.cached_contrast=true", "task.accumulate=2", "task.max_steps=5"]])
