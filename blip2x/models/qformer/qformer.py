@@ -5,6 +5,8 @@ B rows, I images, Q queries, P patches, L text tokens, T = Q + L, S positions se
 
 from __future__ import annotations
 
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
@@ -213,6 +215,13 @@ class QFormer(nn.Layer):
             )
             cache.append(keys_values)
         return hidden_BTD, cache
+
+
+def rows_of(image: Tensor | ImageCache | Cache, index_N: Tensor) -> Any:
+    """The rows `index_N`, which may repeat, of patches, of what `QFormer.look` made of them, or of what captions attend to."""
+    if isinstance(image, Tensor):
+        return image.index_select(index_N)
+    return [pair and tuple(tensor.index_select(index_N) for tensor in pair) for pair in image]
 
 
 def _rows(image: Tensor | ImageCache) -> int:
