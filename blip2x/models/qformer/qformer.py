@@ -13,6 +13,7 @@ from paddle import Tensor, nn
 
 from blip2x.config.model import QFormerConfig
 from blip2x.errors import UserError
+from blip2x.models.dropout import dropout
 from blip2x.models.linear import add_bias
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.qformer.layers import LAYER_NORM_EPS, KeysValues, QFormerLayer, linear, weight
@@ -186,7 +187,7 @@ class QFormer(nn.Layer):
         return self.query_tokens.expand([rows, -1, -1])
 
     def _normalise(self, embeds_BTD: Tensor) -> Tensor:
-        return F.dropout(self.embeddings_norm(embeds_BTD), self.dropout, training=self.training)
+        return dropout(self.embeddings_norm(embeds_BTD), self.dropout, training=self.training)
 
     def _run(
         self,
