@@ -27,7 +27,8 @@ def draw_negatives(similarity_BK: Tensor, same_image_BK: Tensor) -> tuple[Tensor
     candidate_BK = paddle.logical_or(other_BK, paddle.logical_not(exists_B).unsqueeze(1))
     minus_infinity = paddle.full([], float("-inf"), dtype="float32")
     weight_BK = F.softmax(paddle.where(candidate_BK, similarity_BK.astype("float32"), minus_infinity), axis=1)
-    return paddle.multinomial(weight_BK, num_samples=1)[:, 0], exists_B
+    # One of one: with or without replacement is the same, but without paddle checks on the host, for which a GPU would wait.
+    return paddle.multinomial(weight_BK, num_samples=1, replacement=True)[:, 0], exists_B
 
 
 def itm_loss(logits_N2: Tensor, label_N: Tensor, counts_N: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,8 +3,8 @@
 Counted are matrix products, a multiplication and an addition as 2: linear layers, scores and mixtures of attention, the
 convolution that makes patches, and heads. Norms, activations and the optimizer have no products and do not count. Masked scores
 count like others, since the kernels compute them. Nothing counts that a program could leave out: what is computed again in the
-backward pass, a frozen encoder's gradients, logits that no loss and no decoding step reads, and keys and values of patches that
-are there already.
+backward pass, a frozen encoder's gradients, logits and a last layer's outputs that no loss and no decoding step reads, and keys
+and values of patches that are there already.
 
 B rows, T positions that ask, S positions that answer, Q queries, L text tokens, P patches with the class token, D width.
 """
@@ -123,7 +123,7 @@ def training_counts(
         asked = 0
         if kind == "vqa_finetune":
             asked = work.text_tokens if question_tokens is None else question_tokens
-        qformer = _soft_prompt(cfg, work.texts, work.texts, asked)
+        qformer = _soft_prompt(cfg, work.texts, work.texts, asked, reaches_all=True)
         language = _read_and_write(cfg.language, words, work, queries=cfg.qformer.num_queries)
     else:
         raise UserError(f"task {kind!r} trains nothing whose operations are known; choose one of {', '.join(KINDS)}")
@@ -224,36 +224,54 @@ def _patch_keys(cfg: ModelConfig) -> Count:
     return _linear(patches(cfg.vision), cfg.vision.width, 2 * cfg.qformer.width) * _looking_layers(cfg.qformer)
 
 
-def _qformer_pass(cfg: ModelConfig, *, queries: int, tokens: int, past: int = 0) -> Count:
-    """Of one row, the keys and values of its patches left out."""
+def _qformer_pass(cfg: ModelConfig, *, queries: int, tokens: int, past: int = 0, wanted: int | None = None) -> Count:
+    """Of one row, the keys and values of its patches left out.
+
+    With `wanted`, only the first so many positions go on in the last layer, where the others answer and no more.
+    """
     own, length = cfg.qformer, queries + tokens
-    count = _linear(length, own.width, 4 * own.width + 2 * own.mlp_width) + _attend(length, past + length, own.width)
+    layer = _linear(length, own.width, 4 * own.width + 2 * own.mlp_width) + _attend(length, past + length, own.width)
     look = _linear(queries, own.width, 2 * own.width) + _attend(queries, patches(cfg.vision), own.width)
-    return count * own.depth + look * _looking_layers(own)
+    unread = 0 if wanted is None else length - wanted
+    return layer * own.depth + look * _looking_layers(own) + _answering_only(own, unread, past + length) * -1
+
+
+def _answering_only(cfg: QFormerConfig | OptConfig, positions: float, answering: float) -> Count:
+    """What a layer need not do for positions that only give keys and values."""
+    return _linear(positions, cfg.width, 2 * cfg.width + 2 * cfg.mlp_width) + _attend(positions, answering, cfg.width)
 
 
 def contrast_count(cfg: ModelConfig, pairs: int, length: int) -> Count:
     """Of the features that are contrasted, which cached contrast computes once more (blip2x/objectives/cached.py)."""
-    look = _qformer_pass(cfg, queries=cfg.qformer.num_queries, tokens=0) + _patch_keys(cfg)
-    return (look + _qformer_pass(cfg, queries=0, tokens=length)) * pairs
+    own, queries = cfg.qformer, cfg.qformer.num_queries
+    look = _qformer_pass(cfg, queries=queries, tokens=0) + _patch_keys(cfg)
+    read = _qformer_pass(cfg, queries=0, tokens=length, wanted=1)
+    return (look + read + _linear(queries + 1, own.width, own.embed_dim)) * pairs
 
 
 def _stage1(cfg: ModelConfig, words: _Words, work: Work, data_ranks: int) -> Count:
-    """Of contrast, matching and captions; each image has its patches' keys made once as its own and once as a negative."""
+    """Of contrast, matching and captions; images of other ranks have their patches' keys made once more, as negatives."""
     own, pairs, length, queries = cfg.qformer, work.texts, work.text_tokens, cfg.qformer.num_queries
-    look = _qformer_pass(cfg, queries=queries, tokens=0) + _patch_keys(cfg) * 2
-    read = _qformer_pass(cfg, queries=0, tokens=length)
-    match = (_qformer_pass(cfg, queries=queries, tokens=length) + _linear(queries, own.width, 2)) * 3
-    write = _qformer_pass(cfg, queries=0, tokens=length, past=queries)
-    write += _linear(length - 1, own.width, own.width + words("qformer"))  # nothing follows the last token
-    project = _linear(queries + 1, own.width, own.embed_dim)
+    others = _patch_keys(cfg) * (0 if data_ranks == 1 else 1)
+    match = _match(cfg, length) * 3
+    # Nothing follows the last token, so it is not read.
+    write = _qformer_pass(cfg, queries=0, tokens=length - 1, past=queries)
+    write += _linear(length - 1, own.width, own.width + words("qformer"))
     contrast = Count(activations=2 * 2 * pairs * (data_ranks * pairs) * queries * own.embed_dim)  # both directions
-    return (look + read + match + write + project) * pairs + contrast
+    return contrast_count(cfg, pairs, length) + (others + match + write) * pairs + contrast
 
 
-def _soft_prompt(cfg: ModelConfig, passes: int, images: int, question_tokens: int) -> Count:
+def _match(cfg: ModelConfig, length: int) -> Count:
+    """Of one pair, the keys and values of its patches left out."""
+    queries = cfg.qformer.num_queries
+    return _qformer_pass(cfg, queries=queries, tokens=length, wanted=queries) + _linear(queries, cfg.qformer.width, 2)
+
+
+def _soft_prompt(cfg: ModelConfig, passes: int, images: int, question_tokens: int, *, reaches_all: bool = False) -> Count:
+    """`reaches_all` as of `QFormer.encode_pair`."""
     own = cfg.qformer
-    count = _qformer_pass(cfg, queries=own.num_queries, tokens=question_tokens)
+    wanted = None if reaches_all else own.num_queries
+    count = _qformer_pass(cfg, queries=own.num_queries, tokens=question_tokens, wanted=wanted)
     return (count + _linear(own.num_queries, own.width, cfg.language.width)) * passes + _patch_keys(cfg) * images
 
 
@@ -269,8 +287,15 @@ def _read_and_write(cfg: LanguageConfig, words: _Words, work: Work, *, queries: 
 
 
 def _opt_writes(cfg: OptConfig, vocab_size: int, work: Work, passes: int, queries: int) -> Count:
-    read = opt_count(cfg, queries) * passes + opt_count(cfg, work.text_tokens, queries) * work.texts
-    return read + _steps(work, lambda done: opt_count(cfg, 1, queries + work.text_tokens + done - 1), cfg.width, vocab_size)
+    """Of queries and prompt only the last token goes on in the last layer."""
+    length = work.text_tokens
+    share = opt_count(cfg, queries) + _answering_only(cfg, queries, queries) * -1
+    prefill = opt_count(cfg, length, queries) + _answering_only(cfg, length - 1, queries + length) * -1
+    return (
+        share * passes
+        + prefill * work.texts
+        + _steps(work, lambda done: opt_count(cfg, 1, queries + length + done - 1), cfg.width, vocab_size)
+    )
 
 
 def _t5_writes(cfg: T5Config, vocab_size: int, work: Work, passes: int, queries: int) -> Count:
@@ -314,8 +339,7 @@ def retrieval_flops(cfg: ModelConfig, work: Work, *, pairs: int) -> dict[str, fl
     """
     own, queries, length = cfg.qformer, cfg.qformer.num_queries, work.text_tokens
     look = _qformer_pass(cfg, queries=queries, tokens=0) + _patch_keys(cfg) * 2 + _linear(queries, own.width, own.embed_dim)
-    read = _qformer_pass(cfg, queries=0, tokens=length) + _linear(1, own.width, own.embed_dim)
-    match = _qformer_pass(cfg, queries=queries, tokens=length) + _linear(queries, own.width, 2)
+    read = _qformer_pass(cfg, queries=0, tokens=length, wanted=1) + _linear(1, own.width, own.embed_dim)
     contrast = Count(activations=2 * work.images * work.texts * queries * own.embed_dim)
-    qformer = look * work.images + read * work.texts + match * pairs + contrast
+    qformer = look * work.images + read * work.texts + _match(cfg, length) * pairs + contrast
     return {"vision": vision_count(cfg.vision).forward * work.images, "qformer": qformer.forward}

@@ -27,8 +27,11 @@ def linear(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def add_bias(hidden: Tensor, bias: Tensor) -> Tensor:
-    """[..., M] + [M]; on a CPU the bias's gradient is a product with ones: the same sum, about twenty times as fast."""
-    return _AddBias.apply(hidden, bias) if _is_slow(hidden, bias) else hidden + bias
+    """[..., M] + [M]; on a CPU the bias's gradient is a product with ones: the same sum, about twenty times as fast.
+
+    Where `hidden` needs a gradient, too, there is no second derivative then.
+    """
+    return _AddBias.apply(hidden, bias) if _is_slow(hidden, bias) and not hidden.stop_gradient else hidden + bias
 
 
 def _is_slow(hidden: Tensor, bias: Tensor | None) -> bool:

@@ -17,6 +17,7 @@ from blip2x.losses.itc import contrast_targets, itc_loss, same_image, similariti
 from blip2x.losses.itm import draw_negatives, itm_loss
 from blip2x.losses.lm import lm_loss, target_labels
 from blip2x.models.precision import without_autocast
+from blip2x.models.qformer.qformer import rows_of
 from blip2x.objectives.cached import Cached, Others, choose, drawing_from
 from blip2x.objectives.tokens import padded, weighed, with_token_shares
 from blip2x.parallel.context import Context
@@ -63,6 +64,9 @@ class Stage1Objective(nn.Layer):
 
     With ``cfg.gather_gradient`` a score teaches both of its sides. Without, as in LAVIS, the side that was gathered is a
     constant: a feature learns from its own row of scores alone, of one rank as of many.
+
+    Several ranks pad the texts that they exchange to ``cfg.max_txt_len``, as none knows the others' lengths, and match their
+    own pairs at that length, too. Padding is masked, so scores are the same to rounding; what dropout draws is not.
 
     With ``cfg.cached_contrast`` all that holds for the pairs of all micro-batches of a step; see blip2x/objectives/cached.py.
 
@@ -218,7 +222,7 @@ class Stage1Objective(nn.Layer):
         """Keys and values of the images that are matched with the texts."""
         if others.place_B is None:
             return self.model.qformer.look(self.model.ln_vision(self._encoded(others.encoded_BPD, others.image_BCHW)))
-        return [pair and tuple(tensor.index_select(others.place_B) for tensor in pair) for pair in image]
+        return rows_of(image, others.place_B)
 
     def _caption(self, batch: dict[str, Any], cache: Any) -> Tensor:
         ids_BL, mask_BL, place_N = batch["text_ids_BL"], batch["text_mask_BL"], batch.get("target_place_N")

@@ -1,6 +1,6 @@
 """Write what a stage-1 model makes of images, of texts, or of both together, to files.
 
-B rows, Q queries, D width of the Q-Former, E width of the shared space, L text tokens, P patches, V width of the image encoder.
+B rows, Q queries, D width of the Q-Former, E width of the shared space, L text tokens.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from blip2x.engine.batches import to_tensors
 from blip2x.engine.progress import ProgressBar
 from blip2x.engine.result import TaskResult
 from blip2x.models.assemblies.stage1 import Stage1Model
+from blip2x.models.qformer.qformer import rows_of
 from blip2x.registry import TASKS
 from blip2x.tasks.common.feature_files import FeatureFiles
 from blip2x.tasks.common.inputs import require_captions
@@ -215,14 +216,13 @@ class Extractor:
         return _arrays({"text_embeds": text_BD, "text_embeds_proj": F.normalize(self._model.text_proj(text_BD), axis=-1)})
 
     def _pairs(self, image_BCHW: Tensor, samples: Sequence[CaptionSample]) -> dict[str, np.ndarray]:
-        """Of each image with each of its texts; each image is encoded once."""
-        patch_BPV = self._model.ln_vision(self._model.vision(image_BCHW))
+        """Of each image with each of its texts; each image is encoded, and its patches made keys and values, once."""
+        image = self._model.qformer.look(self._model.ln_vision(self._model.vision(image_BCHW)))
         pairs = [(row, text) for row, sample in enumerate(samples) for text in sample.captions]
         found = []
         for start in range(0, len(pairs), self._task.eval_batch_size):
             rows, texts = zip(*pairs[start : start + self._task.eval_batch_size], strict=True)
-            patches = patch_BPV.index_select(paddle.to_tensor(rows))
-            found.append(self._model.qformer.encode_pair(patches, *self._tokens(texts)))
+            found.append(self._model.qformer.encode_pair(rows_of(image, paddle.to_tensor(rows)), *self._tokens(texts)))
         return _arrays({"multimodal_embeds": paddle.concat(found)})
 
     def _tokens(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.lemmatise import lemmatise
 from blip2x.metrics.vqa import answer_scores
 from blip2x.models.assemblies.stage2 import Stage2Model
+from blip2x.models.qformer.qformer import ImageCache
 from blip2x.objectives.answering import AnsweringObjective
 from blip2x.registry import TASKS
 from blip2x.tasks.common.answering import Answering, AnsweringTask
@@ -163,8 +164,8 @@ class HeldOutQuestions:
         """
         validation, sums = self._cfg.task.validation, np.zeros(3)
 
-        def queries(patch_NPV: Tensor, questions: Sequence[QuestionSample]) -> Tensor:
-            query_NQD = self._queries(patch_NPV, questions)
+        def queries(image: ImageCache, questions: Sequence[QuestionSample]) -> Tensor:
+            query_NQD = self._queries(image, questions)
             sums[:] += self._losses(query_NQD, questions)
             return query_NQD
 
@@ -203,17 +204,21 @@ class HeldOutQuestions:
         self,
         questions: Sequence[QuestionSample],
         settings: GenerationSettings,
-        queries: Callable[[Tensor, Sequence[QuestionSample]], Tensor],
+        queries: Callable[[ImageCache, Sequence[QuestionSample]], Tensor],
     ) -> Answering:
         prompt, tokenizer = self._cfg.task.prompt, self._texts.language
         return Answering(
             self._cfg, self._run, self._model, tokenizer, questions,
-            settings=settings, prompt=prompt, encode=self._model.ln_vision, queries=queries,
+            settings=settings, prompt=prompt, encode=self._looked_at, queries=queries,
         )  # fmt: skip
 
-    def _queries(self, patch_NPV: Tensor, questions: Sequence[QuestionSample]) -> Tensor:
+    def _looked_at(self, encoded_BPV: Tensor) -> ImageCache:
+        """What all questions about an image share."""
+        return self._model.qformer.look(self._model.ln_vision(encoded_BPV))
+
+    def _queries(self, image: ImageCache, questions: Sequence[QuestionSample]) -> Tensor:
         asked = to_tensors(self._texts.asked([question.question for question in questions]))
-        return self._model.encode_asked(patch_NPV, asked["question_ids_BK"], asked["question_mask_BK"])
+        return self._model.encode_asked(image, asked["question_ids_BK"], asked["question_mask_BK"])
 
     def _losses(self, query_NQD: Tensor, questions: Sequence[QuestionSample]) -> np.ndarray:
         """Sums over the answers' tokens of the loss with the image and without (0 where that is known), and their number."""

@@ -32,6 +32,12 @@ def test_a_bias_is_trained_behind_inputs_that_are_not():
     np.testing.assert_allclose(layer.weight.grad.numpy(), np.repeat(inputs.numpy().sum(0)[:, None], 4, 1), rtol=1e-5)
 
 
+def test_a_bias_is_trained_where_nothing_before_it_is():
+    hidden, weight, bias = drawn(6, 5, seed=0, trained=False), drawn(5, 4, seed=1, trained=False), drawn(4, seed=2)
+    (linear(hidden, weight, bias).sum() + add_bias(hidden[:, :4], bias).sum()).backward()
+    np.testing.assert_array_equal(bias.grad.numpy(), 12)
+
+
 def test_a_frozen_bias_lets_the_gradient_through_and_keeps_none():
     hidden, bias = drawn(3, 4, seed=0), drawn(4, seed=1, trained=False)
     add_bias(hidden, bias).sum().backward()

@@ -18,6 +18,7 @@ from blip2x.config.task import FloatType
 from blip2x.config.tools import FeatureFormat, FeatureMode
 from blip2x.data.tokenize import clean_caption
 from blip2x.errors import UserError
+from blip2x.models.qformer.qformer import QFormer
 from blip2x.models.weights.describe import follow_source
 from blip2x.tasks.common.feature_files import FeatureFiles
 from blip2x.tasks.common.inputs import build_source
@@ -144,6 +145,13 @@ def test_the_files_hold_what_the_models_own_functions_give(config, run, expected
     manifest = json.loads((run.folder / "features/manifest.json").read_text())
     assert manifest["complete"] and manifest["rows"] == len(rows) and manifest["dtype"] == dtype.value
     assert manifest["arrays"] == {name: list(shape) for name, shape in shapes.items()}
+
+
+def test_an_images_keys_and_values_serve_all_its_texts(config, run, monkeypatch):
+    made, look = [], QFormer.look
+    monkeypatch.setattr(QFormer, "look", lambda qformer, patches: made.append(len(patches)) or look(qformer, patches))
+    assert extract(config(mode=FeatureMode.multimodal), run)["rows"] > SCENES
+    assert sum(made) == SCENES
 
 
 def test_texts_are_cleaned_where_the_config_says_so(config, run, expected):

@@ -15,7 +15,7 @@ from paddle import Tensor, nn
 from blip2x.config.model import LN_VISION_EPS, ModelConfig
 from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries, join
 from blip2x.models.qformer.layers import linear
-from blip2x.models.qformer.qformer import QFormer, build_qformer
+from blip2x.models.qformer.qformer import ImageCache, QFormer, build_qformer
 from blip2x.registry import LANGUAGE_MODELS, VISION_ENCODERS
 
 
@@ -54,14 +54,16 @@ class Stage2Model(nn.Layer):
         """What the Q-Former reads of each image [B, P, V]; it serves all questions about it."""
         return self.ln_vision(self.vision(image_BCHW))
 
-    def encode_asked(self, patch_BPV: Tensor, question_ids_BK: Tensor, question_mask_BK: Tensor) -> Tensor:
+    def encode_asked(self, image: Tensor | ImageCache, question_ids_BK: Tensor, question_mask_BK: Tensor) -> Tensor:
         """The soft prompt [B, Q, D] of images that are looked at with a question in mind (section 4.3).
+
+        `image` is their patches [B, P, V], or what `qformer.look` made of them, which serves all questions about an image.
 
         Queries and question see each other, so that the queries look in the image for what is asked; the question's own output
         goes nowhere.
         """
         texts = (question_ids_BK, question_mask_BK)
-        return self.language_proj(self.qformer.encode_pair(patch_BPV, *texts, reaches_all=paddle.is_grad_enabled()))
+        return self.language_proj(self.qformer.encode_pair(image, *texts, reaches_all=paddle.is_grad_enabled()))
 
 
 def join_prefix(language: nn.Layer, query_BQD: Tensor | None, ids_BL: Tensor, mask_BL: Tensor) -> Prefix:

@@ -70,7 +70,7 @@ MEMORY_USED = 0.90  # of a GPU's memory, for tensors: the rest is CUDA's, NCCL's
 MEMORY_SPEED_USED = 0.80  # of the memory's speed, as STREAM-like kernels get
 LINK_USED = 0.80  # of a link's speed, as nccl-tests get with large messages
 LATENCY = 20e-6  # seconds that an exchange takes however small it is, for each doubling of its ranks
-OVERLAP = 0.5  # of the way back, behind which data parallelism's sums can hide
+OVERLAP = 0.5  # of a micro-batch's way back through what is trained, behind which data parallelism's sums can hide
 # Bytes of AdamW's update per trained number: reads weight, gradient and two moments, writes weight and moments, all float32
 UPDATE_BYTES = 28
 # CPU seconds per training picture, by pixels of a side: 640 x 480 JPEGs, measured on a 2.1 GHz Xeon (docs/pipeline.md)

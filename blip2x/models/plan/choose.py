@@ -16,6 +16,7 @@ MOST_MICRO_BATCHES = 64
 def layouts(training: Training, machine: Machine, count: int) -> Iterator[Layout]:
     """Those of `count` GPUs, the simplest first; sharding over all data ranks, or over those of a node."""
     splits = "language" not in training.trained_parts and not training.contrasts and training.task.kind != "pretrain_vision"
+    splits = splits and not training.keeps_features  # which is for ranks with samples of their own
     for tp in TENSOR_DEGREES if splits else (1,):
         own = training.cfg.language
         if count % tp or tp > machine.node or own.num_heads % tp or own.mlp_width % tp:

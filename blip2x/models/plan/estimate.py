@@ -9,7 +9,7 @@ from functools import cached_property
 
 from blip2x.config.model import ModelConfig
 from blip2x.config.task import PretrainStage1Config, TrainingConfig
-from blip2x.models.flops import Work, backward_flops, contrast_count, trained_parts, training_counts
+from blip2x.models.flops import Count, Work, backward_flops, contrast_count, trained_parts, training_counts
 from blip2x.models.memory.ghosts import Tracer
 from blip2x.models.memory.objectives import Answering, Extent, Language, Objective, Stage1, Stage2, Vision
 from blip2x.models.plan.assumptions import (
@@ -42,6 +42,7 @@ class Training:
         vocab_sizes: "qformer" and "language" -> words, where the config leaves them to the tokenizer.
         classes: of each kind of label that an image encoder is fitted on.
         steps: of the whole training; None: not known.
+        keeps_features: plan for epochs in which the frozen image encoder's outputs are on disk.
     """
 
     cfg: ModelConfig
@@ -53,6 +54,7 @@ class Training:
     vocab_sizes: Mapping[str, int] = field(default_factory=dict)
     classes: Sequence[int] = ()
     steps: int | None = None
+    keeps_features: bool = False
     _activations: dict[tuple[int, ...], int] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
@@ -92,21 +94,36 @@ class Training:
         return replace(self.task, accumulate=accumulate, cached_contrast=self.task.cached_contrast or accumulate > 1)
 
     def operations(self, layout: Layout, batch: Batch) -> dict[str, tuple[float, float]]:
-        """Of a step on one rank by part: forward, and all that comes after it."""
-        cfg, kind = self.cfg, self.task.kind
-        work = Work(batch.rows, batch.rows, batch.length, batch.output_length)
-        given = {"question_tokens": batch.question_length, "vocab_sizes": self.vocab_sizes, "classes": self.classes}
-        counts = training_counts(cfg, kind, work, data_ranks=layout.data_ranks * batch.accumulate, **given)
+        """Of a step on one rank by part: forward, with what cached contrast looks ahead for, and all that comes after it."""
         found = {}
-        for part, count in counts.items():
-            back = backward_flops(part, count, self.trained_parts)
-            if getattr(cfg, part).recompute and back:
+        for part, count in self._counts(layout, batch).items():
+            there, back = count.forward, backward_flops(part, count, self.trained_parts)
+            if getattr(self.cfg, part).recompute and back:
                 back += count.forward
             if part == "qformer" and self.contrasts and self.task_for(batch.accumulate).cached_contrast:
-                back += contrast_count(cfg, batch.rows, batch.length).forward
+                there += contrast_count(self.cfg, batch.rows, batch.length).forward
             share = layout.degrees.tp if part == "language" else 1
-            found[part] = (count.forward * batch.accumulate / share, back * batch.accumulate / share)
+            found[part] = (there * batch.accumulate / share, back * batch.accumulate / share)
         return found
+
+    def needed(self, layout: Layout, batch: Batch) -> float:
+        """Of a step on one rank without what is done twice: for memory's sake, for cached contrast, by tensor ranks."""
+        counts = self._counts(layout, batch)
+        needed = sum(count.forward + backward_flops(part, count, self.trained_parts) for part, count in counts.items())
+        return needed * batch.accumulate / layout.degrees.tp
+
+    def _counts(self, layout: Layout, batch: Batch) -> dict[str, Count]:
+        """Of a micro-batch of the ranks that share its samples."""
+        work = Work(0 if self.keeps_features else batch.rows, batch.rows, batch.length, batch.output_length)
+        return training_counts(
+            self.cfg,
+            self.task.kind,
+            work,
+            data_ranks=layout.data_ranks * batch.accumulate,
+            question_tokens=batch.question_length,
+            vocab_sizes=self.vocab_sizes,
+            classes=self.classes,
+        )
 
     def activations(self, layout: Layout, batch: Batch) -> int:
         """Bytes at the fullest moment of going through the model and back, as blip2x/models/memory works them out."""
@@ -154,7 +171,7 @@ class Training:
         sharing, total = layout.degrees.sharding, 0.0
         for parameter in self.parameters:
             is_trained = parameter.part in self.trained_parts
-            size = parameter.numbers * (FULL if is_trained or parameter.part == "qformer" else LOW)
+            size = parameter.numbers * (FULL if is_trained else LOW)
             if parameter.part == "language" and not is_trained:
                 size /= layout.degrees.tp
             if not is_trained:
@@ -229,18 +246,21 @@ def estimate(training: Training, machine: Machine, layout: Layout, accumulate: i
     """What a step takes; `accumulate` micro-batches of a rank. Without `memory` that is left at 0, which is much quicker."""
     batch = training.batch(layout, accumulate)
     operations = training.operations(layout, batch)
-    forward = backward = 0.0
+    forward = backward = hiding = 0.0
     for part, (there, back) in operations.items():
         speed = machine.peak * machine.utilisation[part]
         reading = accumulate * training.read_weights(part, layout) / (machine.memory_speed * MEMORY_SPEED_USED)
         forward += max(there / speed, reading) if there else 0
-        backward += max(back / speed, reading) if back else 0
+        spent = max(back / speed, reading) if back else 0
+        backward += spent
+        if part in training.trained_parts:
+            hiding += OVERLAP * spent / accumulate  # sums begin with the last micro-batch's first gradients
     update = update_seconds(training, machine, layout)
     exchanged = [(one, *wire(one, machine, layout)) for one in training.traffic(layout, batch)]
     hidden = sum(seconds for one, _, seconds in exchanged if one.hidden)
-    sending = sum(seconds for one, _, seconds in exchanged if not one.hidden) + max(0.0, hidden - OVERLAP * backward)
+    sending = sum(seconds for one, _, seconds in exchanged if not one.hidden) + max(0.0, hidden - hiding)
     step = forward + backward + update + sending + machine.overhead
-    needed = sum(sum(pair) for pair in operations.values())
+    pictures = training.task.kind != "pretrain_language" and not training.keeps_features
     per_node = min(machine.node, layout.ranks) / layout.degrees.tp * batch.samples / step
     return Estimate(
         layout,
@@ -252,8 +272,8 @@ def estimate(training: Training, machine: Machine, layout: Layout, accumulate: i
         machine.overhead,
         sum(size for _, size, _ in exchanged),
         training.kept(layout) + training.activations(layout, batch) if memory else 0,
-        needed / (step * machine.peak),
-        per_node * picture_seconds(training) if training.task.kind != "pretrain_language" else 0.0,
+        training.needed(layout, batch) / (step * machine.peak),
+        per_node * picture_seconds(training) if pictures else 0.0,
     )
 
 

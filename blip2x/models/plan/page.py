@@ -69,7 +69,7 @@ def assumed() -> list[str]:
         f"- Of the memory's speed {percent(own.MEMORY_SPEED_USED)} are got, of a link's {percent(own.LINK_USED)}.",
         f"- An exchange takes at least {1e6 * own.LATENCY:.0f} µs for each doubling of its ranks. In "
         f"{1000 * own.STEP_OVERHEAD:.0f} ms of a step nothing is computed.",
-        f"- Behind {percent(own.OVERLAP)} of the way back, sums of gradients can hide.",
+        f"- Behind {percent(own.OVERLAP)} of the last micro-batch's way back through what is trained, gradients' sums hide.",
         f"- AdamW moves {own.UPDATE_BYTES} bytes per trained number.",
         f"- A training picture takes a core {pictures} (docs/pipeline.md).",
     ]

@@ -12,6 +12,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+from blip2x.models.dropout import dropout
 from blip2x.models.linear import Linear
 
 KeysValues = tuple[Tensor, Tensor]  # [N, H, S, W] each
@@ -62,9 +63,9 @@ class Attention(nn.Layer):
         if key_NHSW.shape[0] < hidden_BTD.shape[0]:
             asking_NTD = hidden_BTD.reshape([key_NHSW.shape[0], -1, hidden_BTD.shape[2]])
         share_NHTS = self.shares(asking_NTD, key_NHSW, bias)
-        share_NHTS = F.dropout(share_NHTS, self.dropout, training=self.training)
+        share_NHTS = dropout(share_NHTS, self.dropout, training=self.training)
         mixed_BTD = paddle.matmul(share_NHTS, value_NHSW).transpose([0, 2, 1, 3]).reshape(hidden_BTD.shape)
-        return self.norm(hidden_BTD + F.dropout(self.out(mixed_BTD), self.dropout, training=self.training))
+        return self.norm(hidden_BTD + dropout(self.out(mixed_BTD), self.dropout, training=self.training))
 
     def shares(self, hidden_BTD: Tensor, key_BHSW: Tensor, bias: Tensor | None = None) -> Tensor:
         """How each position divides its look among what answers: [B, H, T, S], a sum of 1 over S; `bias` as in `forward`."""
@@ -90,7 +91,7 @@ class FeedForward(nn.Layer):
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """Each position by itself."""
         out_BTD = self.fc2(F.gelu(self.fc1(hidden_BTD)))
-        return self.norm(hidden_BTD + F.dropout(out_BTD, self.dropout, training=self.training))
+        return self.norm(hidden_BTD + dropout(out_BTD, self.dropout, training=self.training))
 
 
 class QFormerLayer(nn.Layer):

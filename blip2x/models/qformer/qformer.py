@@ -5,12 +5,15 @@ B rows, I images, Q queries, P patches, L text tokens, T = Q + L, S positions se
 
 from __future__ import annotations
 
+from typing import Any
+
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from blip2x.config.model import QFormerConfig
 from blip2x.errors import UserError
+from blip2x.models.dropout import dropout
 from blip2x.models.linear import add_bias
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.qformer.layers import LAYER_NORM_EPS, KeysValues, QFormerLayer, linear, weight
@@ -184,7 +187,7 @@ class QFormer(nn.Layer):
         return self.query_tokens.expand([rows, -1, -1])
 
     def _normalise(self, embeds_BTD: Tensor) -> Tensor:
-        return F.dropout(self.embeddings_norm(embeds_BTD), self.dropout, training=self.training)
+        return dropout(self.embeddings_norm(embeds_BTD), self.dropout, training=self.training)
 
     def _run(
         self,
@@ -213,6 +216,13 @@ class QFormer(nn.Layer):
             )
             cache.append(keys_values)
         return hidden_BTD, cache
+
+
+def rows_of(image: Tensor | ImageCache | Cache, index_N: Tensor) -> Any:
+    """The rows `index_N`, which may repeat, of patches, of what `QFormer.look` made of them, or of what captions attend to."""
+    if isinstance(image, Tensor):
+        return image.index_select(index_N)
+    return [pair and tuple(tensor.index_select(index_N) for tensor in pair) for pair in image]
 
 
 def _rows(image: Tensor | ImageCache) -> int:

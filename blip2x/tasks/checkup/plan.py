@@ -14,7 +14,12 @@ from blip2x.models.plan.table import COLUMNS, cells, markdown, options, recommen
 from blip2x.tasks.checkup.examined import Examined
 from blip2x.tasks.checkup.findings import Findings
 from blip2x.tasks.checkup.memory import label_classes
+from blip2x.tasks.common.features import keeps_features
 
+LATER_EPOCHS = (
+    "Times and cores are those of later epochs: `dataset.cache=features` keeps what the image encoder gives. The first epoch "
+    "takes the encoder's time and cores for its pictures, too. Reading what is kept is not counted."
+)
 SHOWN = (1, 8, 64, 512)  # GPUs, of those that the files have
 
 
@@ -29,10 +34,11 @@ def check_plan(examined: Examined, machine: PlannedOn, steps: int | None) -> Fin
     except UserError:
         return out  # the memory's check has said what is missing
     shown, found = MACHINES[machine.value], recommended(training, MACHINES[machine.value])
+    later = ", later epochs" if training.keeps_features else ""
     rows = [COLUMNS, *(cells(training, count, found[count]) for count in SHOWN)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     out.shown = [
-        f"{examined.name} on {shown.title}, {training.samples:,} samples per step, bfloat16, by arithmetic:",
+        f"{examined.name} on {shown.title}, {training.samples:,} samples per step, bfloat16{later}, by arithmetic:",
         *("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows),
     ]
     files = [f"{examined.name}/plan.{kind}" for kind in ("md", "json")]
@@ -57,6 +63,7 @@ def training_of(examined: Examined, steps: int | None) -> Training:
         texts.vocab_sizes,
         list(label_classes(cfg).values()),
         steps,
+        keeps_features(cfg),
     )
 
 
@@ -77,5 +84,7 @@ def page(title: str, training: Training, found: Mapping[int, Estimate | None], m
         for count, one in found.items()
         if one
     ]
-    head = f"# {title} on {machine}"
-    return [head, "", *markdown(rows), "", *chosen, "", "## What is assumed", "", *assumed(), ""]
+    head = [f"# {title} on {machine}", ""]
+    if training.keeps_features:
+        head += [LATER_EPOCHS, ""]
+    return [*head, *markdown(rows), "", *chosen, "", "## What is assumed", "", *assumed(), ""]

@@ -23,6 +23,7 @@ from blip2x.engine.run import Run
 from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.lemmatise import require_lemmatiser
 from blip2x.models.assemblies.stage2 import Stage2Model
+from blip2x.models.qformer.qformer import rows_of
 from blip2x.tasks.common.attention import draw_looks, keep_shares
 from blip2x.tasks.common.captioning import write_about, write_texts
 from blip2x.tasks.common.loading import Share
@@ -107,7 +108,7 @@ class Answering:
         questions: all of them, the same on each rank.
         settings: how to decode.
         prompt: what the language model reads behind the queries; "{}" is replaced by the question, cleaned if the task says so.
-        encode: what the image encoder gives [B, P, V] -> features [B, ...], called once per image.
+        encode: what the image encoder gives [B, P, V] -> features [B, ...], called once per image; or `QFormer.look`'s.
         queries: the features of each question's image [N, ...] and the N questions -> query_NQD. None: features are queries
             already, whatever is asked, and the language model reads those of an image once for all questions about it.
         group: false: encode an image anew for each question about it.
@@ -196,7 +197,7 @@ class Answering:
                 written = write_about(model, self._tokenizer, shared, images, prompts, self._settings)
             else:
                 with self._looking({place: row for row, (_, place) in enumerate(chunk)}):
-                    query_NQD = self._queries(feature_B.index_select(paddle.to_tensor(images)), questions)
+                    query_NQD = self._queries(rows_of(feature_B, paddle.to_tensor(images)), questions)
                 written = write_texts(model, self._tokenizer, query_NQD, prompts, self._settings)
             rows += [
                 (

@@ -23,7 +23,7 @@ from blip2x.engine.run import Run
 from blip2x.metrics.caption import score_names
 from blip2x.metrics.retrieval import Hits, hardest_pairs, hits_of_rows, require_finite
 from blip2x.models.assemblies.stage1 import Stage1Model
-from blip2x.models.qformer.qformer import Cache
+from blip2x.models.qformer.qformer import rows_of
 from blip2x.parallel.context import Context
 from blip2x.tasks.common.captioning import (
     VALIDATION_METRICS,
@@ -203,7 +203,8 @@ class Stage1Validation:
             if self._task.itm_weight:
                 found.patches |= {places[row]: patch_BPD[row] for row in chosen}
             if self._settings and chosen:
-                written = captions_behind(self._model, self._tokenizer, _rows(cache, chosen), self._settings)
+                behind = rows_of(cache, paddle.to_tensor(chosen))
+                written = captions_behind(self._model, self._tokenizer, behind, self._settings)
                 found.captions += [(places[row], texts[0].text) for row, texts in zip(chosen, written, strict=True)]
         return found
 
@@ -220,8 +221,3 @@ class Stage1Validation:
         if sum(counts) != len(pairs_K3):
             raise RuntimeError(f"{sum(counts)} pairs were judged by all ranks together, not {len(pairs_K3)}")
         return sum(rights) / len(pairs_K3)
-
-
-def _rows(cache: Cache, rows: list[int]) -> Cache:
-    index = paddle.to_tensor(rows)
-    return [tuple(paddle.index_select(tensor, index, axis=0) for tensor in pair) for pair in cache]

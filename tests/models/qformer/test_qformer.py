@@ -8,7 +8,7 @@ import pytest
 
 from blip2x.config.compose import compose_config
 from blip2x.errors import UserError
-from blip2x.models.qformer.qformer import build_qformer
+from blip2x.models.qformer.qformer import build_qformer, rows_of
 
 ATOL = 1e-5  # float32 sums in another order, outputs of about 5
 IDS = [[3, 4, 5, 6], [7, 8, 9, 0]]
@@ -136,6 +136,16 @@ def test_one_look_serves_several_passes(qformer, patches):
         return passes(seen, seen)
 
     assert_alike(qformer, patches, looked, lambda image: passes(image, image))
+
+
+def test_rows_of_one_look_are_looks_at_these_images(qformer, patches):
+    ids, mask, index = texts(*IDS), texts(*MASK), paddle.to_tensor([1, 1])
+    assert_alike(
+        qformer,
+        patches,
+        lambda image: qformer.encode_pair(rows_of(qformer.look(image), index), ids, mask),
+        lambda image: qformer.encode_pair(rows_of(image, index), ids, mask),
+    )
 
 
 def test_positions_that_nobody_reads_change_no_gradient(qformer, patches):

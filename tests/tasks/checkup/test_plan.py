@@ -56,6 +56,15 @@ def test_a_plan_has_lines_and_files(examine, run):
     assert record["plan"]["8"]["hours"] == pytest.approx(300 * 64 / record["plan"]["8"]["samples_per_second"] / 3600)
 
 
+def test_with_kept_features_it_is_of_later_epochs(examine, run):
+    plain, kept = ("task=pretrain_stage2", *FEW), ("task=pretrain_stage2", "dataset.cache=features", *FEW)
+    found = [check_plan(examine(*words), PlannedOn.a100_40gb, None) for words in (plain, kept)]
+    assert ["later epochs" in one.shown[0] for one in found] == [False, True]
+    one, other = (one.record["plan"]["gpus"]["1"] for one in found)
+    assert other["forward"] < one["forward"] and other["cores"] == 0 < one["cores"]
+    assert "later epochs" in run.path("pretrain_stage2", "plan.md").read_text()
+
+
 @pytest.mark.parametrize(
     "words", [("task=pretrain_vision",), ("task=pretrain_language", "model=tiny_t5"), ("task=vqa_finetune",)]
 )
