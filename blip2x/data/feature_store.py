@@ -262,14 +262,13 @@ class FeatureStore:
         return self._own
 
     def _write_manifest(self) -> None:
-        """For whoever looks into the folder; the key is what tells whether rows serve, so that they are kept without it, too."""
+        """For whoever looks into the folder; rows are kept without it, too: the key is what tells whether they serve."""
         path = self.folder / MANIFEST_FILE
         text = json.dumps(self._manifest, indent=2) + "\n"
         with suppress(OSError):
             if not path.is_file() or path.read_bytes() != text.encode():
-                partial = path.with_name(
-                    f".{path.name}.{secrets.token_hex(8)}"
-                )  # machines that share a disk share numbers, too
+                # on a disk that machines share, several processes have one number
+                partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
                 partial.write_text(text, encoding="utf-8")
                 partial.replace(path)
 

@@ -211,13 +211,15 @@ class _Batches:
         """A place and the sample there; for a bad image the next good one in training, where ranks need batches of one size.
 
         Elsewhere a bad one is None. `index` is the place, plus the number of samples for each time that it came before in this
-        epoch: then it has another crop and another caption.
+        epoch: then its caption is drawn anew, and it has another crop, of fixed ones the next.
         """
         for step in range(_MOST_BAD_IN_A_ROW if self._fills_gaps else 1):
             place = (index + step) % len(self.samples)
             lot = index + step if index >= len(self.samples) else place
             try:
-                return place, self.collate.load(self.samples[place], Lot.of(self.seed, self.epoch, lot))
+                return place, self.collate.load(
+                    self.samples[place], Lot.of(self.seed, self.epoch, lot, index // len(self.samples))
+                )
             except UserError as error:
                 problems.append(str(error))
         return index, None

@@ -23,8 +23,7 @@ _SHOWN = 5
 
 def train_transform(cfg: RunConfig) -> TrainTransform:
     """Random crop and mirror, where the data set's config has them, at the image encoder's size."""
-    crops = {"crops": cfg.dataset.crops, "seed": cfg.seed}
-    return TrainTransform(cfg.dataset.transform, cfg.model.vision.image_size, **crops)
+    return TrainTransform(cfg.dataset.transform, cfg.model.vision.image_size, crops=cfg.dataset.crops)
 
 
 def eval_transform(cfg: RunConfig) -> EvalTransform:
