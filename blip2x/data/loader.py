@@ -46,9 +46,6 @@ class Completion(Protocol):
     def complete(self, batch: Batch) -> dict[str, Any]:
         """The batch as it is given away."""
 
-    def end(self) -> None:
-        """It ends, perhaps before the last batch."""
-
 
 class Loader:
     """Iterable over batches, again and again; see `build_loader`.
@@ -86,11 +83,7 @@ class Loader:
             yield from self._arrays()
             return
         self._completion.begin()
-        try:
-            for batch in self._arrays():
-                yield self._completion.complete(batch)
-        finally:
-            self._completion.end()
+        yield from map(self._completion.complete, self._arrays())
 
     def _arrays(self) -> Iterator[Batch]:
         for made in self._made():

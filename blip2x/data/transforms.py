@@ -78,18 +78,13 @@ class TrainTransform(EvalTransform):
         self.flip = cfg.flip
         self._crops = crops
 
-    @property
-    def draws(self) -> bool:
-        """Whether there is a crop or a mirror at all."""
-        return self.crop_scale is not None or self.flip
-
     def variant(self, picture: Picture, rng: random.Random | None = None) -> str:
         """See `EvalTransform.variant`.
 
         Raises:
             ValueError: crops are not fixed, so that nothing can be kept of a picture.
         """
-        if not self.draws:
+        if self.crop_scale is None and not self.flip:
             return "decoded as small as it serves"
         if self._crops is None:
             raise ValueError("the crops of this transform are drawn anew each time")
