@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -118,7 +119,7 @@ class Loader:
             batch_size=None,  # an item of the data set is a batch already
             collate_fn=_unchanged,
             num_workers=self._num_workers,
-            worker_init_fn=_stand_apart,
+            worker_init_fn=partial(_stand_apart, os.getpid()),
         )
         before = np.random.get_state()
         made_by_workers = iter(loader)  # draws a seed for the workers, none of which uses it
@@ -274,7 +275,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _stand_apart(worker: int) -> None:
+def _stand_apart(main: int, worker: int) -> None:
     """Leave signals to the main process, which needs its workers until its step is done: Ctrl-C and launchers signal a group.
 
     A worker ends with its main process, however that ends: left alone, it would wait for ever for someone to read its batches.
@@ -282,5 +283,7 @@ def _stand_apart(worker: int) -> None:
     os.setsid()
     with suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != main:  # it ended before this worker asked for that
+        os._exit(1)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

@@ -197,3 +197,9 @@ def test_workers_end_with_a_main_process_that_is_killed():
     while any(Path("/proc", worker, "cmdline").exists() and Path("/proc", worker, "cmdline").read_text() for worker in workers):
         assert time.monotonic() < end, "a worker goes on alone"
         time.sleep(0.05)
+
+
+def test_a_worker_that_begins_after_its_main_process_has_ended_ends_at_once():
+    code = "from blip2x.data.loader import _stand_apart; _stand_apart(1 << 30, 0); print('goes on')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
