@@ -130,7 +130,7 @@ def test_real_data_and_curves(measure):
     assert curves["batch", "caption"]["sizes"] == [1, 2] and len(curves["batch", "caption"]["fastest"]) == 2
     assert 0 < curves["new_tokens", "caption"]["expected"] < 1  # the picture and the prompt stay
     assert results["caption"]["new_tokens_exponent"] == curves["new_tokens", "caption"]["exponent"]
-    assert "merging_exponent" in results["operations"]
+    assert "merging rows_exponent" in results["operations"]
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
