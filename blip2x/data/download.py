@@ -28,8 +28,8 @@ class WebImage:
 
     @property
     def identity(self) -> str:
-        """The address; what is there now is known only by fetching it."""
-        return self.url
+        """The address, and what size is refused; what is there now is known only by fetching it."""
+        return f"{self.url} {self.max_pixels}"
 
     def open(self, crop: Crop | None = None) -> Image.Image:
         """Fetch and decode to RGB, see `decode_picture`; raises `UserError` if that is impossible."""

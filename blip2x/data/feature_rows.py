@@ -37,9 +37,13 @@ class StoredTransform:
     def __init__(self, transform: EvalTransform, store: FeatureStore):
         self._transform, self._store = transform, store
 
+    def identity(self, picture: Picture, rng: random.Random) -> bytes:
+        """The row's: of the picture and of what the transform makes of it; `UserError` if there is no such picture."""
+        return identity_of(picture.identity, self._transform.variant(picture, rng))
+
     def load(self, picture: Picture, rng: random.Random) -> LoadedRow:
         """Look for the row, and open the picture if there is none; `UserError` where that is impossible."""
-        identity = identity_of(picture.identity, self._transform.variant(picture, rng))
+        identity = self.identity(picture, rng)
         row_PD, damaged = self._store.look(identity)
         image_CHW = self._transform.load(picture, rng) if row_PD is None else None
         return LoadedRow(row_PD, identity, image_CHW, damaged)

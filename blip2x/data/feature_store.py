@@ -3,7 +3,8 @@
 A folder has shards, each of them two files that one process makes and only ever appends to: ``NAME.rows``, the numbers of one
 picture after the other, and ``NAME.index``, a record of fixed size for each. A record is written when its row is, and both have
 a checksum. So nobody needs a lock, and whatever a killed process, a full disk or a bad one leaves behind is seen when it is
-read: it counts as not there. Two processes that keep the same picture at once keep it twice, which does no harm.
+read: it counts as not there. A row is added only where no other process has added it by then; of two that do so within the same
+milliseconds both stay, which does no harm.
 
 N records, M rows, P patches, D width of the image encoder.
 """
@@ -17,6 +18,7 @@ import secrets
 import shutil
 import time
 import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -32,7 +34,7 @@ MANIFEST_FILE = "manifest.json"  # in words, what the folder's key is made of
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8"), ("crc", "<u4"), ("check", "<u4")])
 _MIXERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5)  # odd, so that no bit is lost
 _SHARD_BYTES = 4 * 2**30  # behind which a process begins a new one
-_SPARE_BYTES = 2**30  # of the disk, left to checkpoints
+SPARE_BYTES = 2**30  # of the disk, left to checkpoints
 _SECONDS_BETWEEN_LOOKS = 5.0  # for what other processes have written meanwhile
 
 
@@ -68,6 +70,7 @@ class _Shard:
 
     stem: Path
     records: int = 0  # that were read of its index
+    bytes: int = 0  # of its rows, when that was
     rows: np.ndarray | None = None  # mapped
 
     @property
@@ -119,7 +122,7 @@ class FeatureStore:
     def refresh(self) -> None:
         """Read what has been written since the last time, by whichever process."""
         self._looked, found, numbers, self._bytes = time.monotonic(), [], [], 0
-        for path in sorted(self.folder.glob("*.index")):
+        for path in self._indexes():
             if path.stem not in self._by_name:
                 self._by_name[path.stem] = len(self._shards)
                 self._shards.append(_Shard(path.with_suffix("")))
@@ -127,6 +130,7 @@ class FeatureStore:
             record_N = self._news(self._shards[number])
             found.append(record_N)
             numbers.append(np.full(len(record_N), number, dtype=np.uint32))
+            self._bytes += self._shards[number].bytes
         if any(map(len, found)):
             self._keep(np.concatenate(found), np.concatenate(numbers))
 
@@ -138,34 +142,55 @@ class FeatureStore:
             found = self._look(identity)
         return found
 
+    def knows(self, identity: bytes) -> bool:
+        """Whether there is a row of that identity, which is not looked at: it may be damaged."""
+        return any(True for _ in self._records(identity))
+
     def add(self, identity_MI: np.ndarray, row_MPD: np.ndarray) -> None:
-        """Keep rows [M, P, D] float16 under identities [M, 16] uint8, or say in `stopped` why that is not possible."""
-        if self.stopped or not len(row_MPD):
+        """Keep rows [M, P, D] float16 under identities [M, 16] uint8, or say in `stopped` why that is not possible.
+
+        Those are left out that another process has added meanwhile: runs in step would keep all of them once each.
+        """
+        if self.stopped:
             return
+        self.refresh()
+        lacking = [place for place, each in enumerate(identity_MI) if self._look(each.tobytes()).row_PD is None]
+        if not lacking:
+            return
+        if len(lacking) < len(row_MPD):
+            identity_MI, row_MPD = identity_MI[lacking], row_MPD[lacking]
         if self._limit_bytes is not None and self._bytes + row_MPD.nbytes > self._limit_bytes:
             self._stop(f"it has {self._bytes / 1e9:.3g} GB, and dataset.cache_gb allows {self._limit_bytes / 1e9:.3g} GB")
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             free = shutil.disk_usage(self.folder).free
-            if free - row_MPD.nbytes < _SPARE_BYTES:
+            if free - row_MPD.nbytes < SPARE_BYTES:
                 self._stop(f"its disk has {free / 1e9:.3g} GB free, of which 1 GB is left to checkpoints")
                 return
             self._append(identity_MI, row_MPD)
         except OSError as error:
             self._stop(f"it cannot be written: {error.strerror or error}")
 
+    def _indexes(self) -> list[Path]:
+        try:
+            return sorted(self.folder.glob("*.index"))
+        except OSError:  # as if nothing were there
+            return []
+
     def _news(self, shard: _Shard) -> np.ndarray:
         """The records that were not read before, those left out that are not whole."""
         try:
             count = shard.index_path.stat().st_size // _RECORD.itemsize - shard.records
+            if count <= 0:
+                return np.empty(0, _RECORD)
             rows = shard.rows_path.stat().st_size  # after the index: a record follows its row
-            self._bytes += rows
-            start = shard.records * _RECORD.itemsize
-            record_N = np.fromfile(shard.index_path, _RECORD, count=max(count, 0), offset=start)
+            record_N = np.fromfile(shard.index_path, _RECORD, count=count, offset=shard.records * _RECORD.itemsize)
         except OSError:  # deleted meanwhile
+            shard.bytes = 0
             return np.empty(0, _RECORD)
         shard.records += len(record_N)
+        shard.bytes = rows
         whole_N = (_check(record_N) == record_N["check"]) & (record_N["row"] < rows // self._row_bytes)
         self.broken += int((~whole_N).sum())
         return record_N[whole_N]
@@ -179,19 +204,24 @@ class FeatureStore:
             self._tables.append(_Table.of(records, np.concatenate([older.shard_N, newer.shard_N])))
 
     def _look(self, identity: bytes) -> Found:
-        high, low = np.frombuffer(identity, "<u8")
         known = False
+        for shard, record in self._records(identity):
+            known = True
+            row_PD = self._read(shard, int(record["row"]))
+            if row_PD is not None and zlib.crc32(row_PD) == record["crc"]:
+                return Found(row_PD, damaged=False)
+        return Found(None, damaged=known)
+
+    def _records(self, identity: bytes) -> Iterator[tuple[_Shard, np.void]]:
+        """Those of an identity, from new to old."""
+        high, low = np.frombuffer(identity, "<u8")
         for table in reversed(self._tables):
             place = int(table.high_N.searchsorted(high, side="right")) - 1
             while place >= 0 and table.high_N[place] == high:
                 record = table.record_N[place]
                 if record["low"] == low:
-                    known = True
-                    row_PD = self._read(self._shards[table.shard_N[place]], int(record["row"]))
-                    if row_PD is not None and zlib.crc32(row_PD) == record["crc"]:
-                        return Found(row_PD, damaged=False)
+                    yield self._shards[table.shard_N[place]], record
                 place -= 1
-        return Found(None, damaged=known)
 
     def _read(self, shard: _Shard, row: int) -> np.ndarray | None:
         try:
@@ -215,6 +245,7 @@ class FeatureStore:
         _write(rows, row_MPD.data.cast("B"))
         _write(index, record_M.tobytes())  # of the whole batch at once: a resumed run finds all of it or encodes it as it was
         self._bytes += row_MPD.nbytes
+        self._shards[number].bytes += row_MPD.nbytes
         self._shards[number].records += len(record_M)
         self._keep(record_M, np.full(len(record_M), number, dtype=np.uint32))
         if rows.tell() >= _SHARD_BYTES:
@@ -231,13 +262,15 @@ class FeatureStore:
         return self._own
 
     def _write_manifest(self) -> None:
-        """For whoever looks into the folder; the key is what tells whether rows serve."""
+        """For whoever looks into the folder; rows are kept without it, too: the key is what tells whether they serve."""
         path = self.folder / MANIFEST_FILE
         text = json.dumps(self._manifest, indent=2) + "\n"
-        if not path.is_file() or path.read_bytes() != text.encode():
-            partial = path.with_name(f".{path.name}.{os.getpid()}")
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(path)
+        with suppress(OSError):
+            if not path.is_file() or path.read_bytes() != text.encode():
+                # on a disk that machines share, several processes have one number
+                partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+                partial.write_text(text, encoding="utf-8")
+                partial.replace(path)
 
     def _stop(self, why: str) -> None:
         self.stopped = why
@@ -245,9 +278,9 @@ class FeatureStore:
 
     def _close(self) -> None:
         if self._own:
-            _, rows, index = self._own
-            rows.close()
-            index.close()
+            for file in self._own[1:]:
+                with suppress(OSError):  # its rows have checksums
+                    file.close()
         self._own = None
 
 

@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
@@ -45,9 +46,6 @@ class Completion(Protocol):
 
     def complete(self, batch: Batch) -> dict[str, Any]:
         """The batch as it is given away."""
-
-    def end(self) -> None:
-        """It ends, perhaps before the last batch."""
 
 
 class Loader:
@@ -86,11 +84,7 @@ class Loader:
             yield from self._arrays()
             return
         self._completion.begin()
-        try:
-            for batch in self._arrays():
-                yield self._completion.complete(batch)
-        finally:
-            self._completion.end()
+        yield from map(self._completion.complete, self._arrays())
 
     def _arrays(self) -> Iterator[Batch]:
         for made in self._made():
@@ -125,7 +119,7 @@ class Loader:
             batch_size=None,  # an item of the data set is a batch already
             collate_fn=_unchanged,
             num_workers=self._num_workers,
-            worker_init_fn=_stand_apart,
+            worker_init_fn=partial(_stand_apart, os.getpid()),
         )
         before = np.random.get_state()
         made_by_workers = iter(loader)  # draws a seed for the workers, none of which uses it
@@ -211,13 +205,15 @@ class _Batches:
         """A place and the sample there; for a bad image the next good one in training, where ranks need batches of one size.
 
         Elsewhere a bad one is None. `index` is the place, plus the number of samples for each time that it came before in this
-        epoch: then it has another crop and another caption.
+        epoch: then its caption is drawn anew, and it has another crop, of fixed ones the next.
         """
         for step in range(_MOST_BAD_IN_A_ROW if self._fills_gaps else 1):
             place = (index + step) % len(self.samples)
             lot = index + step if index >= len(self.samples) else place
             try:
-                return place, self.collate.load(self.samples[place], Lot.of(self.seed, self.epoch, lot))
+                return place, self.collate.load(
+                    self.samples[place], Lot.of(self.seed, self.epoch, lot, index // len(self.samples))
+                )
             except UserError as error:
                 problems.append(str(error))
         return index, None
@@ -279,7 +275,7 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _stand_apart(worker: int) -> None:
+def _stand_apart(main: int, worker: int) -> None:
     """Leave signals to the main process, which needs its workers until its step is done: Ctrl-C and launchers signal a group.
 
     A worker ends with its main process, however that ends: left alone, it would wait for ever for someone to read its batches.
@@ -287,5 +283,7 @@ def _stand_apart(worker: int) -> None:
     os.setsid()
     with suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).prctl(_DIES_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != main:  # it ended before this worker asked for that
+        os._exit(1)
     for number in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

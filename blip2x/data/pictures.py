@@ -73,8 +73,8 @@ class PathImage:
 
     @property
     def identity(self) -> str:
-        """Path, size and time of the last change."""
-        return file_identity(self.path, f"image {self.path}")
+        """Path, size and time of the last change, and what size is refused."""
+        return f"{file_identity(self.path, f'image {self.path}')} {self.max_pixels}"
 
     def open(self, crop: Crop | None = None) -> Image.Image:
         """Decode to RGB, see `decode_picture`; raises `UserError` if that is impossible."""

@@ -21,7 +21,7 @@ class Picture(Protocol):
 
     @property
     def identity(self) -> str:
-        """Words that change where the picture's content does, as far as that is seen without opening it.
+        """Words that change where what `open` gives does, or whether it raises, as far as that is seen without opening it.
 
         Raises:
             UserError: there is no such picture.

@@ -23,8 +23,8 @@ class StoredImage:
 
     @property
     def identity(self) -> str:
-        """That of the shard, and the place in it."""
-        return f"{file_identity(self.path, f'shard {self.path}')} {self.offset} {self.length}"
+        """That of the shard, the place in it, and what size is refused."""
+        return f"{file_identity(self.path, f'shard {self.path}')} {self.offset} {self.length} {self.max_pixels}"
 
     def open(self, crop: Crop | None = None) -> Image.Image:
         """Decode to RGB, see `decode_picture`; raises `UserError` if that is impossible."""

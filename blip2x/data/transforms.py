@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from blip2x.config.dataset import TransformConfig
+from blip2x.data.feature_store import identity_of
 from blip2x.data.pictures import Box, Crop, resize
 from blip2x.data.samples import Picture
 
@@ -49,15 +50,15 @@ class EvalTransform:
 
 
 class Lot(random.Random):
-    """What a sample's choices are drawn from; `epoch` is the one that it is loaded for."""
+    """What a sample's choices are drawn from; `turn` is the number of its fixed crop, were there infinitely many."""
 
-    epoch: int = 0
+    turn: int = 0
 
     @classmethod
-    def of(cls, seed: int, epoch: int, place: int) -> Lot:
-        """That of the sample at a place, the same in each process."""
+    def of(cls, seed: int, epoch: int, place: int, copy: int = 0) -> Lot:
+        """That of the sample at a place, the same in each process; `copy` is how often it came before in this epoch."""
         lot = cls(f"{seed}/{epoch}/{place}")
-        lot.epoch = epoch
+        lot.turn = epoch + copy
         return lot
 
 
@@ -67,16 +68,15 @@ class TrainTransform(EvalTransform):
     Args:
         cfg: whether there is a crop, and a mirror.
         image_size: pixels.
-        crops: each picture has so many crops, mirrored or not, and epoch e takes number e mod `crops`; they are drawn from
-            `seed` and the picture's name alone. None: a new one each time, drawn from the sample's lot.
-        seed: of these crops.
+        crops: each picture has so many crops, mirrored or not, and a lot's `turn` says which is taken; they follow from the end
+            of the picture's name alone, so that all runs have the same. None: a new one each time, drawn from the lot.
     """
 
-    def __init__(self, cfg: TransformConfig, image_size: int, *, crops: int | None = None, seed: int = 0):
+    def __init__(self, cfg: TransformConfig, image_size: int, *, crops: int | None = None):
         super().__init__(cfg, image_size)
         self.crop_scale = cfg.crop_scale
         self.flip = cfg.flip
-        self._crops, self._seed = crops, seed
+        self._crops = crops
 
     def variant(self, picture: Picture, rng: random.Random | None = None) -> str:
         """See `EvalTransform.variant`.
@@ -88,10 +88,11 @@ class TrainTransform(EvalTransform):
             return "decoded as small as it serves"
         if self._crops is None:
             raise ValueError("the crops of this transform are drawn anew each time")
-        return f"{self._fixed(picture, rng.epoch)}, scale {self.crop_scale}, flip {self.flip}"
+        return f"{self._fixed(picture, rng)}, scale {self.crop_scale}, flip {self.flip}"
 
-    def _fixed(self, picture: Picture, epoch: int) -> str:
-        return f"crop {epoch % self._crops} of {picture.name}, seed {self._seed}"
+    def _fixed(self, picture: Picture, rng: Lot) -> str:
+        """What a fixed crop is drawn from: of the name only file and folder, or each machine's mount would have others."""
+        return f"crop {rng.turn % self._crops} of {'/'.join(picture.name.split('/')[-2:])}"
 
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> np.ndarray:
         """RGB picture to [3, size, size] float32; `rng` decides crop and mirror."""
@@ -100,7 +101,7 @@ class TrainTransform(EvalTransform):
     def load(self, picture: Picture, rng: random.Random | None = None) -> np.ndarray:
         """As `__call__`, of a picture that is not decoded yet: no larger than its crop needs it."""
         if self._crops is not None and rng is not None:
-            rng = random.Random(self._fixed(picture, rng.epoch))
+            rng = random.Random(identity_of(self._fixed(picture, rng)))  # a name may have bytes that are no text
         return self._mirror_and_normalise(picture.open(self._crop(rng)), rng)
 
     def _crop(self, rng: random.Random | None) -> Crop:

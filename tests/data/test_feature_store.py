@@ -68,13 +68,59 @@ def test_many_small_batches_are_found_in_few_tables(store):
     assert all(found(each, number)[0, 0] == number for each in (made, store()) for number in range(400))
 
 
-def test_two_that_write_see_each_other_and_may_keep_the_same(store, monkeypatch):
+def test_two_that_write_see_each_other_and_keep_the_same_once(store, monkeypatch):
     monkeypatch.setattr(feature_store, "_SECONDS_BETWEEN_LOOKS", 0.0)
     one, two = store(), store()
     one.add(names(1, 2), rows(1, 2))
     two.add(names(2, 3), rows(2, 3))
     assert found(one, 3)[0, 0] == 3 and found(two, 1)[0, 0] == 1  # without being told to look
-    assert len(list(one.folder.glob("*.rows"))) == 2 and len(store()) == 4
+    assert len(list(one.folder.glob("*.rows"))) == 2 and len(store()) == 3
+
+
+def test_two_in_step_keep_what_they_made_at_the_same_time_once(store):
+    one, two = store(), store(limit=4 * 24)
+    for numbers in ((1, 2), (3, 4)):
+        one.add(names(*numbers), rows(*numbers))
+        two.add(names(*numbers), rows(*numbers))
+    assert len(one) == len(two) == len(store()) == 4 and two.bytes == 4 * 24 and two.stopped is None
+    two.add(names(4, 5), rows(4, 5))
+    assert "dataset.cache_gb" in two.stopped and two.knows(identity_of("4")) and not two.knows(identity_of("5"))
+
+
+def test_rows_are_kept_where_the_words_about_them_cannot_be_written(store):
+    made = store()
+    (made.folder / "manifest.json").mkdir(parents=True)
+    made.add(names(1), rows(1))
+    assert made.stopped is None and found(store(), 1)[0, 0] == 1
+
+
+def test_a_file_that_cannot_be_closed_stops_nothing(store, monkeypatch):
+    """As a network's file system may say only then that it is full."""
+    monkeypatch.setattr(feature_store, "_SHARD_BYTES", 1)
+    made = store()
+
+    class Unclosed:
+        def __init__(self, file):
+            self._file = file
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def close(self):
+            self._file.close()
+            raise OSError(28, "No space left on device")
+
+    begin = made._begin
+
+    def begin_unclosed():
+        number, *files = begin()
+        made._own = (number, *map(Unclosed, files))
+        return made._own
+
+    monkeypatch.setattr(made, "_begin", begin_unclosed)
+    for number in (1, 2):
+        made.add(names(number), rows(number))
+    assert made.stopped is None and found(made, 1)[0, 0] == 1 and len(store()) == 2
 
 
 def test_a_large_shard_is_followed_by_another(store, monkeypatch):

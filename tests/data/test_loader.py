@@ -1,6 +1,7 @@
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +65,34 @@ def test_random_choices_follow_from_seed_epoch_and_sample():
     assert choices(0) == choices(0, batch_size=5) == choices(0, shuffle=False)
     assert set(choices(0).values()).isdisjoint(choices(1).values())
     assert set(choices(0).values()).isdisjoint(choices(0, seed=1).values())
+
+
+class Repeated(Sequence):
+    """Four samples, each of them three times in an epoch."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, place):
+        return range(4)[place]
+
+    def epoch_order(self, rng):
+        return rng.permutation(12)
+
+
+class Turns(Numbers):
+    """Gives the turn in the place of a random number."""
+
+    def load(self, sample, rng):
+        return sample, rng.turn
+
+
+def test_a_sample_that_comes_several_times_in_an_epoch_has_another_turn_each_time():
+    settings = {"batch_size": 4, "shuffle": True, "seed": 0, "num_workers": 0, "on_bad_image": OnBadImage.stop}
+    made = build_loader(Repeated(), Turns(), **settings)
+    made.set_epoch(5)
+    found = {(index, turn) for batch in made for index, turn in zip(*map(np.ndarray.tolist, batch.values()), strict=True)}
+    assert found == {(index, turn) for index in range(4) for turn in (5, 6, 7)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -168,3 +197,9 @@ def test_workers_end_with_a_main_process_that_is_killed():
     while any(Path("/proc", worker, "cmdline").exists() and Path("/proc", worker, "cmdline").read_text() for worker in workers):
         assert time.monotonic() < end, "a worker goes on alone"
         time.sleep(0.05)
+
+
+def test_a_worker_that_begins_after_its_main_process_has_ended_ends_at_once():
+    code = "from blip2x.data.loader import _stand_apart; _stand_apart(1 << 30, 0); print('goes on')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr

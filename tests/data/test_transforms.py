@@ -1,3 +1,4 @@
+import os
 import random
 
 import numpy as np
@@ -6,6 +7,7 @@ from PIL import Image
 
 from blip2x.config.dataset import TransformConfig
 from blip2x.data.pictures import PathImage
+from blip2x.data.shards import StoredImage
 from blip2x.data.transforms import EvalTransform, Lot, TrainTransform, random_box
 
 
@@ -106,8 +108,8 @@ def test_training_needs_a_source_of_chance():
 
 
 def test_fixed_crops_come_again_and_leave_the_lot_as_it_was(files):
-    """Whatever the sample's lot: only epoch and picture count, and what is drawn after a crop is not drawn from its numbers."""
-    transform = TrainTransform(config(crop_scale=[0.2, 0.6], flip=True), 16, crops=3, seed=5)
+    """Only epoch and picture count, not the run's seed; and what is drawn after a crop is not drawn from its numbers."""
+    transform = TrainTransform(config(crop_scale=[0.2, 0.6], flip=True), 16, crops=3)
     picture, other = files[:2]
     seeds = (1, 1, 1, 2, 2, 2)
     lots = [Lot.of(seed, epoch, epoch) for epoch, seed in enumerate(seeds)]
@@ -116,10 +118,26 @@ def test_fixed_crops_come_again_and_leave_the_lot_as_it_was(files):
     assert len({one.tobytes() for one in made}) == 3
     assert [lot.random() for lot in lots] == [random.Random(f"{seed}/{e}/{e}").random() for e, seed in enumerate(seeds)]
     assert not np.array_equal(transform.load(other, Lot.of(1, 0, 0)), made[0])
-    reseeded = TrainTransform(config(crop_scale=[0.2, 0.6], flip=True), 16, crops=3, seed=6)
-    assert not np.array_equal(reseeded.load(picture, Lot.of(1, 0, 0)), made[0])
     variants = [transform.variant(picture, Lot.of(1, epoch, 0)) for epoch in range(6)]
-    assert variants[:3] == variants[3:] and len({*variants, reseeded.variant(picture, Lot.of(1, 0, 0))}) == 4
+    assert variants[:3] == variants[3:] and len({*variants, transform.variant(other, lots[0])}) == 4
+    assert transform.variant(picture, Lot.of(1, 0, 7, copy=1)) == variants[1]  # what comes twice in an epoch has two crops
+
+
+def test_fixed_crops_are_the_same_wherever_a_folder_is_mounted_and_whatever_bytes_a_name_has(tmp_path):
+    made = []
+    for folder in ("here/images", "there/on/images", "here/pictures"):
+        (tmp_path / folder).mkdir(parents=True)
+        path = tmp_path / folder / os.fsdecode(b"caf\xe9.png")
+        gradient(400, 300).save(path)
+        transform = TrainTransform(config(crop_scale=[0.2, 0.6], flip=True), 16, crops=2)
+        made.append(transform.load(PathImage(path, 10**8), Lot.of(0, 1, 5)))
+    assert np.array_equal(made[0], made[1]) and not np.array_equal(made[0], made[2])
+
+
+def test_a_limit_on_size_is_part_of_what_a_picture_is(files):
+    """Or what was kept of a picture would be given where it is to be refused."""
+    stored = [StoredImage(files[0].path, 0, 5, "a", limit) for limit in (10**8, 10**4)]
+    assert len({files[0].identity, PathImage(files[0].path, 10**4).identity, *(each.identity for each in stored)}) == 4
 
 
 def test_crops_that_are_drawn_anew_have_no_name(files):

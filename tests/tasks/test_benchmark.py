@@ -19,6 +19,7 @@ from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.models.flops import Work, generation_flops, retrieval_flops, training_flops
+from blip2x.models.vision.eva_vit import EvaVit
 from blip2x.parallel.context import Context
 from blip2x.tasks import benchmark
 from blip2x.tasks.benchmark import Benchmark
@@ -27,6 +28,7 @@ from blip2x.tasks.benchmarking.curves import Curve
 from blip2x.tasks.benchmarking.growth import GROWTHS
 from blip2x.tasks.benchmarking.jobs import job_of
 from blip2x.tasks.benchmarking.models import build
+from blip2x.tasks.benchmarking.work import Training
 from blip2x.tasks.common.launch import launch
 
 QUICK = [
@@ -172,6 +174,26 @@ def test_a_rank_that_has_curves_alone_writes_them_alone(tmp_path, monkeypatch):
     Benchmark(CONFIG, run)._write("run.py", 1.0, [], [Curve("operations", "merging", [1, 2], [1.0, 2.0], [1.0, 2.0], 1.0)])
     record = json.loads((tmp_path / "benchmark.json").read_text())
     assert record["command"] == "run.py" and record["curves"][0]["exponent"] == pytest.approx(1)
+
+
+def test_kept_features_are_filled_before_what_is_measured(measure, tmp_path, monkeypatch):
+    """Also of the samples that an epoch of this training leaves out: 16 in batches of three."""
+    calls, step, forward = [], Training.step, EvaVit.forward
+    monkeypatch.setattr(Training, "step", lambda self, clock: (calls.append("step"), step(self, clock)))
+    monkeypatch.setattr(
+        EvaVit, "forward", lambda self, image_BCHW: (calls.append(len(image_BCHW)), forward(self, image_BCHW))[1]
+    )
+    words = ["task.data=true", "task.of=[pretrain_stage1]", "task.batch_size=3", "task.repeats=7", f"paths.cache={tmp_path}"]
+    _, record, _ = measure(*words, "dataset.cache=features", "dataset.transform.flip=true", "dataset.crops=2")
+    first = calls.index("step")
+    assert sum(calls[:first]) == 2 * 16 and set(calls[first:]) == {"step"} and calls.count("step") > 2 * 6
+    assert record["tasks"]["pretrain_stage1"]["flops"]["vision"] == 0
+
+
+def test_features_of_made_up_pictures_are_not_kept():
+    cfg = compose_config(["task=benchmark", "dataset.cache=features"])
+    with pytest.raises(UserError, match=r"keeps what comes of a data set's pictures; set task\.data=true"):
+        Benchmark.check(cfg)
 
 
 def test_random_weights_are_kept_as_a_task_says(small, tmp_path):

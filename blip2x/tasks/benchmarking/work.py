@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import paddle
 
-from blip2x.data.collate import Stage1Collate
-from blip2x.data.samples import QuestionSample
+from blip2x.data.collate import Collate, Stage1Collate
+from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.engine.amp import LossScale, full_precision
 from blip2x.engine.batches import batch_size, to_tensors
 from blip2x.engine.run import Run
@@ -27,9 +27,9 @@ from blip2x.tasks.benchmarking.made_up import made_up_captions, made_up_question
 from blip2x.tasks.benchmarking.models import Model
 from blip2x.tasks.common.answering import Answering, asked
 from blip2x.tasks.common.captioning import HeldOutCaptions, encode_prompts, stage2_collate
-from blip2x.tasks.common.features import Features, keeps_features
+from blip2x.tasks.common.features import Features, crops_kept, keeps_features
 from blip2x.tasks.common.inputs import build_source
-from blip2x.tasks.common.loading import train_loader, train_transform
+from blip2x.tasks.common.loading import eval_loader, train_loader, train_transform
 from blip2x.tasks.common.patch_store import PatchStore
 from blip2x.tasks.common.retrieval import Texts, searched_texts
 from blip2x.tasks.retrieval import Search
@@ -84,16 +84,24 @@ class Training(Work):
             self.methods += _passes(model)
         samples = build_source(cfg).captions("train") if job.task.data else made_up_captions(job, self.images)
         features = Features.of(cfg, run, model)
-        loader = train_loader(cfg, run, samples, collate, features)
-        self._stream = Stream(loader)
-        self.encodes = features is None
-        for _ in range(0 if self.encodes else len(loader) * (cfg.dataset.crops or 1)):  # the steps are those of later epochs
-            next(self._stream)
+        self._stream = Stream(train_loader(cfg, run, samples, collate, features))
+        if features:  # the steps are those of later epochs
+            features.expect(samples, collate, crops_kept(cfg), job.name, begins=True)
+            self._fill(samples, collate, features)
         optimizer, self._schedule = build_optimizer(cfg.optim, self._objective, 10**9)
         self._wrapped, self._optimizer = run.context.wrap(self._objective, optimizer)
         self._parameters = [parameter for parameter in self._objective.parameters() if not parameter.stop_gradient]
         self._scale = LossScale(cfg.precision)
         set_train_mode(self._objective)
+
+    def _fill(self, samples: Sequence[CaptionSample], collate: Collate, features: Features) -> None:
+        """Have all crops of all samples kept; a training's loader leaves some samples out of each epoch."""
+        loader = eval_loader(self.job.cfg, self.run, samples, collate, features)
+        for crop in range(crops_kept(self.job.cfg)):
+            loader.set_epoch(crop)
+            for _ in loader:
+                pass
+        features.report()  # behind which each rank finds what the others have kept
 
     def step(self, clock: Clock) -> None:
         """One step of the optimizer."""

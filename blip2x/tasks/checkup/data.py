@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from blip2x.engine.memory_table import amount
 from blip2x.errors import UserError
 from blip2x.tasks.checkup.examined import Examined
 from blip2x.tasks.checkup.findings import Findings, sentence
-from blip2x.tasks.common.features import count_images, keeps_features, predicted_bytes, row_shape
+from blip2x.tasks.common.features import count_images, crops_kept, keeps_features, predicted_bytes, row_shape
 from blip2x.tasks.pretrain_vision import patches_per_side
 
 _OPENED = 32  # pictures of each split
@@ -61,7 +62,7 @@ def is_absent(examined: Examined, what: str, split: Split | None) -> bool:
 def check_data(examined: Examined) -> Findings:
     """A line for each split that the task reads."""
     out = Findings(examined.name)
-    wanted, images = reads(examined), {}
+    wanted, images, trained = reads(examined), {}, 0
     for what, split in dict.fromkeys(wanted):
         name = f"{split or 'train'} {what}"
         if split == "val" and examined.source.val_is_eval and (what, "eval") in wanted:
@@ -81,10 +82,11 @@ def check_data(examined: Examined) -> Findings:
         else:
             _judge_pictures(out, name, samples, examined.cfg)
             if keeps_features(examined.cfg):
-                crops = examined.cfg.dataset.crops or 1 if split == "train" else 1
+                crops = _crops(examined, len(samples)) if split == "train" else 1
                 images[name] = crops * count_images(samples)
+                trained += images[name] if split == "train" else 0
     if images:
-        _judge_features(out, images, examined.cfg)
+        _judge_features(out, images, trained, examined.cfg)
     if not wanted:
         out.fine("data", "the task reads nothing of a data set")
     elif "samples" in out.record and any(split for _, split in wanted):
@@ -92,14 +94,24 @@ def check_data(examined: Examined) -> Findings:
     return out
 
 
-def _judge_features(out: Findings, images: dict[str, int], cfg: RunConfig) -> None:
-    """The size of the cache, were nothing of it there; `images` are counted with their crops."""
-    shape, limit = row_shape(cfg.model.vision), cfg.dataset.cache_gb
-    size = predicted_bytes(sum(images.values()), 1, shape)
+def _crops(examined: Examined, samples: int) -> int:
+    return crops_kept(examined.cfg, max(1, samples // (examined.cfg.task.batch_size * examined.layout.data_ranks)))
+
+
+def _judge_features(out: Findings, images: dict[str, int], trained: int, cfg: RunConfig) -> None:
+    """The size of the cache, were nothing of it there; `images` are counted with their crops, `trained` of them to train on."""
+    shape, limit, folder = row_shape(cfg.model.vision), cfg.dataset.cache_gb, Path(cfg.paths.cache).absolute()
+    size, begun = (predicted_bytes(count, 1, shape) for count in (sum(images.values()), trained))
     rows = f"{sum(images.values()):,} rows of {' x '.join(map(str, shape))} in float16"
     said = f"{amount(size)} when all is kept: {rows} ({', '.join(f'{count:,} of {name}' for name, count in images.items())})"
+    free = shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
+    there = sum(path.stat().st_size for path in folder.glob("features/*/*.rows"))  # some of it perhaps
     if limit is not None and size > 1e9 * limit:
-        out.look("features", f"{said}; dataset.cache_gb={limit:g} allows less", "raise it, or set dataset.cache=none")
+        judge = out.broken if begun > 1e9 * limit else out.look
+        judge("features", f"{said}; dataset.cache_gb={limit:g} allows less", "raise it, or set dataset.cache=none")
+    elif size > free + there:
+        judge = out.broken if begun > free + there else out.look
+        judge("features", f"{said}; the disk of paths.cache has {amount(free)} free", "make room, or set dataset.cache=none")
     else:
         out.fine("features", said)
 

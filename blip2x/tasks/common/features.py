@@ -31,12 +31,15 @@ from blip2x.data.collate import Batch, Collate
 from blip2x.data.feature_rows import StoredTransform
 from blip2x.data.feature_store import DTYPE, FeatureStore, identity_of
 from blip2x.data.sequences import Samples
+from blip2x.data.transforms import Lot
 from blip2x.engine.memory_table import amount
 from blip2x.engine.run import Run
+from blip2x.engine.steps import count_steps
 from blip2x.errors import UserError
 from blip2x.models.compact import compact_of
 
 _WITHOUT_EFFECT = ("drop_path_rate", "frozen", "recompute", "weights")  # on what a frozen encoder gives
+_LOOKED_AT = 200  # samples, to judge how much of the cache is there
 
 _opened: WeakKeyDictionary[nn.Layer, dict[str, _Opened]] = WeakKeyDictionary()  # encoder -> its stores by what they follow from
 _hashes: WeakKeyDictionary[nn.Layer, str] = WeakKeyDictionary()  # hashing a large encoder takes seconds
@@ -44,12 +47,14 @@ _hashes: WeakKeyDictionary[nn.Layer, str] = WeakKeyDictionary()  # hashing a lar
 
 @dataclass
 class _Opened:
-    """A store, and what was said of it: a training and its validations share both."""
+    """A store, and what was said or is to be said of it: a training and its validations share both."""
 
     store: FeatureStore
     expected: set[tuple[str, int, int]] = field(default_factory=set)
     broken: int = 0
     stopped: bool = False
+    encoded: int = 0  # pictures of this rank since the last report
+    damaged: int = 0
 
 
 class Features:
@@ -71,7 +76,6 @@ class Features:
             opened[key] = _Opened(FeatureStore(self.folder, row_shape(cfg.model.vision), manifest, limit))
         self._said, self.store = opened[key], opened[key].store
         self._limit_bytes = limit
-        self._encoded = self._damaged = 0
 
     @classmethod
     def of(cls, cfg: RunConfig, run: Run, model: nn.Layer) -> Features | None:
@@ -82,13 +86,21 @@ class Features:
         """The same with a transform that looks for rows before it opens pictures."""
         return replace(collate, transform=StoredTransform(collate.transform, self.store))
 
-    def expect(self, samples: Sequence[Any], crops: int, what: str) -> None:
+    def expect(self, samples: Sequence[Any], collate: Collate, crops: int, what: str, *, begins: bool) -> None:
         """Say, the first time, how large the cache becomes by these samples' images with so many crops each.
 
         All ranks must call it.
 
+        Args:
+            samples: all of them, the same on each rank.
+            collate: as `collate` is given it.
+            crops: of each image.
+            what: the samples are, in a word.
+            begins: the task's work, so that nothing is lost by refusing what does not fit. What an evaluation behind a training
+                would keep is warned of instead, and kept as far as it fits.
+
         Raises:
-            UserError: more than dataset.cache_gb, or than the disk has room for.
+            UserError: some of it lacks, and all of it is more than dataset.cache_gb, or what lacks than the disk has room for.
         """
         store, expected = self.store, (what, len(samples), crops)
         if expected in self._said.expected:
@@ -98,25 +110,42 @@ class Features:
         def judge() -> None:
             images = count_images(samples)
             size = predicted_bytes(images, crops, store.shape)
+            lacking = size * self._lacking(samples, StoredTransform(collate.transform, store), crops)
             shape = " x ".join(map(str, store.shape))
             said = f"{images:,} images x {crops} crop{'s' if crops > 1 else ''} x {shape} in float16: {amount(size)}"
-            there = f"{len(store):,} rows ({amount(store.bytes)}) are there"
-            text = f"features ({what}): {said}; in {self.folder} {there}"
+            said += f", of which {'about ' if 0 < lacking < size else ''}{amount(lacking)} lack"
+            text = f"features ({what}): {said}; {self.folder} has {len(store):,} rows ({amount(store.bytes)})"
             self._run.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
-            lower = "lower dataset.crops or model.vision.image_size, or train without dataset.cache=features"
-            if self._limit_bytes is not None and size > self._limit_bytes:
-                raise UserError(
-                    f"features ({what}): {said}, more than dataset.cache_gb={self._limit_bytes / 1e9:g}; raise it, {lower}"
-                )
-            existing = next(parent for parent in (self.folder.absolute(), *self.folder.absolute().parents) if parent.exists())
-            free, lacking = shutil.disk_usage(existing).free, size - store.bytes
-            if lacking > free:
-                raise UserError(
-                    f"features ({what}): {said}, of which {amount(store.bytes)} are there, and the disk of paths.cache has "
-                    f"{amount(free)} free; make room, set paths.cache to another disk, {lower}"
-                )
+            problem = self._problem(size, lacking)
+            if problem and begins:
+                raise UserError(f"features ({what}): {said}; {problem}")
+            if problem:
+                self._warn(f"{what}: {problem}")
 
         self._run.context.on_main(judge)
+
+    def _lacking(self, samples: Sequence[Any], transform: StoredTransform, crops: int) -> float:
+        """The share of rows that are not there, of some samples in equal distances."""
+        lacking: list[bool] = []
+        for place in range(0, len(samples), max(1, len(samples) // _LOOKED_AT)) if len(self.store) else ():
+            try:
+                picture = samples[place].image
+                identities = [transform.identity(picture, Lot.of(0, crop, place)) for crop in range(crops)]
+            except UserError:  # nothing will be kept of it
+                continue
+            lacking += [not self.store.knows(identity) for identity in identities]
+        return sum(lacking) / len(lacking) if lacking else 1.0
+
+    def _problem(self, size: float, lacking: float) -> str | None:
+        """Why so many bytes cannot be kept, of which `lacking` are not there."""
+        lower = "lower dataset.crops or model.vision.image_size, or set dataset.cache=none"
+        if lacking and self._limit_bytes is not None and size > self._limit_bytes:
+            return f"that is more than dataset.cache_gb={self._limit_bytes / 1e9:g}; raise it, {lower}"
+        existing = next(parent for parent in (self.folder.absolute(), *self.folder.absolute().parents) if parent.exists())
+        free = shutil.disk_usage(existing).free
+        if lacking > free:
+            return f"the disk of paths.cache has {amount(free)} free; make room, set paths.cache to another disk, {lower}"
+        return None
 
     def begin(self) -> None:
         """See what other processes have written; the loader's workers start after this and know it, too."""
@@ -142,19 +171,23 @@ class Features:
             if len(place_F):
                 encoded_BPD[place_F] = stored_FPD
             encoded_BPD[lacking] = self._rows(image_MCHW, identity_MI)
-            self._damaged += int(damaged_M.sum())
+            self._said.damaged += int(damaged_M.sum())
         else:
             encoded_BPD = stored_FPD
         return {"encoded_BPD": paddle.to_tensor(encoded_BPD).astype("float32"), **rest}
 
-    def end(self) -> None:
-        """Say in one line what had to be encoded; nothing where all was there."""
-        if self._encoded:
-            kept = f"{self.folder} has {amount(self.store.bytes)}"
-            damaged = f", {self._damaged:,} of them anew since their rows were damaged" if self._damaged else ""
-            text = f"features: {self._encoded:,} pictures encoded{damaged}; {kept}"
+    def report(self) -> None:
+        """Say in one line what all ranks had to encode since the last time, nothing where all was there; all must call it."""
+        said = self._said
+        parts = self._run.context.gather_objects((said.encoded, said.damaged, self.store.stopped))
+        said.encoded = said.damaged = 0
+        encoded, damaged = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        self._tell_stop(next((stopped for *_, stopped in parts if stopped), None))
+        if encoded:
+            self.store.refresh()
+            anew = f", {damaged:,} of them anew since their rows were damaged" if damaged else ""
+            text = f"features: {encoded:,} pictures encoded{anew}; {self.folder} has {amount(self.store.bytes)}"
             self._run.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
-        self._encoded = self._damaged = 0
 
     def _rows(self, image_MCHW: np.ndarray, identity_MI: np.ndarray) -> np.ndarray:
         """Rows [M, P, D] float16, each picture encoded once: it may be there by now, and may come twice in a batch."""
@@ -166,7 +199,7 @@ class Features:
         if new:
             made_NPD = self._encode(image_MCHW if len(new) == len(image_MCHW) else image_MCHW[new])
             self.store.add(identity_MI[new], made_NPD)
-            self._tell_stop()
+            self._tell_stop(self.store.stopped)
             rows |= {identity_MI[place].tobytes(): row_PD for place, row_PD in zip(new, made_NPD, strict=True)}
         return np.stack([rows[identity_I.tobytes()] for identity_I in identity_MI])
 
@@ -177,13 +210,13 @@ class Features:
                 "the image encoder gives numbers that float16 cannot hold (beyond 65504, or none at all); "
                 "set dataset.cache=none"
             )
-        self._encoded += len(row_NPD)
+        self._said.encoded += len(row_NPD)
         return row_NPD
 
-    def _tell_stop(self) -> None:
-        if self.store.stopped and not self._said.stopped:
+    def _tell_stop(self, stopped: str | None) -> None:
+        if stopped and not self._said.stopped:
             self._said.stopped = True
-            self._warn(f"no more is kept in {self.folder}: {self.store.stopped}; what lacks is encoded each time")
+            self._warn(f"no more is kept in {self.folder}: {stopped}; what lacks is encoded each time")
 
     def _warn(self, text: str) -> None:
         self._run.console.print(f"warning: features: {text}", style="yellow", markup=False, highlight=False, soft_wrap=True)
@@ -197,6 +230,20 @@ def keeps_features(cfg: RunConfig) -> bool:
 def row_shape(cfg: VisionConfig) -> tuple[int, int]:
     """(P, D): patches and the class token, and the width."""
     return 1 + (cfg.image_size // cfg.patch_size) ** 2, cfg.width
+
+
+def crops_kept(cfg: RunConfig, batches_per_epoch: int | None = None) -> int:
+    """How many crops of each training picture are kept in a training with epochs of so many batches; None: in an endless one.
+
+    A sample that a mixture takes several times in an epoch may have more of them in a short one.
+    """
+    if cfg.dataset.transform.crop_scale is None and not cfg.dataset.transform.flip:
+        return 1
+    crops = cfg.dataset.crops or 1
+    if batches_per_epoch is None:
+        return crops
+    batches = count_steps(cfg.task, batches_per_epoch) * cfg.task.accumulate
+    return min(crops, -(-batches // batches_per_epoch))
 
 
 def count_images(samples: Sequence[Any]) -> int:

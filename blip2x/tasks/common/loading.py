@@ -23,8 +23,7 @@ _SHOWN = 5
 
 def train_transform(cfg: RunConfig) -> TrainTransform:
     """Random crop and mirror, where the data set's config has them, at the image encoder's size."""
-    crops = {"crops": cfg.dataset.crops, "seed": cfg.seed}
-    return TrainTransform(cfg.dataset.transform, cfg.model.vision.image_size, **crops)
+    return TrainTransform(cfg.dataset.transform, cfg.model.vision.image_size, crops=cfg.dataset.crops)
 
 
 def eval_transform(cfg: RunConfig) -> EvalTransform:
@@ -97,10 +96,10 @@ class Share:
     ):
         self.found = np.array([], dtype=np.int64)
         self._run, self._samples, self._description, self._may_be_empty = run, len(samples), description, may_be_empty
-        features = None if model is None else Features.of(cfg, run, model)
-        if features:
-            features.expect(samples, 1, description)
-        self._loader = eval_loader(cfg, run, samples, collate, features)
+        self._features = None if model is None else Features.of(cfg, run, model)
+        if self._features:
+            self._features.expect(samples, collate, 1, description, begins=False)
+        self._loader = eval_loader(cfg, run, samples, collate, self._features)
 
     @classmethod
     def of_images(
@@ -121,6 +120,8 @@ class Share:
             places += self._loader.samples
             yield self._loader.samples, batch
         report_skipped(self._run, self._loader.skipped)
+        if self._features:
+            self._features.report()
         parts = self._run.context.gather_objects((places, self._loader.left_out))
         places_N = np.array([place for part, _ in parts for place in part], dtype=np.int64)
         self.found = require_all(places_N, samples=self._samples, left_out=sum(left_out for _, left_out in parts))

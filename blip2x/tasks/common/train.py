@@ -27,7 +27,7 @@ from blip2x.models.weights.describe import settings_of
 from blip2x.models.weights.manifest import MODEL_FILE
 from blip2x.models.weights.tensor_files import open_tensors
 from blip2x.parallel.seeding import seed_everything
-from blip2x.tasks.common.features import Features
+from blip2x.tasks.common.features import Features, crops_kept
 from blip2x.tasks.common.loading import report_skipped, train_loader, write_skipped
 from blip2x.tasks.common.weights import normalisation
 
@@ -91,9 +91,9 @@ def train(
     state = _go_on(cfg, run, model)
     note_samples(run, len(samples))
     features = Features.of(cfg, run, model)
-    if features:
-        features.expect(samples, cfg.dataset.crops or 1, "train")
     loader = train_loader(cfg, run, samples, collate, features)
+    if features:
+        features.expect(samples, collate, crops_kept(cfg, len(loader)), "train", begins=True)
     seed_everything(cfg.seed, run.context.data_rank)
     checkpoints = Checkpoints(run, cfg.task, prepare) if keeps else None
     pruner = MedianPruner(cfg.prune, run) if cfg.prune.metric and in_sweep() else None
@@ -117,6 +117,8 @@ def train(
         write_skipped(run, loader.skipped)
         raise
     report_skipped(run, loader.skipped)
+    if features:
+        features.report()
     if pruner:
         pruner.warn_if_unseen()
     if checkpoints and cfg.task.keep_best:

@@ -19,7 +19,7 @@ from blip2x.data.audit.verdicts import Verdict
 from blip2x.data.tokenize import train_tokenizer
 from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout
-from blip2x.tasks.checkup import machine, texts
+from blip2x.tasks.checkup import data, machine, texts
 from blip2x.tasks.checkup.data import _judge_pictures, check_data
 from blip2x.tasks.checkup.examined import Examined, Wanted
 from blip2x.tasks.checkup.findings import Findings
@@ -412,10 +412,18 @@ def test_lines_keep_to_the_width_of_a_terminal_and_a_files_are_whole():
     assert console.file.getvalue().splitlines()[1].endswith("[brackets] -> do it")
 
 
-def test_the_size_of_kept_features_is_told_before_anything_is_written(examine):
-    words = ["task=pretrain_stage1", *FEW, "dataset.cache=features", "dataset.crops=2"]
+def test_the_size_of_kept_features_is_told_before_anything_is_written(examine, monkeypatch):
+    words = ["task=pretrain_stage1", *FEW, "dataset.cache=features", "dataset.transform.flip=true", "dataset.crops=2"]
     found = line(check_data(examine(*words)), "features")
     assert found.verdict is FINE and "140 rows of 10 x 96 in float16 (128 of train captions, 12 of val captions)" in found.found
     assert "262.5 KiB when all is kept" in found.found
-    assert line(check_data(examine(*words, "dataset.cache_gb=1e-4")), "features").verdict is LOOK
+    assert line(check_data(examine(*words, "dataset.cache_gb=1e-4")), "features").verdict is BROKEN
+    without_validation = line(check_data(examine(*words, "dataset.cache_gb=2.5e-4")), "features")
+    assert without_validation.verdict is LOOK
+    once = line(check_data(examine(*words, "task.max_steps=null", "task.max_epochs=1")), "features").found
+    plain = line(check_data(examine(*words, "dataset.transform.flip=false")), "features").found
+    assert "64 of train captions" in once and "64 of train captions" in plain
     assert "features" not in verdicts(check_data(examine("task=pretrain_vision", *FEW, "dataset.cache=features")))
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
+    full = line(check_data(examine(*words)), "features")
+    assert full.verdict is BROKEN and "the disk of paths.cache has 1.0 KiB free" in full.found

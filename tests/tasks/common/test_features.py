@@ -29,8 +29,9 @@ from blip2x.models.precision import store_compact
 from blip2x.models.vision.eva_vit import EvaVit
 from blip2x.models.weights.checkpoint import fill
 from blip2x.models.weights.stored import StoredTensor
+from blip2x.parallel.context import Context
 from blip2x.tasks.common import features as features_module
-from blip2x.tasks.common.features import Features, count_images, predicted_bytes
+from blip2x.tasks.common.features import Features, count_images, crops_kept, predicted_bytes
 from blip2x.tasks.common.loading import eval_transform, train_loader, train_transform
 
 SHORT = ["task.num_beams=1", "task.max_new_tokens=4", "task.min_new_tokens=1", "task.blind_baseline=false"]  # texts
@@ -151,7 +152,7 @@ def test_damaged_rows_are_encoded_anew_and_told(stage1, encoded, tmp_path):
     encoded.clear()
     again = stage1("dataset.cache=features")
     assert lines(again) == expected and sum(encoded) == 4
-    assert "1 rows in" in said(again) and "3 pictures encoded, 2 of them anew since their rows were damaged" in said(again)
+    assert "1 rows in" in said(again) and "4 pictures encoded, 3 of them anew since their rows were damaged" in said(again)
 
 
 def test_fixed_crops_are_encoded_once_each_and_come_again(stage1, encoded, rounded):
@@ -190,13 +191,70 @@ def test_an_encoder_that_is_trained_or_shared_is_refused():
 
 
 def test_what_would_be_too_large_is_refused_before_anything_is_written(stage1, opened, tmp_path, monkeypatch):
-    with pytest.raises(UserError, match=r"64 images x 1 crop x 10 x 24 in float16: 30.0 KiB, more than dataset.cache_gb=1e-05"):
+    with pytest.raises(
+        UserError, match=r"64 images x 1 crop x 10 x 24 in float16: 30.0 KiB, of which .* than dataset.cache_gb=1e-05"
+    ):
         stage1("dataset.cache=features", "dataset.cache_gb=1e-5")
+    full_disk(monkeypatch)
+    with pytest.raises(UserError, match=r"30.0 KiB, of which 30.0 KiB lack; the disk of paths.cache has 1.0 KiB free"):
+        expect(opened(), [PictureSample(None, number) for number in range(64)])
+    assert not stored(tmp_path, "rows")
+
+
+def full_disk(monkeypatch) -> None:
     disk = namedtuple("usage", "total used free")(2**30, 2**30, 1000)
     monkeypatch.setattr(features_module.shutil, "disk_usage", lambda _: disk)
-    with pytest.raises(UserError, match=r"30.0 KiB, of which 0 are there, and the disk of paths.cache has 1.0 KiB free"):
-        opened().expect([PictureSample(None, number) for number in range(64)], 1, "train")
-    assert not stored(tmp_path, "rows")
+
+
+def expect(features: Features, samples: list[PictureSample], begins: bool = True) -> None:
+    features.expect(samples, ImageCollate(eval_transform(features.cfg)), 1, "train", begins=begins)
+
+
+def test_what_is_there_is_not_refused_and_what_other_pictures_have_does_not_count(opened, pictures, monkeypatch):
+    kept, others = ([PictureSample(PathImage(pictures / name, 10**6), 0)] * 3 for name in ("a.png", "b.jpg"))
+    batches(opened(), kept)
+    full_disk(monkeypatch)
+    again = opened(lambda cfg: setattr(cfg.dataset, "cache_gb", 1e-9))
+    expect(again, kept)
+    assert "of which 0 lack" in again._run.console.file.getvalue()
+    with pytest.raises(UserError, match=r"more than dataset.cache_gb=1e-09"):
+        expect(again, [*kept, *others])
+    monkeypatch.undo()
+    expect(opened(), [*kept, *others])
+    assert "of which about 0.2 KiB lack" in again._run.console.file.getvalue()
+
+
+def test_an_evaluation_that_does_not_fit_is_warned_of_and_done(opened, pictures, tmp_path):
+    """It may stand at the end of a training of days."""
+    features, sample = (
+        opened(lambda cfg: setattr(cfg.dataset, "cache_gb", 1e-9)),
+        PictureSample(PathImage(pictures / "a.png", 10**6), 0),
+    )
+    expect(features, [sample], begins=False)
+    assert "warning: features: train: that is more than dataset.cache_gb=1e-09" in features._run.console.file.getvalue()
+    assert len(batches(features, [sample])) == 1 and not stored(tmp_path, "rows")
+
+
+def test_the_main_rank_speaks_for_all(opened, pictures, monkeypatch):
+    features = opened()
+    batches(features, [PictureSample(PathImage(pictures / "a.png", 10**6), 0)])
+    monkeypatch.setattr(Context, "gather_objects", lambda self, value: [value, (5, 2, "its disk is full")])
+    features.report()
+    text = features._run.console.file.getvalue()
+    assert "features: 6 pictures encoded, 2 of them anew" in text and "no more is kept" in text and "its disk is full" in text
+    monkeypatch.setattr(Context, "gather_objects", lambda self, value: [value, (0, 0, "its disk is full")])
+    features.report()
+    assert features._run.console.file.getvalue() == text
+
+
+def test_no_more_crops_are_kept_than_a_training_has_epochs(small):
+    cfg = copy.deepcopy(composed(*small, "dataset.transform.flip=true", "dataset.crops=4"))
+    cfg.task.max_steps, cfg.task.max_epochs, cfg.task.accumulate = 10, None, 2
+    assert [crops_kept(cfg, batches) for batches in (None, 20, 19, 5, 2)] == [4, 1, 2, 4, 4]
+    cfg.task.max_steps, cfg.task.max_epochs = None, 3
+    assert crops_kept(cfg, 100) == 3
+    cfg.dataset.transform.flip = False
+    assert crops_kept(cfg) == 1
 
 
 def test_what_goes_beyond_the_limit_is_encoded_each_time(stage1, encoded, tmp_path):
