@@ -97,7 +97,8 @@ def test_a_search_counts_each_pair_and_each_image_once(small):
     model = compose_config(["task=retrieval", *small, *WORDS]).model
     qformer, width, queries, length = model.qformer, model.qformer.width, model.qformer.num_queries, 8
     both, patches = queries + length, 1 + (model.vision.image_size // model.vision.patch_size) ** 2
-    layer = 2 * both * width * (4 * width + 2 * qformer.mlp_width) + 4 * both**2 * width  # its only one, which looks
+    # its only layer, which looks: all positions answer, and the queries alone go on
+    layer = 4 * both * width**2 + 2 * queries * width * (2 * width + 2 * qformer.mlp_width) + 4 * queries * both * width
     look = 4 * queries * width**2 + 4 * queries * patches * width
     more, fewer = (retrieval_flops(model, Work(images=3, texts=5, text_tokens=length), pairs=pairs) for pairs in (7, 6))
     assert more["qformer"] - fewer["qformer"] == layer + look + 4 * queries * width
