@@ -98,8 +98,9 @@ def _is_over(beams: Beams, scale: np.float32, settings: GenerationSettings) -> n
 def _is_settled(beams: Beams, scale: np.float32, settings: GenerationSettings) -> np.ndarray:
     """No live text can come before the ended ones that will be returned, so that more steps would change nothing [B].
 
-    Log-probabilities are at most 0, and what `process` makes of them is, too: a sum only falls. Divided by a power of the length
-    it is highest at the greatest length, or here and now if the exponent is not above 0. An ended text stays before an equal one.
+    Log-probabilities are at most 0, and what `process` makes of them is, too: a sum only falls. Divided by a power of the
+    length it is highest at the greatest length, or here and now if the exponent is not above 0. An ended text stays before an
+    equal one.
     """
     if settings.do_sample:  # an image that is left out earlier would change what is drawn for the others
         return np.zeros(len(beams.score_BK), bool)
