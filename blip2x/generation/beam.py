@@ -91,8 +91,23 @@ def advance(
 def _is_over(beams: Beams, scale: np.float32, settings: GenerationSettings) -> np.ndarray:
     """The best live text, scored as if it ended here, cannot replace an ended one; or K have ended and that is enough [B]."""
     worst_BK = np.where(beams.has_ended_BK, beams.ended_score_BK.min(axis=1, keepdims=True), NEVER)
-    over_B = ~(beams.score_BK[:, :1] / scale > worst_BK).any(axis=1)
+    over_B = ~(beams.score_BK[:, :1] / scale > worst_BK).any(axis=1) | _is_settled(beams, scale, settings)
     return over_B | beams.has_ended_BK.all(axis=1) if settings.early_stopping else over_B
+
+
+def _is_settled(beams: Beams, scale: np.float32, settings: GenerationSettings) -> np.ndarray:
+    """No live text can come before the ended ones that will be returned, so that more steps would change nothing [B].
+
+    Log-probabilities are at most 0, and what `process` makes of them is, too: a sum only falls. Divided by a power of the
+    length it is highest at the greatest length, or here and now if the exponent is not above 0. An ended text stays before an
+    equal one.
+    """
+    if settings.do_sample:  # an image that is left out earlier would change what is drawn for the others
+        return np.zeros(len(beams.score_BK), bool)
+    if settings.length_penalty > 0:
+        scale = np.float32(settings.max_new_tokens**settings.length_penalty)
+    last = settings.num_return_sequences - 1
+    return beams.has_ended_BK[:, last] & (beams.ended_score_BK[:, last] >= beams.score_BK[:, 0] / scale)
 
 
 def _best(score: np.ndarray, count: int) -> np.ndarray:

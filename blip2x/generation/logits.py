@@ -97,12 +97,30 @@ def forbid(scores_NV: Tensor, token: int) -> Tensor:
 
 def keep_top_k(scores_NV: Tensor, k: int) -> Tensor:
     """Score -inf for all but the k best tokens; ties of the last one stay."""
-    best_NK, _ = paddle.topk(scores_NV, min(k, scores_NV.shape[1]), axis=1)
+    best_NK, _ = best(scores_NV, k)
     return _keep(scores_NV, scores_NV >= best_NK[:, -1:])
 
 
 def keep_top_p(scores_NV: Tensor, p: float, at_least: int = 1) -> Tensor:
-    """Score -inf outside the nucleus, the smallest set of tokens whose probability reaches p (Holtzman et al., 2020)."""
+    """Score -inf outside the nucleus, the smallest set of tokens whose probability reaches p (Holtzman et al., 2020).
+
+    On a CPU in NumPy, where paddle needs 6 ms to sort a row of 50,000: only tokens that can be in the nucleus are sorted. All
+    with less than (1 - p) / V together have less than 1 - p, so that the others reach p without them.
+    """
+    if scores_NV.place.is_cpu_place():
+        scores = scores_NV.numpy()
+        kept = np.full_like(scores, -np.inf)
+        for row, out in zip(scores, kept, strict=True):
+            weight = np.exp(np.maximum(row - row.max(), _LOWEST))
+            weight /= weight.sum()
+            likely = np.flatnonzero(weight >= (1 - p) / len(row))
+            likely = likely[np.argsort(-row[likely], kind="stable")]
+            before = np.cumsum(weight[likely], dtype=np.float64) - weight[likely]
+            inside = likely[before < p]
+            if len(inside) < at_least:
+                inside = np.argsort(-row, kind="stable")[:at_least]
+            out[inside] = row[inside]
+        return paddle.to_tensor(kept)
     order_NV = paddle.argsort(scores_NV, axis=1, descending=True)
     sorted_NV = paddle.take_along_axis(scores_NV, order_NV, axis=1)
     probability_NV = F.softmax(sorted_NV, axis=1)

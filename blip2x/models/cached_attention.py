@@ -22,7 +22,7 @@ from blip2x.models.masks import attention_bias, for_all_heads
 
 KeysValues = tuple[Tensor, Tensor]  # [G, H, S, W] each
 
-_FIRST_STEPS = 8  # for which there is room at first; then as many again as were written
+_FIRST_STEPS = 10  # for which there is room at first, enough for VQA's answers; then as many again as were written
 
 
 class SharedCache:
@@ -75,11 +75,15 @@ class SharedCache:
         """Look at what is there, without new tokens."""
         return Look(self, None)
 
-    def append(self) -> Look:
-        """Make room for one new token per row, which its row sees from now on; their keys and values follow by layers."""
+    def append(self, *, ahead: bool = True) -> Look:
+        """Make room for one new token per row, which its row sees from now on; their keys and values follow by layers.
+
+        Where there is no room, some is made for tokens to come as well, unless `ahead` is false: for a token that is the same
+        in all texts of a group, of which it is not known yet how many there will be.
+        """
         lanes = self._visible_GKC.shape[1]
         if self._used + lanes > self._visible_GKC.shape[2]:
-            self._grow(lanes * max(_FIRST_STEPS, self.written))
+            self._grow(lanes * (max(_FIRST_STEPS, self.written) if ahead else 1))
         group_N, lane_N = np.divmod(self._seat_N, lanes)
         slot_N = self._used + lane_N
         self._visible_GKC[group_N, lane_N, slot_N] = True

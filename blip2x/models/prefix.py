@@ -18,7 +18,7 @@ class SharedQueries(NamedTuple):
     """Images' queries that serve several texts; a language model's `share` makes them."""
 
     query_IQD: Tensor
-    read: Any  # what the language model made of them ahead of any text; None: nothing, since they see the text, too
+    read: Any  # what the language model made of them ahead of any text; None: nothing, they are read with each
 
 
 class SharedPrefix(NamedTuple):

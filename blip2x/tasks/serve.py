@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import paddle
@@ -17,10 +17,11 @@ from blip2x.errors import Interrupted, UserError
 from blip2x.generation.settings import GenerationSettings
 from blip2x.models.assemblies.stage1 import Stage1Model
 from blip2x.models.assemblies.stage2 import Stage2Model
+from blip2x.models.prefix import SharedQueries
 from blip2x.models.qformer.qformer import Cache
 from blip2x.parallel.devices import started_processes
 from blip2x.registry import TASKS
-from blip2x.tasks.common.captioning import Text, captions_behind, write_texts
+from blip2x.tasks.common.captioning import Text, captions_behind, write_about
 from blip2x.tasks.common.conversation import positions_of, prompt_room
 from blip2x.tasks.common.loading import eval_transform
 from blip2x.tasks.common.models import ModelLoader
@@ -110,17 +111,17 @@ class _AnsweringModel:
         self.model, self.tokenizer, self.transform = model, tokenizer, transform
         self.positions, self.queries, self.limit = positions, queries, limit
 
-    def encode(self, picture: Image.Image) -> tuple[Tensor, int]:
-        """Its soft prompt [1, Q, D]."""
-        query_1QD = self.model.encode(_image(picture, self.transform))
-        return query_1QD, _memory(query_1QD)
+    def encode(self, picture: Image.Image) -> tuple[SharedQueries, int]:
+        """Its soft prompt, and what the language model made of it, which serves all that is asked."""
+        queries = self.model.language.share(self.model.encode(_image(picture, self.transform)))
+        return queries, _memory([queries.query_IQD], *(queries.read or []))
 
     def fits(self, prompt: str, settings: GenerationSettings) -> bool:
         """See `ServedModel`."""
         room = prompt_room(self.positions, self.queries, settings.max_new_tokens)
         return len(self.tokenizer.tokens(prompt)) <= min(self.limit, room)
 
-    def write(self, query_1QD: Tensor, prompt: str, settings: GenerationSettings) -> list[Written]:
+    def write(self, queries: SharedQueries, prompt: str, settings: GenerationSettings) -> list[Written]:
         """See `ServedModel`."""
         if not self.fits(prompt, settings):
             tokens = len(self.tokenizer.tokens(prompt))
@@ -134,7 +135,7 @@ class _AnsweringModel:
                 f"{self.positions - self.queries} that this language model has room for behind the queries; shorten the "
                 "prompt, or ask for less"
             )
-        (texts,) = write_texts(self.model, self.tokenizer, query_1QD, [prompt], settings)
+        (texts,) = write_about(self.model, self.tokenizer, queries, [0], [prompt], settings)
         return [_written(text, self.tokenizer) for text in texts]
 
 
@@ -149,7 +150,7 @@ class _CaptionModel:
     def encode(self, picture: Image.Image) -> tuple[Cache, int]:
         """The queries' keys and values in each layer."""
         *_, cache = self.model.image_features(_image(picture, self.transform))
-        return cache, sum(_memory(tensor) for pair in cache for tensor in pair)
+        return cache, _memory(*cache)
 
     def fits(self, prompt: str, settings: GenerationSettings) -> bool:
         """See `ServedModel`; the prompt is empty."""
@@ -174,8 +175,8 @@ def _image(picture: Image.Image, transform: EvalTransform) -> Tensor:
     return paddle.to_tensor(transform(picture)).unsqueeze(0)
 
 
-def _memory(tensor: Tensor) -> int:
-    return tensor.size * tensor.element_size()
+def _memory(*groups: Sequence[Tensor]) -> int:
+    return sum(tensor.size * tensor.element_size() for tensors in groups for tensor in tensors)
 
 
 def _written(text: Text, tokenizer: TextTokenizer) -> Written:

@@ -9,6 +9,7 @@ import numpy as np
 import paddle
 import pytest
 
+from blip2x.generation import beam
 from blip2x.generation.decode import generate
 from blip2x.generation.settings import GenerationSettings
 
@@ -104,6 +105,41 @@ def test_agrees_with_a_plain_search(toy, beams, length_penalty, early, penalty, 
         rows = slice(beams * number, beams * (number + 1))
         assert [text(row) for row in out.ids[rows]] == [tokens for _, tokens in expected]
         np.testing.assert_allclose(out.scores[rows], [score for score, _ in expected], rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0, 8.0])
+@pytest.mark.parametrize("length_penalty", [-1.0, 0.0, 0.5, 2.0])
+@pytest.mark.parametrize(("results", "penalty", "shortest"), [(1, 1.0, 0), (2, 1.0, 0), (1, 0.5, 0), (3, 1.4, 3)])
+def test_a_search_that_is_settled_ends_and_finds_the_same(toy, monkeypatch, scale, length_penalty, results, penalty, shortest):
+    options = {
+        "num_beams": 3,
+        "num_return_sequences": results,
+        "max_new_tokens": 9,
+        "min_new_tokens": shortest,
+        "length_penalty": length_penalty,
+        "repetition_penalty": penalty,
+    }
+    decoder = toy(vocabulary=9, seed=5, scale=scale)
+    decoder.table[:, EOS] += scale
+    decoder.logits_SV = paddle.to_tensor(decoder.table)
+    soon = search(decoder, list(range(40)), **options)
+    soon_read, decoder.rows_read = decoder.rows_read, 0
+    monkeypatch.setattr(beam, "_is_settled", lambda beams, *_: np.zeros(len(beams.score_BK), bool))
+    late = search(decoder, list(range(40)), **options)
+    np.testing.assert_array_equal(soon.ids, late.ids)
+    np.testing.assert_array_equal(soon.scores, late.scores)
+    assert soon_read <= decoder.rows_read
+    if scale == 8.0 and results == 1:  # sure of its words, as a trained model
+        assert soon_read < 0.8 * decoder.rows_read
+
+
+def test_drawn_texts_of_an_image_do_not_depend_on_when_others_are_settled(toy, monkeypatch):
+    decoder, options = toy(vocabulary=9, seed=2), {"num_beams": 3, "do_sample": True, "max_new_tokens": 8}
+    paddle.seed(0)
+    with_rule = search(decoder, list(range(30)), **options)
+    monkeypatch.setattr(beam, "_is_settled", lambda beams, *_: np.zeros(len(beams.score_BK), bool))
+    paddle.seed(0)
+    np.testing.assert_array_equal(with_rule.ids, search(decoder, list(range(30)), **options).ids)
 
 
 def test_one_of_the_options_changes_what_is_found(toy):

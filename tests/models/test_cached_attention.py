@@ -111,4 +111,18 @@ def test_tokens_that_no_beam_goes_on_from_are_left_out_when_more_room_is_made(bo
         write(cache, *(draw(4 * GROUPS, HEADS * WIDTH) for _ in range(3)))
         cache = cache.reorder(all_from_the_first)
     slots = cache.layers[0][0].shape[0] // (GROUPS * HEADS)
-    assert slots == PREFIX + 32 + 4 * 32  # when room was made last: one text, and four lanes for as many tokens again
+    assert slots == PREFIX + 20 + 4 * 20  # when room was made last: one text, and four lanes for as many tokens again
+
+
+def test_the_room_that_is_made_first_is_for_ten_tokens_of_all_beams(both, draw):
+    """A first token of which it is not known yet how many beams go on from it takes no room from them."""
+    cache, _ = both
+
+    def append(rows: int, **options) -> int:
+        look = cache.append(**options)
+        look.write(0, *(paddle.to_tensor(draw(rows, HEADS * WIDTH)) for _ in range(2)))
+        return cache.layers[0][0].shape[0] // (GROUPS * HEADS)
+
+    assert append(GROUPS, ahead=False) == PREFIX + 1
+    cache = cache.reorder(np.repeat(np.arange(GROUPS), 5))
+    assert [append(5 * GROUPS) for _ in range(10)] == [PREFIX + 1 + 5 * 10] * 10

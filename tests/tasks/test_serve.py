@@ -13,7 +13,9 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
+from types import SimpleNamespace
 
+import numpy as np
 import paddle
 import pytest
 import requests
@@ -21,8 +23,11 @@ from paddle import nn
 from PIL import Image
 
 from blip2x.config.compose import compose_config
+from blip2x.data.tokenize import train_tokenizer
 from blip2x.errors import Interrupted, UserError
 from blip2x.generation.settings import GenerationSettings
+from blip2x.models.language.opt import OptLanguageModel
+from blip2x.tasks.common.captioning import write_texts
 from blip2x.tasks.common.launch import launch
 from blip2x.tasks.serve import Serve, _AnsweringModel, _look_often
 from blip2x.tasks.serving.app import Written, build_app
@@ -445,6 +450,23 @@ def test_a_prompt_is_bounded_by_the_config_and_by_what_the_language_model_has_ro
     sentence = "allows: task.limit_prompt_tokens=7" if room == 7 else "6 tokens and max_new_tokens=3 make more than the 8 "
     with pytest.raises(UserError, match=sentence):
         model.write(None, "word " * (room + 1), settings)
+
+
+def test_an_images_queries_are_read_once_for_all_that_is_asked():
+    words, query_1QD = train_tokenizer(["which digit is it", "two"], "opt"), paddle.randn([1, 3, 8])
+    sizes = {"width": 8, "depth": 2, "num_heads": 2, "mlp_width": 8, "max_positions": 30}
+    language = OptLanguageModel(**sizes, vocab_size=words.vocab_size, dropout=0.0)
+    network = SimpleNamespace(language=language, encode=lambda image_1CHW: query_1QD)
+    model = _AnsweringModel(network, words, lambda picture: np.zeros(1), positions=30, queries=3, limit=20)
+    queries, memory = model.encode(None)
+    assert memory == 4 * (3 * 8 + 2 * 2 * 3 * 8)  # queries, keys and values of two layers; 4 bytes each
+    settings, read = GenerationSettings(max_new_tokens=4, num_beams=2), [pair[0].numpy() for pair in queries.read]
+    for prompt in ("which digit", "is it"):
+        ((expected,),) = write_texts(network, words, query_1QD, [prompt], settings)
+        (written,) = model.write(queries, prompt, settings)
+        assert written.text == expected.text and written.score == pytest.approx(expected.score, abs=1e-5)
+    for (key, _), before in zip(queries.read, read, strict=True):
+        np.testing.assert_array_equal(key.numpy(), before)
 
 
 def test_the_model_is_left_as_soon_as_nobody_waits():

@@ -6,7 +6,6 @@ B texts, I images, Q queries, N rows of a decoding batch, L tokens, S tokens so 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -27,13 +26,6 @@ from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, copy_for_ranks, split_columns
 from blip2x.parallel.context import TensorGroup
 from blip2x.registry import LANGUAGE_MODELS
-
-
-class OptState(NamedTuple):
-    """Keys and values of the tokens so far, and how many these are, padding included."""
-
-    cache: SharedCache
-    length: int
 
 
 class OptLanguageModel(nn.Layer):
@@ -109,34 +101,36 @@ class OptLanguageModel(nn.Layer):
     @paddle.no_grad()
     def share(self, query_IQD: Tensor) -> SharedQueries:
         """Read images' queries once for all the texts behind them, which they do not see."""
+        self._check_length(query_IQD.shape[1])
         mask_IQ = paddle.ones(query_IQD.shape[:2], "int64")
         return SharedQueries(query_IQD, self._read(query_IQD, mask_IQ)[1])
 
     @paddle.no_grad()
-    def prefill(self, prefix: Prefix | SharedPrefix) -> tuple[Tensor, OptState]:
+    def prefill(self, prefix: Prefix | SharedPrefix) -> tuple[Tensor, SharedCache]:
         """Read the prefixes, padded on the left: float32 logits [B, V] of the first new token, and the state."""
-        if isinstance(prefix, SharedPrefix):
-            (query_IQD, read), image_B, embeds_BLD, mask_BL = prefix
+        past = row_B = None
+        if isinstance(prefix, SharedPrefix) and prefix.queries.read is not None:
+            (query_IQD, past), image_B, embeds_BLD, mask_BL = prefix
             query_mask_BQ = paddle.ones([len(image_B), query_IQD.shape[1]], mask_BL.dtype)
-            mask_BS = paddle.concat([query_mask_BQ, mask_BL], axis=1)
-            hidden_BLD, pairs = self._read(embeds_BLD, mask_BS, past=read, row_B=paddle.to_tensor(image_B))
+            mask_BS, row_B = paddle.concat([query_mask_BQ, mask_BL], axis=1), paddle.to_tensor(image_B)
         else:
-            embeds_BSD, mask_BS = prefix
-            hidden_BLD, pairs = self._read(embeds_BSD, mask_BS)
-        cache = SharedCache(pairs, mask_BS.numpy().astype(bool), heads=self.num_heads)
+            embeds_BLD, mask_BS = prefix.joined() if isinstance(prefix, SharedPrefix) else prefix
+        visible_BS = mask_BS.numpy().astype(bool)
+        self._check_length(visible_BS.sum(axis=1).max())
+        hidden_BLD, pairs = self._read(embeds_BLD, mask_BS, past=past, row_B=row_B)
+        cache = SharedCache(pairs, visible_BS, heads=self.num_heads)
         look, hidden_BD = cache.open(), hidden_BLD[:, -1]
         layer = self.opt.decoder.layers[-1]
         query_BD = self._query(layer, layer.norm1(hidden_BD))
         hidden_BD = self._behind(layer, hidden_BD, look.read(self.depth - 1, query_BD, look.bias(self._stored_as)))
-        return self._logits(hidden_BD), OptState(cache, mask_BS.shape[1])
+        return self._logits(hidden_BD), cache
 
     @paddle.no_grad()
-    def step(self, token_N: Tensor, state: OptState) -> tuple[Tensor, OptState]:
+    def step(self, token_N: Tensor, state: SharedCache) -> tuple[Tensor, SharedCache]:
         """Append one token per row: float32 logits [N, V] of the next one, and the new state."""
-        cache, length = state.cache, state.length + 1
-        self._check_length(length)
-        look, positions = cache.append(), self.opt.embeddings.position_embeddings
-        position_N = paddle.to_tensor(cache.seen_N - 1 + positions.offset)
+        look, positions = state.append(), self.opt.embeddings.position_embeddings
+        self._check_length(state.seen_N.max())
+        position_N = paddle.to_tensor(state.seen_N - 1 + positions.offset)
         with without_autocast():
             position_ND = F.embedding(position_N, positions.weight)
         hidden_ND = self.embed(token_N) + position_ND
@@ -145,14 +139,15 @@ class OptLanguageModel(nn.Layer):
             normed_ND, attention = layer.norm1(hidden_ND), layer.self_attn
             look.write(place, attention.k_proj(normed_ND), attention.v_proj(normed_ND))
             hidden_ND = self._behind(layer, hidden_ND, look.read(place, self._query(layer, normed_ND), bias))
-        return self._logits(hidden_ND), OptState(cache, length)
+        return self._logits(hidden_ND), state
 
-    def reorder(self, state: OptState, index_N: np.ndarray) -> OptState:
+    def reorder(self, state: SharedCache, index_N: np.ndarray) -> SharedCache:
         """Keep the rows `index_N`, which may repeat."""
-        return OptState(state.cache.reorder(index_N), state.length)
+        return state.reorder(index_N)
 
     def _run(self, embeds_BLD: Tensor, mask_BS: Tensor) -> Tensor:
         """Hidden states of whole texts, before the last norm."""
+        self._check_length(mask_BS.shape[1])  # padding counts, for which nobody waits for the device
         hidden_BLD, bias = self._enter(embeds_BLD, mask_BS)
         for layer in self.opt.decoder.layers:
             hidden_BLD = call(layer, hidden_BLD, again=self.recompute, memory=None, tgt_mask=bias)
@@ -184,7 +179,6 @@ class OptLanguageModel(nn.Layer):
     def _enter(self, embeds_BLD: Tensor, mask_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Where the layers start from at the last L of S positions, and the bias of their attention."""
         length, total = embeds_BLD.shape[1], mask_BS.shape[1]
-        self._check_length(total)
         visible = mask_BS.astype("bool").unsqueeze([1, 2]) & causal(total)[:, :, total - length :]
         embeds_BLD = embeds_BLD.astype(self._stored_as)  # the queries' may be another
         bias = for_all_heads(attention_bias(visible, self._stored_as), self.num_heads, length)

@@ -15,7 +15,7 @@ from paddlenlp.transformers.t5.configuration import T5Config as PaddleNlpConfig
 from paddlenlp.transformers.t5.modeling import T5Attention, T5DenseGatedGeluDense, T5LayerNorm, T5Stack
 
 from blip2x.config.model import Activation, T5Config
-from blip2x.models.cached_attention import KeysValues, SharedCache
+from blip2x.models.cached_attention import KeysValues, Look, SharedCache
 from blip2x.models.compact import type_of
 from blip2x.models.language._common import build_pretrained
 from blip2x.models.masks import attention_bias, causal, for_all_heads
@@ -161,22 +161,22 @@ class T5LanguageModel(nn.Layer):
         pairs = [self._memory_keys(block.layer[1].EncDecAttention, memory_BSD) for block in self.decoder.block]
         memory = SharedCache(pairs, mask_BS.numpy().astype(bool), heads=self.num_heads)
         own = SharedCache([None] * len(pairs), np.zeros((rows, 0), bool), heads=self.num_heads)
-        return self._write(paddle.full([rows], self.start_id, dtype="int64"), T5State(own, memory))
+        start_B = paddle.full([rows], self.start_id, dtype="int64")
+        return self._write(start_B, T5State(own, memory), own.append(ahead=False))
 
     @never_float16()
     @paddle.no_grad()
     def step(self, token_N: Tensor, state: T5State) -> tuple[Tensor, T5State]:
         """Append one token per row: float32 logits [N, V] of the next one, and the new state."""
-        return self._write(token_N, state)
+        return self._write(token_N, state, state.own.append())
 
     def reorder(self, state: T5State, index_N: np.ndarray) -> T5State:
         """Keep the rows `index_N`, which may repeat."""
         return T5State(*(cache.reorder(index_N) for cache in state))
 
-    def _write(self, token_N: Tensor, state: T5State) -> tuple[Tensor, T5State]:
-        hidden_ND = self.embed(token_N)
+    def _write(self, token_N: Tensor, state: T5State, look: Look) -> tuple[Tensor, T5State]:
+        hidden_ND, memory = self.embed(token_N), state.memory.open()
         dtype = hidden_ND.dtype
-        look, memory = state.own.append(), state.memory.open()
         distance_1HT = self._position_bias(self.decoder, 1, state.own.written).squeeze(2)
         distance_GHC = paddle.index_select(distance_1HT, paddle.to_tensor(look.token_GC.reshape(-1)), axis=2)
         distance_GHC = distance_GHC.reshape([self.num_heads, *look.token_GC.shape]).transpose([1, 0, 2])

@@ -159,29 +159,12 @@ class QFormer(nn.Layer):
         With `place_N`, places in B * L, there are logits [N, V] of these alone: the head is as wide as the vocabulary, and
         nobody asks what follows padding.
         """
-        hidden_BLD, _ = self._go_on(ids_BL, mask_BL, cache, first=0)
+        length, queries = ids_BL.shape[1], cache[0][0].shape[2]
+        query_mask_BQ = paddle.ones([mask_BL.shape[0], queries], dtype=mask_BL.dtype)
+        visible_B11T = paddle.concat([query_mask_BQ, mask_BL], axis=1).astype("bool").unsqueeze([1, 2])
+        bias = attention_bias(visible_B11T & causal(queries + length)[:, :, queries:], self.query_tokens.dtype)
+        hidden_BLD, _ = self._run(self._normalise(self.text.embed(ids_BL)), num_queries=0, bias=bias, past=cache)
         return self.text.logits(hidden_BLD if place_N is None else hidden_BLD.flatten(0, 1).index_select(place_N))
-
-    def write(self, ids_BL: Tensor, mask_BL: Tensor, cache: Cache, *, first: int) -> tuple[Tensor, Cache]:
-        """Logits [B, L, V] of L new tokens behind `first` tokens and the queries in `cache`, and the new cache.
-
-        `mask_BL` is of the new tokens; those in the cache all count.
-        """
-        hidden_BLD, cache = self._go_on(ids_BL, mask_BL, cache, first=first)
-        return self.text.logits(hidden_BLD), cache
-
-    def _go_on(self, ids_BL: Tensor, mask_BL: Tensor, cache: Cache, *, first: int) -> tuple[Tensor, Cache]:
-        length, past = ids_BL.shape[1], cache[0][0].shape[2]
-        before_BS = paddle.ones([mask_BL.shape[0], past], dtype=mask_BL.dtype)
-        visible = paddle.concat([before_BS, mask_BL], axis=1).astype("bool").unsqueeze([1, 2])
-        if length > 1:
-            visible = visible & causal(past + length)[:, :, past:]
-        return self._run(
-            self._normalise(self.text.embed(ids_BL, first=first)),
-            num_queries=0,
-            bias=attention_bias(visible, self.query_tokens.dtype),
-            past=cache,
-        )
 
     def _queries(self, rows: int) -> Tensor:
         return self.query_tokens.expand([rows, -1, -1])

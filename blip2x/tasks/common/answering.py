@@ -23,6 +23,7 @@ from blip2x.engine.run import Run
 from blip2x.generation.settings import GenerationSettings
 from blip2x.metrics.lemmatise import require_lemmatiser
 from blip2x.models.assemblies.stage2 import Stage2Model
+from blip2x.models.prefix import SharedQueries
 from blip2x.models.qformer.qformer import rows_of
 from blip2x.tasks.common.attention import draw_looks, keep_shares
 from blip2x.tasks.common.captioning import write_about, write_texts
@@ -187,16 +188,19 @@ class Answering:
         Those of about one length together, so that little is read that is padding only.
         """
         size, rows, model = self._cfg.task.eval_batch_size, [], self._model
-        shared = model.language.share(feature_B) if self._queries is None else None
-        asked = sorted(asked, key=lambda pair: len(self._asked(self._questions[pair[1]])))
-        for start in range(0, len(asked), size):
-            chunk = asked[start : start + size]
-            images, questions = [row for row, _ in chunk], [self._questions[place] for _, place in chunk]
-            prompts = [self._asked(question) for question in questions]
+        shared = None
+        if self._queries is None:  # with one question per image there is nothing to share
+            several = len(asked) > feature_B.shape[0]
+            shared = model.language.share(feature_B) if several else SharedQueries(feature_B, None)
+        prompted = [(self._asked(self._questions[place]), row, place) for row, place in asked]
+        by_length = sorted(prompted, key=lambda entry: len(entry[0]))
+        for start in range(0, len(by_length), size):
+            prompts, images, places = zip(*by_length[start : start + size], strict=True)
+            questions = [self._questions[place] for place in places]
             if shared is not None:
                 written = write_about(model, self._tokenizer, shared, images, prompts, self._settings)
             else:
-                with self._looking({place: row for row, (_, place) in enumerate(chunk)}):
+                with self._looking({place: row for row, place in enumerate(places)}):
                     query_NQD = self._queries(rows_of(feature_B, paddle.to_tensor(images)), questions)
                 written = write_texts(model, self._tokenizer, query_NQD, prompts, self._settings)
             rows += [
@@ -209,6 +213,6 @@ class Answering:
                         **({"shares": self._shares.pop(place)} if place in self._shares else {}),
                     },
                 )
-                for (_, place), question, texts in zip(chunk, questions, written, strict=True)
+                for place, question, texts in zip(places, questions, written, strict=True)
             ]
         return rows

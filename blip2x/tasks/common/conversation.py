@@ -81,7 +81,7 @@ class Asker:
     """Turns what is asked into prompts, and has the language model write behind them.
 
     Args:
-        share: the language model's, for all that is asked of an image.
+        share: the language model's, for images of which some are asked more than once.
         write: see `Write`.
         template: "{}" in it is replaced by what is asked; without "{}" that is the whole prompt.
         chat: what was asked of an image before, and the answer, stands before what is asked next, as in the paper's examples:
@@ -100,7 +100,8 @@ class Asker:
 
     def ask(self, query_BQD: Tensor, asked: Sequence[Sequence[str]]) -> list[list[Reply]]:
         """Each image's replies, in the order of what is asked of it; some images may be asked more than others."""
-        queries = self._share(query_BQD)
+        several = any(len(own) > 1 for own in asked)  # or else there is nothing to share
+        queries = self._share(query_BQD) if several else SharedQueries(query_BQD, None)
         found: dict[tuple[int, int], Reply] = {}
         for turns in self._rounds(asked):
             prompts = {}

@@ -9,7 +9,7 @@ import pytest
 from blip2x.config.compose import compose_config
 from blip2x.errors import UserError
 from blip2x.models.language.opt import build
-from blip2x.models.prefix import SharedPrefix
+from blip2x.models.prefix import SharedPrefix, SharedQueries
 
 ATOL = 2e-5  # float32 sums in another order, logits of about 5
 
@@ -75,6 +75,20 @@ def test_the_longest_text_fits_and_one_token_more_is_one_sentence(opt):
         opt(paddle.concat([full, full[:, :1]], axis=1), ones(1, 11))
 
 
+def test_a_short_text_goes_on_when_a_longer_one_beside_it_has_filled_all_positions(opt):
+    """Padding takes no position, so that a text is as long as it may be in any batch."""
+    ids, mask = texts([3] * 10, [*[0] * 8, 4, 5]), texts([1] * 10, [*[0] * 8, 1, 1])
+    _, state = opt.prefill((opt.embed(ids), mask))
+    _, alone = opt.prefill((opt.embed(ids[1:, 8:]), ones(1, 2)))
+    state = opt.reorder(state, np.array([1]))
+    for token in range(8):
+        logits, state = opt.step(texts(token), state)
+        expected, alone = opt.step(texts(token), alone)
+        np.testing.assert_allclose(logits.numpy(), expected.numpy(), atol=ATOL)
+    with pytest.raises(UserError, match="a text of 11 tokens"):
+        opt.step(texts(1), state)
+
+
 def test_dropout_acts_in_train_mode_only(opt):
     embeds = opt.embed(texts([3, 4, 5]))
     np.testing.assert_array_equal(opt(embeds, ones(1, 3)).numpy(), opt(embeds, ones(1, 3)).numpy())
@@ -115,6 +129,14 @@ def test_texts_about_one_image_go_on_from_queries_that_were_read_once(opt, monke
         expected, alone = opt.step(texts(token, token, 1), alone)
         np.testing.assert_allclose(logits.numpy(), expected.numpy(), atol=ATOL)
     assert np.abs(expected.numpy()).max() > 1
+
+
+def test_queries_that_were_not_read_ahead_are_read_with_their_text(opt):
+    image_B, ids, mask = np.array([1, 0]), texts([1, 2], [0, 9]), texts([1, 1], [0, 1])
+    query_IQD, text_BLD = opt.embed(texts([3, 4, 5], [6, 7, 8])), opt.embed(ids)
+    ahead = SharedPrefix(opt.share(query_IQD), image_B, text_BLD, mask)
+    with_text = SharedPrefix(SharedQueries(query_IQD, None), image_B, text_BLD, mask)
+    np.testing.assert_allclose(opt.prefill(with_text)[0].numpy(), opt.prefill(ahead)[0].numpy(), atol=ATOL)
 
 
 def watched(forward, note):

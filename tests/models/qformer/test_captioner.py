@@ -42,14 +42,6 @@ def test_steps_equal_one_pass(captioner, qformer, prefix):
     assert np.abs(expected).max() > 1
 
 
-def test_several_tokens_at_once_equal_single_steps(qformer, prefix):
-    ids = paddle.to_tensor([[DEC, 4, 5, 6], [DEC, 9, 3, 3]])
-    ones = paddle.ones_like(ids)
-    _, cache = qformer.write(ids[:, :2], ones[:, :2], prefix, first=0)
-    logits, _ = qformer.write(ids[:, 2:], ones[:, 2:], cache, first=2)
-    np.testing.assert_allclose(logits.numpy(), whole(qformer, ids.tolist(), prefix)[:, 2:], atol=ATOL)
-
-
 def test_reordered_rows_go_on_as_the_images_and_texts_they_came_from(captioner, qformer, prefix, patches):
     _, state = captioner.prefill(prefix)
     _, state = captioner.step(paddle.to_tensor([4, 9]), state)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import paddle
 import pytest
 
+from blip2x.models.prefix import SharedQueries
 from blip2x.tasks.common.captioning import Text
 from blip2x.tasks.common.conversation import Asker
 
 QUERY = paddle.to_tensor([[[10.0]], [[20.0]], [[30.0]]])  # [B, Q, D], an image's number in each
+
+
+def share(query_BQD):
+    return SharedQueries(query_BQD, "what was read ahead")
 
 
 @pytest.fixture
@@ -16,13 +21,13 @@ def asking():
     """`asking(chat, fits, batch_size)` -> (an Asker, the calls of its language model); answers name image and call."""
     calls = []
 
-    def write(query_BQD, images, prompts):
-        numbers = query_BQD[:, 0, 0].astype("int64").numpy()[images].tolist()
+    def write(queries, images, prompts):
+        numbers = queries.query_IQD[:, 0, 0].astype("int64").numpy()[images].tolist()
         calls.append(list(zip(numbers, prompts, strict=True)))
         return [[Text(f"{number}-{len(calls)}", -1.0), Text("other", -2.0)] for number in numbers]
 
     def make(*, chat=False, template="Q: {} A:", fits=lambda prompt: True, batch_size=2):
-        return Asker(lambda query_BQD: query_BQD, write, template=template, chat=chat, fits=fits, batch_size=batch_size), calls
+        return Asker(share, write, template=template, chat=chat, fits=fits, batch_size=batch_size), calls
 
     return make
 
@@ -61,3 +66,15 @@ def test_without_a_place_for_them_prompts_stay_as_they_are(asking):
     asker, calls = asking(template="")
     asker.ask(QUERY[:1], [["a photo of", "{} braces"]])
     assert [prompt for call in calls for _, prompt in call] == ["{} braces", "a photo of"]  # the shorter first
+
+
+@pytest.mark.parametrize(("asked", "ahead"), [([["a?"], ["b?"], ["c?"]], False), ([["a?"], ["b?", "d?"], ["c?"]], True)])
+def test_queries_are_read_ahead_where_an_image_is_asked_more_than_once(asked, ahead):
+    read = []
+
+    def write(queries, images, prompts):
+        read.append(queries.read is not None)
+        return [[Text("", -1.0)] for _ in prompts]
+
+    Asker(share, write, template="", chat=False, fits=lambda prompt: True, batch_size=9).ask(QUERY, asked)
+    assert read == [ahead]
