@@ -167,7 +167,7 @@ def test_writing(multiplied, model, beams):
     found = generation_flops(cfg.model, Work(ROWS, ROWS, LENGTH, new_tokens=new, beams=beams))
     # In one product with the prompt, the queries' part that sees no prompt is multiplied and masked; and the products over a
     # beam's own tokens have room for those that are not written yet.
-    assert 0.96 * sum(multiplied.values()) <= forward(found) <= sum(multiplied.values())
+    assert 0.95 * sum(multiplied.values()) <= forward(found) <= sum(multiplied.values())
 
 
 def test_backward_leaves_out_what_is_frozen():
