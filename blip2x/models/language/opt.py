@@ -19,6 +19,7 @@ from blip2x.errors import UserError
 from blip2x.models.cached_attention import KeysValues, SharedCache
 from blip2x.models.compact import linear_of_words, type_of
 from blip2x.models.language._common import LayerNorm, build_pretrained
+from blip2x.models.linear import use_linear
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.precision import without_autocast
 from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries
@@ -72,6 +73,7 @@ class OptLanguageModel(nn.Layer):
             for name, child in list(layer.named_children()):
                 if isinstance(child, nn.LayerNorm):
                     setattr(layer, name, LayerNorm(width, epsilon=child._epsilon))
+        use_linear(self.opt)
 
     def split_over(self, group: TensorGroup) -> None:
         """Keep this rank's share of heads, hidden units and words; before the model has memory (`tensor_parallel`)."""
