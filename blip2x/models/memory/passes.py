@@ -284,7 +284,8 @@ class OptPass(LanguagePass):
         del position
         for index in range(cfg.depth):
             hidden = (t.recompute if cfg.recompute else call)(self._block, index, hidden, bias)
-        hidden = t.norm(self._at_places(hidden, places))
+        hidden = self._at_places(hidden, places)
+        hidden = t.norm(hidden)
         words = t.leaf("language.words") if self.trained else None
         head = Ghost((self.vocab_size, cfg.width), self.size, hidden.memory, words)  # its memory is the model's
         return t.matmul(hidden, head, (places, self.vocab_size))
@@ -332,7 +333,8 @@ class T5Pass(LanguagePass):
         memory_bias = t.make((rows, cfg.num_heads // self.ranks, length, embeds.shape[1]), self.size)
         for index in range(cfg.decoder_depth):
             hidden = self._next(f"language.decoder.{index}", hidden, bias, memory, memory_bias)
-        hidden = t.dropout(self._norm(self._at_places(hidden, rows * length)), self.dropout)
+        hidden = self._at_places(hidden, rows * length)
+        hidden = t.dropout(self._norm(hidden), self.dropout)
         return t.linear(hidden, "language.lm_head", self.vocab_size, trained=self.trained, bias=False)
 
     def _encode(self, embeds: Ghost) -> Ghost:
