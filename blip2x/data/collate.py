@@ -115,10 +115,11 @@ class Stage1Collate(CaptionLoading):
 
 @dataclass(frozen=True)
 class Stage2Collate(CaptionLoading):
-    """Stage 2 with a decoder-only model: image_BCHW, text_ids_BL, text_mask_BL, label_mask_BL.
+    """Stage 2 with a decoder-only model: image_BCHW, text_ids_BL, text_mask_BL, label_mask_BL, target_place_N.
 
     A text is bos, prompt, caption, end. label_mask_BL is 1 at the tokens to be predicted: the caption and the end. bos comes
-    after the queries on its own accord and is no target (LAVIS predicts it where there is no prompt).
+    after the queries on its own accord and is no target (LAVIS predicts it where there is no prompt). target_place_N are the
+    targets' places in B * L, see `Stage1Collate`.
     """
 
     prompt: str
@@ -136,7 +137,7 @@ class Stage2Collate(CaptionLoading):
         ids_BL, mask_BL = self.tokenizer.encode(texts, max_length=self.max_txt_len)
         label_mask_BL = mask_BL.copy()
         label_mask_BL[:, : self._given()] = 0
-        return {**_images(items), "text_ids_BL": ids_BL, "text_mask_BL": mask_BL, "label_mask_BL": label_mask_BL}
+        return {**_images(items), **_read_on(ids_BL, mask_BL, label_mask_BL)}
 
     def _given(self) -> int:
         """Tokens before the caption: bos and the prompt."""
@@ -145,7 +146,7 @@ class Stage2Collate(CaptionLoading):
 
 @dataclass(frozen=True)
 class Stage2EncoderDecoderCollate(CaptionLoading):
-    """Stage 2 with an encoder-decoder: image_BCHW, input_ids_BL, input_mask_BL, output_ids_BT, output_mask_BT.
+    """Stage 2 with an encoder-decoder: image_BCHW, and what `_in_and_out` gives.
 
     The encoder reads the prompt; with `prefix_split` also the first words of the caption, how many is drawn by lot, and the
     decoder is asked for the rest (section 3.3 of the paper).
@@ -170,7 +171,9 @@ class Stage2EncoderDecoderCollate(CaptionLoading):
 
 @dataclass(frozen=True)
 class LanguageCollate:
-    """Documents for a decoder-only model: text_ids_BL, text_mask_BL; each document is closed by the end token.
+    """Documents for a decoder-only model: text_ids_BL, text_mask_BL, target_place_N; each is closed by the end token.
+
+    The targets are all tokens but a document's first; their places are in B * L.
 
     bos stands before one of the document's lines, drawn by lot: as in a corpus that is packed into one stream and cut
     anywhere, and so that the model meets bos behind something that it has to heed, as it does in stage 2.
@@ -188,12 +191,14 @@ class LanguageCollate:
     def __call__(self, items: list[str]) -> Batch:
         """Tokenize."""
         ids_BL, mask_BL = self.tokenizer.encode(items, max_length=self.max_txt_len, add_bos=False)
-        return {"text_ids_BL": ids_BL, "text_mask_BL": mask_BL}
+        targets_BL = mask_BL.copy()
+        targets_BL[:, :1] = 0
+        return {"text_ids_BL": ids_BL, "text_mask_BL": mask_BL, "target_place_N": np.flatnonzero(targets_BL)}
 
 
 @dataclass(frozen=True)
 class LanguageEncoderDecoderCollate:
-    """Documents for an encoder-decoder: input_ids_BL, input_mask_BL, output_ids_BT, output_mask_BT.
+    """Documents for an encoder-decoder: what `_in_and_out` gives.
 
     One line of the document is cut: the encoder reads all that stands before the cut, the decoder writes the rest of the line.
     A line with a question is cut after its last colon ("... short answer:"), so that the model answers and never asks, as
@@ -220,7 +225,18 @@ class LanguageEncoderDecoderCollate:
         return _in_and_out(self.tokenizer, inputs, outputs, self.max_txt_len)
 
 
+def _read_on(ids_BL: np.ndarray, mask_BL: np.ndarray, label_mask_BL: np.ndarray) -> Batch:
+    """Texts of a decoder-only model, and the places of its targets."""
+    return {
+        "text_ids_BL": ids_BL,
+        "text_mask_BL": mask_BL,
+        "label_mask_BL": label_mask_BL,
+        "target_place_N": np.flatnonzero(label_mask_BL),
+    }
+
+
 def _in_and_out(tokenizer: TextTokenizer, inputs: list[str], outputs: list[str], max_length: int) -> Batch:
+    """input_ids_BL, input_mask_BL, output_ids_BT, output_mask_BT, and target_place_N, the output's places in B * T."""
     input_ids_BL, input_mask_BL = tokenizer.encode(inputs, max_length=max_length)
     output_ids_BT, output_mask_BT = tokenizer.encode(outputs, max_length=max_length)
     return {
@@ -228,6 +244,7 @@ def _in_and_out(tokenizer: TextTokenizer, inputs: list[str], outputs: list[str],
         "input_mask_BL": input_mask_BL,
         "output_ids_BT": output_ids_BT,
         "output_mask_BT": output_mask_BT,
+        "target_place_N": np.flatnonzero(output_mask_BT),
     }
 
 
@@ -246,7 +263,8 @@ class QuestionTexts:
     The Q-Former reads the question: question_ids_BK, question_mask_BK. The language model is asked `prompt`, in which the
     question stands in place of "{}". A decoder-only one goes on with the answer: text_ids_BL, text_mask_BL, and label_mask_BL,
     1 at the answer and the end. An encoder-decoder reads the prompt, input_ids_BL and input_mask_BL, and writes the answer:
-    output_ids_BT, output_mask_BT. Where prompt and answer are too long, it is the question that loses its last words.
+    output_ids_BT, output_mask_BT. target_place_N are the places of what is to be predicted, in B * L or B * T. Where prompt
+    and answer are too long, it is the question that loses its last words.
     """
 
     qformer: TextTokenizer
@@ -279,7 +297,7 @@ class QuestionTexts:
         label_mask_BL = mask_BL.copy()
         for row, prompt in zip(label_mask_BL, prompts, strict=True):
             row[: 1 + len(self.language.tokens(prompt))] = 0
-        return {"text_ids_BL": ids_BL, "text_mask_BL": mask_BL, "label_mask_BL": label_mask_BL}
+        return _read_on(ids_BL, mask_BL, label_mask_BL)
 
     def _question(self, text: str) -> str:
         return clean_question(text) if self.clean else text

@@ -1,6 +1,6 @@
 """Fit a language model on text alone: what the demo's reader learns before it is frozen.
 
-B texts, L tokens, T output tokens.
+B texts, Q queries, L tokens, S = Q + L, T output tokens, N targets, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import paddle
 from paddle import Tensor, nn
 
-from blip2x.losses.lm import lm_loss, shift_right, target_labels
+from blip2x.losses.lm import IGNORED, lm_loss, shift_right, target_labels
 from blip2x.objectives.tokens import weighed, with_token_shares
 from blip2x.parallel.context import Context
 
@@ -41,17 +42,38 @@ class LanguageObjective(nn.Layer):
 
         Decoder only: ``text_ids_BL``, ``text_mask_BL``; the first token is no target, as nothing comes before it.
         Encoder-decoder: ``input_ids_BL``, ``input_mask_BL`` and ``output_ids_BT``, ``output_mask_BT``, all of them targets.
+
+        With ``target_place_N``, the targets' places in B * L, or in B * T, the head looks for these alone.
         """
         if self.language.is_encoder_decoder:
             embeds_BLD = self.language.embed(batch["input_ids_BL"])
             return {"loss": weighed(output_loss(self.language, embeds_BLD, batch["input_mask_BL"], batch), batch)}
-        ids_BL, mask_BL = batch["text_ids_BL"], batch["text_mask_BL"]
-        logits_BLV = self.language(self.language.embed(ids_BL), mask_BL)
-        return {"loss": weighed(lm_loss(logits_BLV[:, :-1], target_labels(ids_BL, mask_BL)[:, 1:]), batch)}
+        mask_BL = batch["text_mask_BL"]
+        embeds_BLD = self.language.embed(batch["text_ids_BL"])
+        return {"loss": weighed(text_loss(self.language, embeds_BLD, mask_BL, batch, mask_BL), batch)}
+
+
+def text_loss(language: nn.Layer, embeds_BSD: Tensor, mask_BS: Tensor, batch: dict[str, Any], is_target_BL: Tensor) -> Tensor:
+    """Loss of ``text_ids_BL`` where `is_target_BL`, read by a decoder-only model as the last L of S positions.
+
+    A token is predicted one position earlier, the first one by the last query; without queries (S = L) it is no target.
+    """
+    ids_BL, place_N = batch["text_ids_BL"], batch.get("target_place_N")
+    rows, length = ids_BL.shape
+    queries = embeds_BSD.shape[1] - length
+    label_BL = target_labels(ids_BL, is_target_BL)
+    if not queries:
+        label_BL[:, 0] = IGNORED
+    if place_N is None:
+        place_N = paddle.arange(rows * length)
+    before_N = place_N + (place_N // length + 1) * queries - 1  # in B * S
+    logits_NV = language(embeds_BSD, mask_BS, before_N.clip(min=0))
+    return lm_loss(logits_NV, label_BL.flatten().index_select(place_N))
 
 
 def output_loss(language: nn.Layer, embeds_BSD: Tensor, mask_BS: Tensor, batch: dict[str, Any]) -> Tensor:
     """Loss of ``output_ids_BT`` written by an encoder-decoder model whose encoder reads `embeds_BSD` (S positions)."""
-    ids_BT, mask_BT = batch["output_ids_BT"], batch["output_mask_BT"]
-    logits_BTV = language(embeds_BSD, mask_BS, *shift_right(ids_BT, mask_BT, language.start_id))
-    return lm_loss(logits_BTV, target_labels(ids_BT, mask_BT))
+    ids_BT, mask_BT, place_N = batch["output_ids_BT"], batch["output_mask_BT"], batch.get("target_place_N")
+    logits = language(embeds_BSD, mask_BS, *shift_right(ids_BT, mask_BT, language.start_id), place_N)
+    label_BT = target_labels(ids_BT, mask_BT)
+    return lm_loss(logits, label_BT if place_N is None else label_BT.flatten().index_select(place_N))

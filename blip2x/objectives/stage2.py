@@ -1,6 +1,6 @@
 """Stage 2, section 3.2 of the BLIP-2 paper: a frozen language model writes the caption, the queries learn to tell it what.
 
-B images, Q queries, L text tokens, S = Q + L, T output tokens, D width of the language model, V vocabulary.
+B images, Q queries, L text tokens, T output tokens, N targets, D width of the language model.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from typing import Any
 
 from paddle import Tensor, nn
 
-from blip2x.losses.lm import lm_loss, target_labels
 from blip2x.models.assemblies.stage2 import join_prefix
-from blip2x.objectives.language import output_loss
+from blip2x.objectives.language import output_loss, text_loss
 from blip2x.objectives.tokens import weighed, with_token_shares
 from blip2x.parallel.context import Context
 
@@ -43,6 +42,9 @@ class Stage2Objective(nn.Layer):
         Decoder only: ``text_ids_BL``, ``text_mask_BL`` and ``label_mask_BL``, 1 where a token is to be predicted (not in the
         prompt). Encoder-decoder: ``input_ids_BL``, ``input_mask_BL`` and ``output_ids_BT``, ``output_mask_BT``, all of them
         to be predicted.
+
+        With ``target_place_N``, the places of the tokens to predict in B * L, or in B * T, the language model's head, as wide
+        as the vocabulary, looks for these alone; nothing else changes by it.
         """
         return {"loss": weighed(self.text_loss(self.model.soft_prompt(self.model.encoded(batch)), batch), batch)}
 
@@ -52,10 +54,5 @@ class Stage2Objective(nn.Layer):
         if language.is_encoder_decoder:
             prefix = join_prefix(language, query_BQD, batch["input_ids_BL"], batch["input_mask_BL"])
             return output_loss(language, *prefix, batch)
-        ids_BL = batch["text_ids_BL"]
-        logits_BSV = language(*join_prefix(language, query_BQD, ids_BL, batch["text_mask_BL"]))
-        label_BL = target_labels(ids_BL, batch["label_mask_BL"])
-        # A token is predicted one position earlier, the first one by the last query; what follows the last has no label.
-        if query_BQD is None:
-            return lm_loss(logits_BSV[:, :-1], label_BL[:, 1:])
-        return lm_loss(logits_BSV[:, query_BQD.shape[1] - 1 : -1], label_BL)
+        prefix = join_prefix(language, query_BQD, batch["text_ids_BL"], batch["text_mask_BL"])
+        return text_loss(language, *prefix, batch, batch["label_mask_BL"])

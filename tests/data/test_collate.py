@@ -55,6 +55,9 @@ def texts(collate, ids_BL):
     return [collate.tokenizer.decode(row) for row in ids_BL]
 
 
+IN_AND_OUT = {"input_ids_BL", "input_mask_BL", "output_ids_BT", "output_mask_BT", "target_place_N"}
+
+
 def test_stage1_has_one_of_the_captions_and_the_places_to_predict(samples):
     collate = Stage1Collate(transform, tokenizer("bert"), max_txt_len=16)
     made = batch(collate, samples)
@@ -71,7 +74,8 @@ def test_stage1_has_one_of_the_captions_and_the_places_to_predict(samples):
 def test_stage2_learns_caption_and_end_only(samples, prompt, given):
     collate = Stage2Collate(transform, tokenizer("opt"), max_txt_len=16, prompt=prompt)
     made = batch(collate, samples)
-    assert set(made) == {"image_BCHW", "text_ids_BL", "text_mask_BL", "label_mask_BL"}
+    assert set(made) == {"image_BCHW", "text_ids_BL", "text_mask_BL", "label_mask_BL", "target_place_N"}
+    assert made["target_place_N"].tolist() == made["label_mask_BL"].flatten().nonzero()[0].tolist()
     for ids, mask, label in zip(made["text_ids_BL"], made["text_mask_BL"], made["label_mask_BL"], strict=True):
         assert label[:given].sum() == 0 and np.array_equal(label[given:], mask[given:])
         assert collate.tokenizer.decode(ids[:given]) == prompt.strip()
@@ -92,7 +96,8 @@ def test_a_prompt_without_room_for_a_caption_is_refused():
 def test_encoder_decoder_splits_at_random_words(samples):
     collate = Stage2EncoderDecoderCollate(transform, tokenizer("t5"), max_txt_len=16, prompt="a photo of", prefix_split=True)
     made = batch(collate, samples)
-    assert set(made) == {"image_BCHW", "input_ids_BL", "input_mask_BL", "output_ids_BT", "output_mask_BT"}
+    assert set(made) == {"image_BCHW", *IN_AND_OUT}
+    assert made["target_place_N"].tolist() == made["output_mask_BT"].flatten().nonzero()[0].tolist()
     inputs, outputs = texts(collate, made["input_ids_BL"]), texts(collate, made["output_ids_BT"])
     assert all(f"{given} {asked}".removeprefix("a photo of ") in CAPTIONS for given, asked in zip(inputs, outputs, strict=True))
     assert all(outputs) and len(set(inputs)) > 3
@@ -108,7 +113,9 @@ def test_encoder_decoder_without_split_reads_the_prompt_alone(samples):
 def test_language_documents_keep_their_lines():
     collate = LanguageCollate(tokenizer("opt"), max_txt_len=40)
     made = batch(collate, [DOCUMENT, CAPTIONS[0]])
-    assert set(made) == {"text_ids_BL", "text_mask_BL"}
+    assert set(made) == {"text_ids_BL", "text_mask_BL", "target_place_N"}
+    rows, columns = np.divmod(made["target_place_N"], made["text_ids_BL"].shape[1])
+    assert columns.min() == 1 and np.bincount(rows).tolist() == (made["text_mask_BL"].sum(axis=1) - 1).tolist()
     assert (made["text_ids_BL"] == collate.tokenizer.end_id).sum(axis=1).tolist() == [2, 1]
     assert made["text_mask_BL"].sum(axis=1).tolist() == [(made["text_ids_BL"][b] != 1).sum() for b in (0, 1)]
 
@@ -123,7 +130,7 @@ def test_language_encoder_decoder_completes_lines():
     assert len(answered) > 30 and set(answered) == {"3"}
     assert not any("question" in after for _, after in loaded)  # it answers, it never asks
     made = collate(loaded[:4])
-    assert set(made) == {"input_ids_BL", "input_mask_BL", "output_ids_BT", "output_mask_BT"}
+    assert set(made) == IN_AND_OUT
     assert re.sub(r"\W", "", collate.tokenizer.decode(made["output_ids_BT"][0])) == re.sub(r"\W", "", loaded[0][1])
 
 
@@ -153,7 +160,7 @@ def question_texts(family, max_txt_len=24, prompt=ASKED):
 def test_a_questions_answer_and_end_are_learned_each_behind_its_own_prompt():
     collate = QuestionCollate(transform, question_texts("opt"))
     made = batch(collate, [question(), question("which digit is left of a blue digit ?", ("a red 7",))])
-    names = {"question_ids_BK", "question_mask_BK", "text_ids_BL", "text_mask_BL", "label_mask_BL"}
+    names = {"question_ids_BK", "question_mask_BK", "text_ids_BL", "text_mask_BL", "label_mask_BL", "target_place_N"}
     assert set(made) == {"image_BCHW", *names} and made["image_BCHW"].shape == (2, 3, 4, 4)
     words, reader = collate.texts.language, collate.texts.qformer
     expected = [("which digit is red ?", "3"), ("which digit is left of a blue digit ?", "a red 7")]
@@ -169,9 +176,7 @@ def test_a_questions_answer_and_end_are_learned_each_behind_its_own_prompt():
 def test_an_encoder_reads_the_question_and_a_decoder_writes_the_answer():
     texts = question_texts("t5")
     made = QuestionCollate(transform, texts)([("picture", "which digit is red ?", "3")])
-    assert set(made) == {"image_BCHW", "question_ids_BK", "question_mask_BK"} | {
-        f"{way}_{what}" for way, axis in (("input", "BL"), ("output", "BT")) for what in (f"ids_{axis}", f"mask_{axis}")
-    }
+    assert set(made) == {"image_BCHW", "question_ids_BK", "question_mask_BK", *IN_AND_OUT}
     assert texts.language.decode(made["input_ids_BL"][0]) == "question : which digit is red ? short answer :"
     assert texts.language.decode(made["output_ids_BT"][0]) == "3" and made["output_ids_BT"][0, -1] == texts.language.end_id
 

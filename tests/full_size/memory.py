@@ -105,8 +105,12 @@ class TwoSteps:
                 | text("text", t.length)
             )
         words = text("input", t.length) | text("output", t.output_length, "BT") if t.output_length else text("text", t.length)
-        if not t.output_length:
+        place = np.arange(rows * (t.output_length or t.length))
+        if not t.output_length and kind == "pretrain_language":
+            place = place[place % t.length > 0]
+        elif not t.output_length:
             words["label_mask_BL"] = words["text_mask_BL"]
+        words["target_place_N"] = place
         if kind == "vqa_finetune":
             words |= text("question", t.question_length, "BK")
         return words if kind == "pretrain_language" else image | words

@@ -64,6 +64,8 @@ def multiplied(monkeypatch):
     watch("matmul", matmul)
     for name in ("linear", "linear_v2"):
         watch(name, lambda x, y, *_: (y.shape[0], tuple(y.shape)))
+    # a bias that is added alone comes as a product of inner width 1, which is no layer's
+    watch("addmm", lambda _, x, y, *__, **___: (y.shape[0] if y.shape[0] > 1 else 0, tuple(y.shape)))
     watch("conv2d", lambda x, y, *_: (math.prod(y.shape[1:]), tuple(y.shape)))
     return counts
 
@@ -88,10 +90,6 @@ def images(cfg: RunConfig) -> dict[str, paddle.Tensor]:
 
 def forward(found: dict[str, float]) -> float:
     return found["vision"] + found["qformer"] + found["language"]
-
-
-def without(counts: Counter, *shapes: tuple[int, int]) -> float:
-    return sum(count for shape, count in counts.items() if shape not in shapes)
 
 
 @pytest.mark.parametrize("vision", ["tiny_vit", "clip_vit_l"])
@@ -131,25 +129,25 @@ def test_reading_queries(multiplied, model, kind):
     cfg = config(f"model={model}")
     asked = kind == "vqa_finetune"
     whole = build_stage2(cfg.model, vocab_size=0, question_vocab_size=0 if asked else None)
-    batch = {**images(cfg), **language_texts(cfg.model.language.kind)}
+    batch = {**images(cfg), **language_texts(cfg.model.language.kind)}  # all of their tokens are targets
     if asked:
         batch |= texts(QUESTION, "question_ids_BK")
     (AnsweringObjective if asked else Stage2Objective)(whole)(batch)
     work = Work(ROWS, ROWS, LENGTH, OUTPUT if cfg.model.language.kind == "t5" else 0)
     found = training_flops(cfg.model, kind, work, question_tokens=QUESTION)
-    head = 2 * ROWS * (work.output_tokens or LENGTH) * cfg.model.language.width * 103
-    assert forward(found) - head == without(multiplied, (cfg.model.language.width, 103))
-    assert sum(multiplied.values()) >= forward(found)
+    assert forward(found) == sum(multiplied.values())
 
 
 @pytest.mark.parametrize("model", ["tiny_opt", "tiny_t5"])
 def test_language_model_alone(multiplied, model):
     cfg = config(f"model={model}")
     language = build_stage2(cfg.model, vocab_size=0).language
-    LanguageObjective(language)(language_texts(cfg.model.language.kind))
+    batch = language_texts(cfg.model.language.kind)
+    if model == "tiny_opt":
+        batch["target_place_N"] = paddle.arange(ROWS * LENGTH).reshape([ROWS, LENGTH])[:, 1:].flatten()
+    LanguageObjective(language)(batch)
     found = training_flops(cfg.model, "pretrain_language", Work(0, ROWS, LENGTH, OUTPUT))
-    last = 2 * ROWS * cfg.model.language.width * 103 if model == "tiny_opt" else 0  # nothing follows the last token
-    assert forward(found) + last == sum(multiplied.values())
+    assert forward(found) == sum(multiplied.values())
     assert found["backward"] == 2 * found["language"]
 
 

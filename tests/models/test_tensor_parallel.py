@@ -128,12 +128,12 @@ def texts(rows: int, length: int, width: int = 16) -> tuple[paddle.Tensor, paddl
     return embeds, paddle.to_tensor(mask)
 
 
-def read(model: nn.Layer) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and the gradient of a loss of them that comes back to the embeddings."""
+def read(model: nn.Layer, place: tuple[int, ...] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, of all positions or at `place`, and the gradient of a loss of them that comes back to the embeddings."""
     embeds, mask = texts(2, 6)
     embeds.stop_gradient = False
     words = (paddle.to_tensor([[0, 7, 10, 2], [0, 1, 9, 5]]), paddle.ones([2, 4], "int64")) if model.is_encoder_decoder else ()
-    logits = model(embeds, mask, *words)
+    logits = model(embeds, mask, *words, None if place is None else paddle.to_tensor(place))
     (logits.tanh() * paddle.arange(11.0)).sum().backward()
     return logits.numpy(), embeds.grad.numpy()
 
@@ -143,13 +143,21 @@ def assert_same(found, expected):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize("place", [None, (1, 2, 7)])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["opt", "t5"])
-def test_logits_and_gradients_of_a_split_reader(whole, split, together, kind, size):
-    expected = read(whole(kind))
+def test_logits_and_gradients_of_a_split_reader(whole, split, together, kind, size, place):
+    expected = read(whole(kind), place)
     assert min(np.abs(array).max() for array in expected) > 1
-    for found in together(split(kind, size), read):
+    for found in together(split(kind, size), lambda model: read(model, place)):
         assert_same(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["opt", "t5"])
+def test_logits_at_places_are_those_of_all_positions(whole, kind):
+    model, place = whole(kind), (1, 2, 7)
+    logits, _ = read(model)
+    np.testing.assert_allclose(read(model, place)[0], logits.reshape(-1, 11)[list(place)], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])

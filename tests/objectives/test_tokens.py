@@ -1,4 +1,7 @@
-"""Means per token: micro-batches and ranks whose captions differ in length give the loss and gradients of one large batch."""
+"""Means per token: micro-batches and ranks whose captions differ in length give the loss and gradients of one large batch.
+
+So do batches that say where their targets are, so that nothing else is predicted.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,10 @@ import paddle
 import pytest
 from paddle import nn
 
+from blip2x.losses.lm import lm_loss
 from blip2x.models.language.opt import OptLanguageModel
 from blip2x.models.language.t5 import T5LanguageModel
+from blip2x.objectives import language as language_objective
 from blip2x.objectives.language import LanguageObjective
 from blip2x.objectives.stage2 import Stage2Objective
 from blip2x.objectives.tokens import weighed, with_token_shares
@@ -85,6 +90,29 @@ def rows(batch: dict[str, paddle.Tensor], *slices: slice) -> list[dict[str, padd
     return [{name: tensor[part] for name, tensor in batch.items()} for part in slices]
 
 
+def language_of(objective: nn.Layer) -> nn.Layer:
+    return objective.language if isinstance(objective, LanguageObjective) else objective.model.language
+
+
+def with_places(objective: nn.Layer, batch: dict[str, paddle.Tensor]) -> dict[str, paddle.Tensor]:
+    """As the collates make it."""
+    mask = batch["output_mask_BT" if language_of(objective).is_encoder_decoder else "label_mask_BL"]
+    return {**batch, "target_place_N": paddle.to_tensor(np.flatnonzero(mask.numpy()))}
+
+
+@pytest.fixture
+def predicted(monkeypatch) -> list[int]:
+    """How many positions' words are predicted, at each call of the loss."""
+    counts = []
+
+    def counted(logits, labels):
+        counts.append(labels.size)
+        return lm_loss(logits, labels)
+
+    monkeypatch.setattr(language_objective, "lm_loss", counted)
+    return counts
+
+
 class Rank(Context):
     """One of two; `totals` are the sums over both."""
 
@@ -103,11 +131,14 @@ def assert_same(found, expected):
         np.testing.assert_allclose(found[1][name], gradient, atol=2e-6, err_msg=name)  # float32, gradients of about 1
 
 
-def test_micro_batches_and_ranks_give_the_mean_of_the_large_batch(case):
+@pytest.mark.parametrize("places", [False, True])
+def test_micro_batches_and_ranks_give_the_mean_of_the_large_batch(case, places):
     make, count = case
     batch, alone = texts(), make()
     expected = step([alone], [[batch]])
     parts = rows(batch, slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 6))
+    if places:  # a decoder has none in the third
+        parts = [with_places(alone, part) for part in parts]
     assert_same(step([alone], [parts]), expected)
     assert_same(step([make(Rank(rank, count)) for rank in range(2)], [parts[:2], parts[2:]]), expected)
     assert abs(np.mean([float(alone(part)["loss"]) for part in parts]) - expected[0]) > 0.01  # the means' mean
@@ -124,3 +155,37 @@ def test_a_single_batch_is_computed_as_in_evaluation(case):
 def test_shares_without_any_token_are_0_and_not_nan():
     nothing = with_token_shares([{}, {}], [paddle.to_tensor(0), paddle.to_tensor(0)], Context())
     assert [float(weighed(paddle.ones([]), batch)) for batch in nothing] == [0, 0]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_targets_alone_are_predicted_with_the_same_loss_and_gradients(case, predicted, again):
+    make, count = case
+    objective, batch = make(), texts()
+    if isinstance(objective, Stage2Objective):  # a prompt of two tokens, which only a decoder's targets come behind
+        batch["label_mask_BL"] = batch["label_mask_BL"] * (paddle.arange(LENGTH) > 1).astype("int64")
+        count -= 0 if language_of(objective).is_encoder_decoder else ROWS - 1
+    expected = step([objective], [[batch]])
+    language_of(objective).recompute = again
+    assert_same(step([objective], [[with_places(objective, batch)]]), expected)
+    assert predicted == [ROWS * LENGTH, count]
+
+
+def test_without_a_target_nothing_is_learned(case, predicted):
+    objective, batch = case[0](), texts()
+    nothing = {name: 0 * tensor if name in ("label_mask_BL", "output_mask_BT") else tensor for name, tensor in batch.items()}
+    if isinstance(objective, LanguageObjective):
+        nothing["text_mask_BL"] = (paddle.arange(LENGTH) == 0).astype("int64").expand([ROWS, LENGTH])
+    loss, gradients = step([objective], [[with_places(objective, nothing)]])
+    assert loss == 0 and gradients and predicted == [0]
+    assert all((gradient == 0).all() for gradient in gradients.values())
+
+
+@pytest.mark.parametrize("make", [opt, t5])
+def test_a_model_that_sees_no_image_is_asked_for_targets_alone(make, predicted):
+    paddle.seed(0)
+    objective, batch = Stage2Objective(Reader(make())), texts()
+    expected = float(objective.text_loss(None, batch))
+    assert float(objective.text_loss(None, with_places(objective, batch))) == pytest.approx(expected, abs=1e-6)
+    assert predicted == [ROWS * LENGTH, int((LENGTHS - (make is opt)).sum())]
+    first = {**batch, "label_mask_BL": batch["text_mask_BL"]}  # nothing comes before it
+    assert float(objective.text_loss(None, with_places(objective, first))) == pytest.approx(expected, abs=1e-6)

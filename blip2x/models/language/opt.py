@@ -18,7 +18,7 @@ from blip2x.config.model import OptConfig
 from blip2x.errors import UserError
 from blip2x.models.cached_attention import KeysValues, SharedCache
 from blip2x.models.compact import linear_of_words, type_of
-from blip2x.models.language._common import LayerNorm, build_pretrained
+from blip2x.models.language._common import LayerNorm, at_places, build_pretrained
 from blip2x.models.linear import use_linear
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.precision import without_autocast
@@ -96,9 +96,10 @@ class OptLanguageModel(nn.Layer):
         with without_autocast():
             return self.opt.embeddings.word_embeddings(ids_BL)
 
-    def forward(self, embeds_BLD: Tensor, mask_BL: Tensor) -> Tensor:
-        """Logits [B, L, V] of the token after each position, for texts given as embeddings."""
-        return self._head(self.opt.decoder.final_layer_norm(self._run(embeds_BLD, mask_BL)))
+    def forward(self, embeds_BLD: Tensor, mask_BL: Tensor, place_N: Tensor | None = None) -> Tensor:
+        """Logits [B, L, V] of the token after each position, for texts given as embeddings; see `at_places`."""
+        hidden = at_places(self._run(embeds_BLD, mask_BL), place_N)
+        return self._head(self.opt.decoder.final_layer_norm(hidden))
 
     @paddle.no_grad()
     def share(self, query_IQD: Tensor) -> SharedQueries:

@@ -17,7 +17,7 @@ from paddlenlp.transformers.t5.modeling import T5Attention, T5DenseGatedGeluDens
 from blip2x.config.model import Activation, T5Config
 from blip2x.models.cached_attention import KeysValues, Look, SharedCache
 from blip2x.models.compact import type_of
-from blip2x.models.language._common import build_pretrained
+from blip2x.models.language._common import at_places, build_pretrained
 from blip2x.models.masks import attention_bias, causal, for_all_heads
 from blip2x.models.precision import never_float16, without_autocast
 from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries
@@ -139,13 +139,24 @@ class T5LanguageModel(nn.Layer):
             return self.shared(ids_BL)
 
     @never_float16()
-    def forward(self, embeds_BSD: Tensor, mask_BS: Tensor, decoder_ids_BT: Tensor, decoder_mask_BT: Tensor) -> Tensor:
-        """Logits [B, T, V] of the token after each decoder position, given the encoder's input as embeddings."""
+    def forward(
+        self,
+        embeds_BSD: Tensor,
+        mask_BS: Tensor,
+        decoder_ids_BT: Tensor,
+        decoder_mask_BT: Tensor,
+        place_N: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, T, V] of the token after each decoder position, given the encoder's input as embeddings.
+
+        With `place_N`, places in B * T, of these alone; see `at_places`.
+        """
         memory_BSD = self._encode(embeds_BSD, mask_BS)
         length = decoder_ids_BT.shape[1]
         visible_B1TT = decoder_mask_BT.astype("bool").unsqueeze([1, 2]) & causal(length)
         bias_BHTT = self._position_bias(self.decoder, length, length) + attention_bias(visible_B1TT, memory_BSD.dtype)
-        return self.lm_head(self._decode(decoder_ids_BT, bias_BHTT, mask_BS, memory_BSD))
+        hidden = at_places(self._decode(decoder_ids_BT, bias_BHTT, mask_BS, memory_BSD), place_N)
+        return self.lm_head(self.decoder.dropout(self.decoder.final_layer_norm(hidden)))
 
     def share(self, query_IQD: Tensor) -> SharedQueries:
         """Images' queries for several texts each; the encoder reads them with each, since they see the text, too."""
@@ -207,7 +218,7 @@ class T5LanguageModel(nn.Layer):
         return self.encoder.dropout(self.encoder.final_layer_norm(hidden_BSD))
 
     def _decode(self, ids_BT: Tensor, bias: Tensor, memory_mask_BS: Tensor, memory_BSD: Tensor) -> Tensor:
-        """Hidden states of the tokens, behind the last norm."""
+        """Hidden states of the tokens, before the last norm."""
         hidden_BTD = self.decoder.dropout(self.embed(ids_BT))
         memory_bias = attention_bias(memory_mask_BS.astype("bool").unsqueeze([1, 2]), hidden_BTD.dtype)
         memory_bias = for_all_heads(memory_bias, self.num_heads, ids_BT.shape[1])
@@ -220,7 +231,7 @@ class T5LanguageModel(nn.Layer):
                 encoder_hidden_states=memory_BSD,
                 encoder_decoder_position_bias=memory_bias,
             )[0]
-        return self.decoder.dropout(self.decoder.final_layer_norm(hidden_BTD))
+        return hidden_BTD
 
     def _position_bias(self, stack: T5Stack, queries: int, keys: int) -> Tensor:
         """Learned bias [1, H, queries, keys] of each distance; the queries are the last of the keys' positions."""

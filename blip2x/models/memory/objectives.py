@@ -153,27 +153,28 @@ class Vision(Objective):
 
 @dataclass(frozen=True)
 class Language(Objective):
-    """Texts alone."""
+    """Texts alone; all of their tokens are to be predicted, which is the most that there can be."""
 
     def batch(self) -> dict[str, Ghost]:
         """Texts."""
-        return {"text": self.texts(self.extent.length + self.extent.output_length, 2)}
+        return {"text": self.texts(self.extent.length + self.extent.output_length, 2), "places": self.places()}
+
+    def places(self) -> Ghost:
+        """Of the targets, [N]."""
+        return self.texts(self.extent.output_length or self.extent.length, 1)
 
     def forward(self, batch: dict[str, Ghost]) -> Ghost:
         """Next-token prediction."""
         with self.t.of("language"):
             language = self.language()
-            return self.read(language, language.embed(self.extent.rows, self.extent.length), start=0)
+            embeds = language.embed(self.extent.rows, self.extent.length)
+            return self.read(language, embeds, self.extent.length - 1)  # nothing comes before a text's first token
 
-    def read(self, language: LanguagePass, embeds: Ghost, *, start: int) -> Ghost:
-        """The loss of the texts behind the first `start` embeddings."""
-        t, extent = self.t, self.extent
-        if isinstance(language, T5Pass):
-            logits = call(language, embeds, extent.output_length)
-            return self.lm_loss(logits)
-        logits = call(language, embeds)
-        rows, length, words = logits.shape
-        return self.lm_loss(t.transpose(logits, (rows, length - max(start, 1), words)))
+    def read(self, language: LanguagePass, embeds: Ghost, predicted: int) -> Ghost:
+        """The loss of the texts, of each of which a decoder-only model predicts so many tokens."""
+        extent = self.extent
+        asked = extent.output_length if isinstance(language, T5Pass) else extent.rows * predicted
+        return self.lm_loss(call(language, embeds, asked))
 
 
 @dataclass(frozen=True)
@@ -182,14 +183,15 @@ class Stage2(Language):
 
     def batch(self) -> dict[str, Ghost]:
         """Images and texts."""
-        return {"image": self.images(), "text": self.texts(self.extent.length + self.extent.output_length, 3)}
+        text = self.texts(self.extent.length + self.extent.output_length, 3)
+        return {"image": self.images(), "text": text, "places": self.places()}
 
     def forward(self, batch: dict[str, Ghost]) -> Ghost:
         """Next-token prediction behind the queries."""
         query = call(self.encode, batch["image"])
         with self.t.of("language"):
             language = self.language()
-            return self.read(language, self._join(query, language), start=self.cfg.qformer.num_queries)
+            return self.read(language, self._join(query, language), self.extent.length)
 
     def _join(self, query: Ghost, language: LanguagePass) -> Ghost:
         t, extent = self.t, self.extent

@@ -267,12 +267,15 @@ class LanguagePass:
         shape = (rows, length, self.cfg.width)
         return self.t.embed("language.words", shape, self.vocab_size, trained=self.trained, size=self.size)
 
+    def _at_places(self, hidden: Ghost, places: int) -> Ghost:
+        return self.t.transpose(hidden, (places, self.cfg.width))
+
 
 class OptPass(LanguagePass):
     """blip2x.models.language.opt."""
 
-    def __call__(self, embeds: Ghost) -> Ghost:
-        """Logits [B, L, V]."""
+    def __call__(self, embeds: Ghost, places: int) -> Ghost:
+        """Logits [N, V] of so many `places`."""
         t, cfg = self.t, self.cfg
         rows, length, _ = embeds.shape
         bias = t.make((rows, cfg.num_heads // self.ranks, length, length), self.size)
@@ -281,10 +284,11 @@ class OptPass(LanguagePass):
         del position
         for index in range(cfg.depth):
             hidden = (t.recompute if cfg.recompute else call)(self._block, index, hidden, bias)
+        hidden = self._at_places(hidden, places)
         hidden = t.norm(hidden)
         words = t.leaf("language.words") if self.trained else None
         head = Ghost((self.vocab_size, cfg.width), self.size, hidden.memory, words)  # its memory is the model's
-        return t.matmul(hidden, head, (rows, length, self.vocab_size))
+        return t.matmul(hidden, head, (places, self.vocab_size))
 
     def _block(self, index: int, hidden: Ghost, bias: Ghost) -> Ghost:
         t, cfg, trained, name = self.t, self.cfg, self.trained, f"language.{index}"
@@ -320,7 +324,7 @@ class T5Pass(LanguagePass):
     """blip2x.models.language.t5."""
 
     def __call__(self, embeds: Ghost, length: int) -> Ghost:
-        """Logits [B, T, V] of `length` tokens."""
+        """Logits [B * T, V] of `length` tokens."""
         t, cfg = self.t, self.cfg
         memory = call(self._encode, embeds)
         rows = embeds.shape[0]
@@ -329,6 +333,7 @@ class T5Pass(LanguagePass):
         memory_bias = t.make((rows, cfg.num_heads // self.ranks, length, embeds.shape[1]), self.size)
         for index in range(cfg.decoder_depth):
             hidden = self._next(f"language.decoder.{index}", hidden, bias, memory, memory_bias)
+        hidden = self._at_places(hidden, rows * length)
         hidden = t.dropout(self._norm(hidden), self.dropout)
         return t.linear(hidden, "language.lm_head", self.vocab_size, trained=self.trained, bias=False)
 

@@ -152,14 +152,14 @@ def _pairs(cfg: ModelConfig, task: PretrainStage1Config, layout: Layout, batch: 
 
 
 def _opt(cfg: ModelConfig, batch: Batch, tp: int, low: int, words: int) -> Iterator[Traffic]:
-    """Two sums per layer on the way there, as many back; the words' rows, and their part of the logits."""
+    """Two sums per layer on the way there, as many back; the words' rows, and their part of the logits of the text's tokens."""
     own, length = cfg.language, cfg.qformer.num_queries + batch.length
-    hidden = batch.rows * length * own.width
+    hidden, predicted = batch.rows * length * own.width, batch.rows * batch.length
     yield Traffic("embeddings", "all_reduce", "tensor", batch.rows * batch.length * own.width * low)
     yield Traffic("layers", "all_reduce", "tensor", 2 * own.depth * hidden * low, 2 * own.depth)
     yield Traffic("layers, back", "all_reduce", "tensor", 2 * own.depth * hidden * low, 2 * own.depth)
-    yield Traffic("norm, back", "all_reduce", "tensor", hidden * low)
-    yield Traffic("logits", "all_gather", "tensor", batch.rows * length * math.ceil(words / tp) * low)
+    yield Traffic("norm, back", "all_reduce", "tensor", predicted * own.width * low)
+    yield Traffic("logits", "all_gather", "tensor", predicted * math.ceil(words / tp) * low)
 
 
 def _t5(cfg: ModelConfig, batch: Batch, tp: int, low: int, words: int) -> Iterator[Traffic]:

@@ -210,7 +210,8 @@ def _texts_with_questions(cfg: RunConfig) -> Texts:
     texts = QuestionTexts(tokenizers["qformer"], tokenizers["language"], cfg.task.prompt, limit, clean=cfg.task.clean_questions)
     samples = build_source(cfg).questions("train")
     questions, answers = [sample.question for sample in samples], [max(sample.answers, key=len) for sample in samples]
-    lengths = {name: array.shape[1] for name, array in {**texts.asked(questions), **texts.answered(questions, answers)}.items()}
+    arrays = {**texts.asked(questions), **texts.answered(questions, answers)}
+    lengths = {name: array.shape[1] for name, array in arrays.items() if "_ids_" in name}
     read = lengths["input_ids_BL" if families["language"] == "t5" else "text_ids_BL"]
     return Texts(read, lengths.get("output_ids_BT", 0), vocab_sizes, lengths["question_ids_BK"])
 
