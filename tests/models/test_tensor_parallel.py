@@ -171,7 +171,7 @@ def test_decoding_of_a_split_reader(whole, split, together, kind):
             found.append(generate(model, texts(2, 6), settings, eos_id=2, pad_id=1))
         _, state = model.prefill(texts(2, 6))
         return [*(out.ids for out in found), *(out.scores for out in found)], (
-            state.cache if kind == "opt" else state.own
+            state if kind == "opt" else state.own
         ).heads
 
     expected, heads = decode(whole(kind))
