@@ -170,9 +170,7 @@ def test_decoding_of_a_split_reader(whole, split, together, kind):
             settings = GenerationSettings(max_new_tokens=5, min_new_tokens=3, num_beams=beams)
             found.append(generate(model, texts(2, 6), settings, eos_id=2, pad_id=1))
         _, state = model.prefill(texts(2, 6))
-        return [*(out.ids for out in found), *(out.scores for out in found)], (
-            state if kind == "opt" else state.own
-        ).heads
+        return [*(out.ids for out in found), *(out.scores for out in found)], (state if kind == "opt" else state.own).heads
 
     expected, heads = decode(whole(kind))
     assert expected[0].shape[1] == 5 and len(set(expected[0].ravel())) > 2
