@@ -135,9 +135,7 @@ def _tensor_of_parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
     return tensor
 
 
-def _open_storage(
-    path: Path, member: zipfile.ZipInfo, dtype: np.dtype, offset: int, size: tuple, stride: tuple
-) -> np.ndarray:
+def _open_storage(path: Path, member: zipfile.ZipInfo, dtype: np.dtype, offset: int, size: tuple, stride: tuple) -> np.ndarray:
     flat = _storage(path, member, dtype)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if min(offset, *size, *stride, 0) < 0 or last >= len(flat):
