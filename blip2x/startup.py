@@ -67,6 +67,11 @@ def prepare_process_once() -> None:
         prepare_process()
 
 
+def kernel_threads() -> int:
+    """CPU threads of this rank's kernels, as `prepare_process` has set them; 1 without it."""
+    return int(os.environ.get("MKL_NUM_THREADS", "1"))  # OMP's number may be there for another purpose, see above
+
+
 def _start_openmp() -> bool:
     """Have paddle's OpenMP read OMP_NUM_THREADS now and not at its first use; false where this build of paddle has none."""
     spec = importlib.util.find_spec("paddle")  # finds, imports nothing

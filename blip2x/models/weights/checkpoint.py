@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,12 +17,14 @@ from blip2x.errors import UserError
 from blip2x.models.compact import Compact, compact_of, quantise
 from blip2x.models.tensor_parallel import Where, share_of
 from blip2x.models.weights.source import Source, open_source
-from blip2x.models.weights.stored import BFLOAT16, StoredTensor, is_real, require_finite
+from blip2x.models.weights.stored import BFLOAT16, StoredTensor, is_real, require_finite, size_of
+from blip2x.startup import kernel_threads
 
 Reasons = Iterable[tuple[str, str]]  # (how a tensor's name starts, why it may be left out)
 Adapt = Callable[[np.ndarray, tuple[int, ...]], np.ndarray]  # (array, wanted shape) -> array of that shape
 
 _BLOCK = 256  # rows and columns; two blocks fit into a core's cache
+_THREADS = 4  # at most; more would wait for memory
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,10 @@ def fill(
 ) -> LoadReport:
     """Set the parameters and buffers of `layer`; nothing is set unless all names and shapes fit.
 
-    A layer built under ``paddle.LazyGuard`` gets its memory here. Numbers are written where they stay, one tensor after the
-    other, in the parameter's own type; what the tensors lack and may lack is initialised as the layer says. Of a parameter that
-    is split over ranks, shapes and `adapt` mean the whole, and this rank's share is written.
+    A layer built under ``paddle.LazyGuard`` gets its memory here. Numbers are written where they stay, in the parameter's own
+    type; what the tensors lack and may lack is initialised as the layer says. On a CPU some tensors are read at a time, which
+    together are no larger than the largest one. Of a parameter that is split over ranks, shapes and `adapt` mean the whole, and
+    this rank's share is written.
 
     Args:
         layer: what to fill, by structured names.
@@ -136,16 +141,67 @@ def fill(
             raise UserError(
                 f"{tensors[name].where}: {name} is {tensors[name].dtype} in the file, but {_numpy_type(target)} in the model"
             )
-    for name, target in targets.items():
-        whole = (name in tensors and tensors[name].shape[:1] == _whole_shape(target)[:1]) or name in adapted
-        _give_memory(target, initialise=not whole)
-        if name not in tensors:
-            continue
-        array = adapted.pop(name) if name in adapted else tensors[name].open()
-        _write(target, array, tensors[name].where)
-        report.loaded.append(name)
-        del array  # the mapping of this tensor, before the next one's
+    at_once = max((size_of(tensors[name]) for name in targets if name in tensors), default=0)
+    with _Writers(at_once) as writers:
+        for name, target in targets.items():
+            whole = (name in tensors and tensors[name].shape[:1] == _whole_shape(target)[:1]) or name in adapted
+            _give_memory(target, initialise=not whole)
+            if name not in tensors:
+                continue
+            tensor = tensors[name]
+            if name in adapted:
+                tensor = StoredTensor.of(tensor.where, adapted.pop(name))
+            writers.write(target, tensor)
+            report.loaded.append(name)
+            del tensor
     return report
+
+
+class _Writers:
+    """Writes parameters, on a CPU several at a time: checksums, conversion and sums leave the interpreter's lock.
+
+    At its end all are written, or the first error is raised.
+
+    Args:
+        at_once: bytes of stored tensors that are in memory together, at most.
+    """
+
+    def __init__(self, at_once: int):
+        self._at_once, self._begun = at_once, 0
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._pool = ThreadPoolExecutor(min(_THREADS, kernel_threads()))
+
+    def __enter__(self) -> _Writers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            while kind is None and self._waiting:
+                self._finish_one()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+
+    def write(self, target: Tensor, tensor: StoredTensor) -> None:
+        """Have a parameter written, once there is room for the tensor."""
+        compact = compact_of(target)
+        alone = not target.place.is_cpu_place() or (compact is not None and compact.scale is not None)
+        size = size_of(tensor)
+        while self._waiting and (alone or self._begun + size > self._at_once):
+            self._finish_one()
+        if alone:  # Paddle's own operations, which stay in this thread
+            _read_into(target, tensor)
+            return
+        self._begun += size
+        self._waiting.append((self._pool.submit(_read_into, target, tensor), size))
+
+    def _finish_one(self) -> None:
+        done, size = self._waiting.popleft()
+        self._begun -= size
+        done.result()
+
+
+def _read_into(target: Tensor, tensor: StoredTensor) -> None:
+    _write(target, tensor.open(), tensor.where)
 
 
 def _give_memory(target: Tensor, *, initialise: bool) -> None:

@@ -123,42 +123,44 @@ class _TorchUnpickler(pickle.Unpickler):
     def _rebuild(self, storage: tuple[np.dtype, str], offset: int, size: tuple, stride: tuple, *_: Any) -> StoredTensor:
         dtype, key = storage
         entry = f"{self.root}data/{key}"
-        where = f"{self.path}: {entry}"
-        return StoredTensor(
-            where, tuple(size), dtype, partial(_open_storage, self.path, entry, dtype, offset, tuple(size), tuple(stride))
-        )
+        where, size = f"{self.path}: {entry}", tuple(size)
+        try:
+            member = self.archive.getinfo(entry)  # looked up once: to open the archive reads the entries of all tensors
+        except KeyError as error:
+            raise UserError(f"{where} is missing; copy or download the file again") from error
+        return StoredTensor(where, size, dtype, partial(_open_storage, self.path, member, dtype, offset, size, tuple(stride)))
 
 
 def _tensor_of_parameter(tensor: StoredTensor, *_: Any) -> StoredTensor:
     return tensor
 
 
-def _open_storage(path: Path, entry: str, dtype: np.dtype, offset: int, size: tuple, stride: tuple) -> np.ndarray:
-    flat = _storage(path, entry, dtype)
+def _open_storage(path: Path, member: zipfile.ZipInfo, dtype: np.dtype, offset: int, size: tuple, stride: tuple) -> np.ndarray:
+    flat = _storage(path, member, dtype)
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if min(offset, *size, *stride, 0) < 0 or last >= len(flat):
         if 0 in size and min(offset, *size, *stride) >= 0:
             return np.empty(size, dtype)
-        raise UserError(f"{path}: {entry} is shorter than its tensor; copy or download the file again")
+        raise UserError(f"{path}: {member.filename} is shorter than its tensor; copy or download the file again")
     return np.lib.stride_tricks.as_strided(flat[offset:], size, [step * flat.itemsize for step in stride], writeable=False)
 
 
-def _storage(path: Path, entry: str, dtype: np.dtype) -> np.ndarray:
+def _storage(path: Path, member: zipfile.ZipInfo, dtype: np.dtype) -> np.ndarray:
     """The numbers of one archive member, checked against the archive's checksum; mapped, unless somebody compressed it."""
+    where = f"{path}: {member.filename}"
     try:
-        with zipfile.ZipFile(path) as archive:
-            info = archive.getinfo(entry)
-            if info.compress_type != zipfile.ZIP_STORED:
-                return np.frombuffer(archive.read(entry), dtype=dtype)
+        if member.compress_type != zipfile.ZIP_STORED:
+            with zipfile.ZipFile(path) as archive:
+                return np.frombuffer(archive.read(member.filename), dtype=dtype)
         with path.open("rb") as file:  # the member's own header has lengths that the archive's directory has not
-            file.seek(info.header_offset)
+            file.seek(member.header_offset)
             header = file.read(30)
             name_length, extra_length = struct.unpack("<HH", header[26:30])
-        start = info.header_offset + 30 + name_length + extra_length
-        count = info.file_size // dtype.itemsize
-        return mapped(path, f"{path}: {entry}", offset=start, shape=(count,), dtype=dtype, crc=info.CRC).open()
+        start = member.header_offset + 30 + name_length + extra_length
+        count = member.file_size // dtype.itemsize
+        return mapped(path, where, offset=start, shape=(count,), dtype=dtype, crc=member.CRC).open()
     except (zipfile.BadZipFile, KeyError, OSError, struct.error) as error:
-        raise UserError(f"{path}: {entry} cannot be read ({error}); copy or download the file again") from error
+        raise UserError(f"{where} cannot be read ({error}); copy or download the file again") from error
 
 
 class _Bytes(NamedTuple):

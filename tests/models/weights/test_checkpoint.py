@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import weakref
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -27,6 +29,15 @@ class Model(nn.Layer):
         super().__init__()
         self.vision = nn.Linear(2, width)
         self.language_proj = nn.Linear(width, 2)
+
+
+class Flat(nn.Layer):
+    """Vectors named by their numbers."""
+
+    def __init__(self, *sizes: int):
+        super().__init__()
+        for i, size in enumerate(sizes):
+            self.add_parameter(str(i), self.create_parameter([size]))
 
 
 def values(layer: nn.Layer) -> dict[str, np.ndarray]:
@@ -417,6 +428,55 @@ def test_numbers_that_are_no_weights_are_found_in_the_own_share():
     fill(rank_of(nn.Embedding(4, 2), 0, 2), stored(weight=array), "file")
     with pytest.raises(UserError, match="tensor weight holds numbers that are no weights"):
         fill(rank_of(nn.Embedding(4, 2), 1, 2), stored(weight=array), "file")
+
+
+# several tensors at a time
+
+
+def test_tensors_are_read_beside_each_other(monkeypatch):
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    both = threading.Barrier(2, timeout=20)
+
+    def reads(size: int) -> StoredTensor:
+        return StoredTensor("file", (size,), np.dtype("f4"), lambda: both.wait() * np.zeros(size, "f4"))
+
+    large = StoredTensor.of("file", np.ones(8, "f4"))
+    fill(Flat(8, 4, 4), {"0": large, "1": reads(4), "2": reads(4)}, "file")  # ends only if both are begun
+    monkeypatch.setenv("MKL_NUM_THREADS", "1")
+    both.abort()  # now a wait is an error
+    with pytest.raises(threading.BrokenBarrierError):
+        fill(Flat(8, 4), {"0": large, "1": reads(4)}, "file")
+
+
+def test_what_is_read_at_a_time_is_no_larger_than_the_largest_tensor(monkeypatch):
+    monkeypatch.setenv("MKL_NUM_THREADS", "4")
+    sizes = np.random.default_rng(0).permutation([100, 100, *[30] * 40, *[60] * 20]).tolist()
+    lock, alive, seen = threading.Lock(), 0, []
+
+    def count(change: int) -> None:
+        nonlocal alive
+        with lock:
+            alive += change
+            seen.append(alive)
+
+    def read(size: int) -> np.ndarray:
+        array = np.full(size, size, "f4")
+        count(size)
+        weakref.finalize(array, count, -size)
+        return array
+
+    layer = Flat(*sizes)
+    tensors = {str(i): StoredTensor("file", (n,), np.dtype("f4"), lambda n=n: read(n)) for i, n in enumerate(sizes)}
+    fill(layer, tensors, "file")
+    assert max(seen) <= 100 and seen[-1] == 0
+    assert all((parameter.numpy() == size).all() for parameter, size in zip(layer.parameters(), sizes, strict=True))
+
+
+def test_an_error_in_a_thread_is_told_and_the_first_of_two(monkeypatch):
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    bad = {str(i): StoredTensor.of(f"tensor {i}", np.full(4, np.nan if i in (3, 5) else 1, "f4")) for i in range(8)}
+    with pytest.raises(UserError, match="tensor 3 holds numbers that are no weights"):
+        fill(Flat(*[4] * 8), bad, "file")
 
 
 # what is kept and what is frozen
