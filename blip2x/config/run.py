@@ -120,7 +120,7 @@ class RunConfig:
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     logger: Dict[str, LoggerConfig] = field(default_factory=dict)  # by kind
     paths: PathsConfig = field(default_factory=PathsConfig)
-    seed: int = MISSING  # of everything that is drawn: weights, order, crops, dropout
+    seed: int = MISSING  # of everything that is drawn: weights, order, dropout, crops that are not fixed (dataset.crops)
     run: Optional[str] = None  # a run folder: it is repeated, with its own config; other words change single keys of that
     run_name: Optional[str] = MISSING  # null: task-model-dataset-time
     runs: Any = MISSING  # task=compare: a folder of runs, a run, a pattern (*, ?, [a-z]), or a list of them; null: none

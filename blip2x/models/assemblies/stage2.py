@@ -50,10 +50,6 @@ class Stage2Model(nn.Layer):
         query, _ = self.qformer.encode_image(self.ln_vision(encoded_BPV))
         return self.language_proj(query)
 
-    def patches(self, image_BCHW: Tensor) -> Tensor:
-        """What the Q-Former reads of each image [B, P, V]; it serves all questions about it."""
-        return self.ln_vision(self.vision(image_BCHW))
-
     def encode_asked(self, image: Tensor | ImageCache, question_ids_BK: Tensor, question_mask_BK: Tensor) -> Tensor:
         """The soft prompt [B, Q, D] of images that are looked at with a question in mind (section 4.3).
 

@@ -126,7 +126,7 @@ def in_numpy(model: Stage2Model, image: paddle.Tensor, ids: list[int]) -> np.nda
 def test_images_that_are_asked_about_are_what_numpy_makes_of_them(asking, image):
     """The second question is shorter: its padding is no part of it."""
     model = asking()
-    found = model.encode_asked(model.patches(image), IDS, MASK).numpy()
+    found = model.encode_asked(model.ln_vision(model.vision(image)), IDS, MASK).numpy()
     for row, ids in enumerate(([3, 4, 5], [6])):
         np.testing.assert_allclose(found[row], in_numpy(model, image[row : row + 1], ids), rtol=0, atol=ATOL)
     assert np.abs(found[1] - in_numpy(model, image[1:], [6, 1, 1])).max() > 0.1
@@ -137,16 +137,16 @@ def test_without_any_question_it_is_stage_2(asking, build, image):
     weights = dict(model.named_parameters())
     for name, parameter in plain.named_parameters():
         parameter.set_value(weights[name])
-    unread = model.encode_asked(model.patches(image), IDS, paddle.zeros_like(MASK))
+    unread = model.encode_asked(model.ln_vision(model.vision(image)), IDS, paddle.zeros_like(MASK))
     np.testing.assert_allclose(unread.numpy(), plain.encode(image).numpy(), rtol=0, atol=ATOL)
-    assert (model.encode_asked(model.patches(image), IDS, MASK) - unread).abs().max() > 0.1
+    assert (model.encode_asked(model.ln_vision(model.vision(image)), IDS, MASK) - unread).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_image_encoder_projection_and_what_reads_questions_learn(asking, image, kind):
     model = asking(kind)
     freeze(model.language)
-    prefix = join_prefix(model.language, model.encode_asked(model.patches(image), IDS, MASK), IDS, MASK)
+    prefix = join_prefix(model.language, model.encode_asked(model.ln_vision(model.vision(image)), IDS, MASK), IDS, MASK)
     logits = model.language(*prefix, IDS, MASK) if kind == "t5" else model.language(*prefix)
     logits[:, :, 0].sum().backward()
     without = {n for n, p in model.named_parameters() if p.grad is None or not (p.grad.any() or n.endswith("key.bias"))}
