@@ -15,6 +15,7 @@ from rich.console import Console
 from blip2x.config.dataset import Cache
 from blip2x.config.run import RunConfig
 from blip2x.config.tools import BenchmarkConfig
+from blip2x.engine.folders import write_whole
 from blip2x.engine.hardware import hardware
 from blip2x.engine.loggers import Loggers
 from blip2x.engine.progress import ProgressBar
@@ -33,16 +34,17 @@ from blip2x.tasks.benchmarking.growth import GROWTHS
 from blip2x.tasks.benchmarking.jobs import Job, job_of
 from blip2x.tasks.benchmarking.measure import Measured, measure, steps_of
 from blip2x.tasks.benchmarking.models import build
+from blip2x.tasks.benchmarking.page import page
 from blip2x.tasks.benchmarking.peak import matrix_peak
 from blip2x.tasks.benchmarking.plot import write_plot
 from blip2x.tasks.benchmarking.tables import curves_table, operations, parts_table, rates_table, title
 
-FILE, PLOT = "benchmark.json", "curves.png"
+FILE, PAGE, PLOT = "benchmark.json", "benchmark.md", "curves.png"
 
 
 @TASKS.register("benchmark")
 class Benchmark:
-    """All figures are in benchmark.json; the rates and the seconds of each part in results.json, too."""
+    """All figures are in benchmark.json, tables in benchmark.md; the rates and each part's seconds in results.json, too."""
 
     computes: ClassVar[bool] = True
 
@@ -137,6 +139,7 @@ class Benchmark:
             "curves": [curve.record() for curve in curves],
         }
         self.run_folder.write_json(record, FILE)
+        write_whole(self.run_folder.path(PAGE), page(record, results, curves, PLOT))
 
 
 def _made_up(task: BenchmarkConfig) -> BenchmarkConfig:

@@ -119,6 +119,10 @@ def test_the_record_says_on_what_it_was_measured(all_kinds):
     assert record["command"].startswith("runners/run.py task=benchmark") and record["model"]["vision"]["depth"] == 1
     assert record["matrix_peak"] > 0 and (record["device"], record["ranks"], record["precision"]) == ("cpu", 1, "fp32")
     assert not (folder / "scratch").exists()
+    page = (folder / "benchmark.md").read_text()
+    assert record["command"] in page and record["hardware"]["cpu"] in page and "Ranks: 1; threads" in page
+    assert "\n| part | median | min .. max | share |\n| --- | ---: |" in page and "| image encoder |" in page
+    assert "\n## Rates\n\n| task | step |" in page and "| retrieval | " in page and "Cost against size" not in page
     assert "Step by part" in (folder / "report.html").read_text() and "part of a step" in (folder / "report.html").read_text()
 
 
@@ -138,6 +142,8 @@ def test_real_data_and_curves(measure):
     assert results["caption"]["new_tokens_exponent"] == curves["new_tokens", "caption"]["exponent"]
     assert {f"{name}_exponent" for name in GROWTHS} <= results["operations"].keys()
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (folder / "benchmark.md").read_text()
+    assert "| new_tokens | caption | 2 | 4 |" in page and page.endswith("![Seconds against size](curves.png)\n")
 
 
 def test_kept_outputs_of_the_image_encoder_are_there_before_anything_is_measured(measure, tmp_path):
