@@ -49,7 +49,7 @@ class RmsNorm(nn.Layer):
         """Normalise the last axis, in float32."""
         exact = hidden.astype("float32")
         scale = paddle.rsqrt((exact * exact).mean(axis=-1, keepdim=True) + self.epsilon)
-        return (exact * scale).astype(hidden.dtype) * self.weight
+        return (exact * scale).astype(hidden.dtype) * self.weight.astype(hidden.dtype)  # which is stored in float32
 
 
 class T5LanguageModel(nn.Layer):
@@ -243,7 +243,9 @@ class T5LanguageModel(nn.Layer):
             num_buckets=self.relative_buckets,
             max_distance=self.relative_max_distance,
         )
-        return attention.relative_attention_bias(bucket).transpose([2, 0, 1]).unsqueeze(0)
+        with without_autocast():
+            bias = attention.relative_attention_bias(bucket)
+        return bias.transpose([2, 0, 1]).unsqueeze(0)
 
 
 @LANGUAGE_MODELS.register("t5")
