@@ -19,7 +19,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
-from blip2x.models.linear import linear as plain_linear
+from blip2x.models.linear import linear
 
 _AT_ONCE = 1 << 21  # numbers of a piece: 8 MB of float32
 _LARGEST = 127  # of int8; -128 is left out, so that a matrix and its negative round alike
@@ -60,7 +60,7 @@ class CompactLinear(nn.Layer):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., M]."""
-        return linear(hidden, self.weight, self.bias)
+        return linear_of(hidden, self.weight, self.bias)
 
 
 class CompactEmbedding(nn.Layer):
@@ -75,11 +75,11 @@ class CompactEmbedding(nn.Layer):
         return embedding(ids, self.weight)
 
 
-def linear(hidden: Tensor, weight_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
+def linear_of(hidden: Tensor, weight_DM: Tensor, bias_M: Tensor | None = None) -> Tensor:
     """[..., D] -> [..., M] as `blip2x.models.linear.linear`, however the weight is kept."""
     compact = compact_of(weight_DM)
     if compact is None:
-        return plain_linear(hidden, weight_DM, bias_M)
+        return linear(hidden, weight_DM, bias_M)
     inputs, outputs = weight_DM.shape
     total, step, unit = None, max(1, _AT_ONCE // outputs), _unit(hidden, compact)
     for start in range(0, inputs, step):

@@ -24,7 +24,7 @@ def dropout(hidden: Tensor, rate: float, *, training: bool) -> Tensor:
     """
     if not (training and rate):
         return hidden
-    if hidden.place.is_cpu_place() and paddle.in_dynamic_mode():
+    if paddle.in_dynamic_mode() and hidden.place.is_cpu_place():  # a graph that is being compiled has no places
         return _Dropout.apply(hidden, rate)
     return F.dropout(hidden, rate)
 

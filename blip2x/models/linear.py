@@ -45,8 +45,9 @@ def add_bias(hidden: Tensor, bias: Tensor) -> Tensor:
 
 
 def _has_own_way(*tensors: Tensor) -> bool:
-    alike = all(tensor.dtype == paddle.float32 for tensor in tensors)  # in mixed precision Paddle casts them
-    return alike and tensors[0].place.is_cpu_place() and paddle.in_dynamic_mode()
+    # Other types are a GPU's; a graph that is being compiled has no places.
+    alike = all(tensor.dtype == paddle.float32 for tensor in tensors)
+    return alike and paddle.in_dynamic_mode() and tensors[0].place.is_cpu_place()
 
 
 def _product(inputs: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

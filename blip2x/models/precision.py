@@ -16,7 +16,6 @@ from blip2x.config.model import ModelConfig
 from blip2x.config.run import PrecisionName
 from blip2x.config.task import WeightsType
 from blip2x.models.compact import CompactEmbedding, CompactLinear, compact_of, keep_compact
-from blip2x.models.linear import Linear
 from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, SplitHead
 
 LOW = {PrecisionName.bf16: "bfloat16", PrecisionName.fp16: "float16"}
@@ -89,11 +88,11 @@ def store_compact(part: nn.Layer, dtype: WeightsType, stored: str) -> None:
         return
     for layer in part.sublayers(include_self=True):
         for name, child in list(layer.named_children()):
-            if type(child) in (nn.Linear, Linear, RowLinear, SplitHead):
+            if isinstance(child, (nn.Linear, RowLinear, SplitHead)):
                 keep_compact(child, dtype.value, outputs=1)
             elif type(child) in (nn.Embedding, SplitEmbedding) and name in ("word_embeddings", "shared"):
                 keep_compact(child, dtype.value, outputs=0)
-            if type(child) in (nn.Linear, Linear):
+            if isinstance(child, nn.Linear):
                 setattr(layer, name, CompactLinear(child.weight, child.bias))
             elif type(child) is nn.Embedding and compact_of(child.weight):
                 setattr(layer, name, CompactEmbedding(child.weight))

@@ -29,10 +29,13 @@ class SharedPrefix(NamedTuple):
     text_BLD: Tensor
     mask_BL: Tensor  # 1 on tokens, 0 on padding
 
-    def joined(self) -> Prefix:
-        """The same with an image's queries written out for each text about it."""
-        query_BQD = paddle.index_select(self.queries.query_IQD, paddle.to_tensor(self.image_B), axis=0)
-        return join(query_BQD, self.text_BLD, self.mask_BL)
+
+def written_out(prefix: Prefix | SharedPrefix) -> Prefix:
+    """The same with an image's queries written out for each text about it."""
+    if not isinstance(prefix, SharedPrefix):
+        return prefix
+    query_BQD = paddle.index_select(prefix.queries.query_IQD, paddle.to_tensor(prefix.image_B), axis=0)
+    return join(query_BQD, prefix.text_BLD, prefix.mask_BL)
 
 
 def join(query_BQD: Tensor, text_BLD: Tensor, mask_BL: Tensor) -> Prefix:

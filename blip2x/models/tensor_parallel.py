@@ -22,7 +22,7 @@ from paddle import Tensor, nn
 
 from blip2x.config.model import ModelConfig
 from blip2x.errors import UserError
-from blip2x.models.compact import embedding, linear, linear_of_words
+from blip2x.models.compact import embedding, linear_of, linear_of_words
 from blip2x.parallel.context import TensorGroup
 from blip2x.parallel.tensor_ops import copy_to, gather_from, reduce_from
 
@@ -126,7 +126,7 @@ class RowLinear(nn.Layer):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The bias, whole on every rank, is added once."""
-        total = reduce_from(linear(hidden, self.weight), self.group)
+        total = reduce_from(linear_of(hidden, self.weight), self.group)
         return total if self.bias is None else total + self.bias
 
 
@@ -171,7 +171,7 @@ class SplitHead(nn.Layer):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., D] -> [..., V]."""
-        return whole_logits(linear(hidden, self.weight), self.weight, self.group)
+        return whole_logits(linear_of(hidden, self.weight), self.weight, self.group)
 
 
 def whole_logits(part: Tensor, weight: Tensor, group: TensorGroup) -> Tensor:

@@ -12,6 +12,7 @@ import paddle
 from paddle import Tensor, nn
 
 from blip2x.losses.lm import IGNORED, lm_loss, shift_right, target_labels
+from blip2x.models.places import at_places
 from blip2x.objectives.tokens import weighed, with_token_shares
 from blip2x.parallel.context import Context
 
@@ -68,12 +69,11 @@ def text_loss(language: nn.Layer, embeds_BSD: Tensor, mask_BS: Tensor, batch: di
         place_N = paddle.arange(rows * length)
     before_N = place_N + (place_N // length + 1) * queries - 1  # in B * S
     logits_NV = language(embeds_BSD, mask_BS, before_N.clip(min=0))
-    return lm_loss(logits_NV, label_BL.flatten().index_select(place_N))
+    return lm_loss(logits_NV, at_places(label_BL, place_N))
 
 
 def output_loss(language: nn.Layer, embeds_BSD: Tensor, mask_BS: Tensor, batch: dict[str, Any]) -> Tensor:
     """Loss of ``output_ids_BT`` written by an encoder-decoder model whose encoder reads `embeds_BSD` (S positions)."""
     ids_BT, mask_BT, place_N = batch["output_ids_BT"], batch["output_mask_BT"], batch.get("target_place_N")
     logits = language(embeds_BSD, mask_BS, *shift_right(ids_BT, mask_BT, language.start_id), place_N)
-    label_BT = target_labels(ids_BT, mask_BT)
-    return lm_loss(logits, label_BT if place_N is None else label_BT.flatten().index_select(place_N))
+    return lm_loss(logits, at_places(target_labels(ids_BT, mask_BT), place_N))

@@ -16,6 +16,7 @@ from blip2x.config.task import PretrainStage1Config
 from blip2x.losses.itc import contrast_targets, itc_loss, same_image, similarities
 from blip2x.losses.itm import draw_negatives, itm_loss
 from blip2x.losses.lm import lm_loss, target_labels
+from blip2x.models.places import at_places
 from blip2x.models.precision import without_autocast
 from blip2x.models.qformer.qformer import rows_of
 from blip2x.objectives.cached import Cached, Others, choose, drawing_from
@@ -230,8 +231,7 @@ class Stage1Objective(nn.Layer):
         decoder_ids_BL = paddle.concat([paddle.full_like(ids_BL[:, :1], self._dec_id), ids_BL[:, 1:-1]], axis=1)
         logits = self.model.qformer.caption_logits(decoder_ids_BL, mask_BL[:, :-1], cache, place_N)
         label_BL = target_labels(ids_BL, mask_BL)[:, 1:]
-        label = label_BL if place_N is None else label_BL.flatten().index_select(place_N)
-        return lm_loss(logits, label, self._cfg.label_smoothing)
+        return lm_loss(logits, at_places(label_BL, place_N), self._cfg.label_smoothing)
 
     @paddle.no_grad()
     def _look_ahead(self, batches: Sequence[dict[str, Any]]) -> list[Cached]:

@@ -21,3 +21,12 @@ def test_values_and_gradient_are_numpys(axis):
     (found * paddle.to_tensor(weight.astype(np.float32))).sum().backward()
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(given.grad.numpy(), gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_a_compiled_graph_gives_the_same():
+    def compiled(logits):
+        return log_softmax(logits, axis=1)
+
+    logits = paddle.to_tensor(np.random.default_rng(0).normal(size=(3, 7)).astype(np.float32))
+    expected = log_softmax(logits, axis=1).numpy()
+    np.testing.assert_allclose(paddle.jit.to_static(compiled, full_graph=True)(logits).numpy(), expected, rtol=1e-5)

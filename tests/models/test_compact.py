@@ -10,7 +10,7 @@ from paddle import nn
 from blip2x.config.task import WeightsType
 from blip2x.errors import UserError
 from blip2x.models import compact
-from blip2x.models.compact import compact_of, embedding, linear, linear_of_words, quantise
+from blip2x.models.compact import compact_of, embedding, linear_of, linear_of_words, quantise
 from blip2x.models.precision import store_compact
 from blip2x.models.tensor_parallel import keep_share
 from blip2x.models.weights.checkpoint import fill
@@ -52,7 +52,7 @@ def test_products_and_words_are_those_of_weights_rounded_a_little(dtype, transpo
     layer, arrays = kept(dtype, transposed=transposed)
     assert {name for name, p in layer.named_parameters() if compact_of(p)} == {"word_embeddings.weight", "up.weight"}
     assert str(layer.up.weight.dtype) == f"paddle.{dtype}" and str(layer.positions.weight.dtype) == "paddle.float32"
-    up = linear(paddle.eye(6), layer.up.weight).numpy()
+    up = linear_of(paddle.eye(6), layer.up.weight).numpy()
     assert (np.abs(up - arrays["up.weight"]) <= STEP[dtype] * np.abs(arrays["up.weight"]).max(axis=0) + 1e-7).all()
     hidden = np.random.default_rng(1).standard_normal((2, 3, 6)).astype("float32")
     np.testing.assert_allclose(
@@ -82,7 +82,7 @@ def test_a_rank_keeps_its_share(axis, blocks):
         keep_share(layer["up"], "weight", axis, TensorGroup(rank, 2), blocks=blocks)
         store_compact(layer, WeightsType.int8, "float32")
         fill(layer, {"up.weight": stored(array)}, "x")
-        parts.append(linear(paddle.eye(layer["up"].weight.shape[0]), layer["up"].weight).numpy())
+        parts.append(linear_of(paddle.eye(layer["up"].weight.shape[0]), layer["up"].weight).numpy())
     if blocks == 2:
         parts = [np.concatenate([part[:, i : i + 2] for part in parts], axis=1) for i in (0, 2)]
     np.testing.assert_allclose(np.concatenate(parts, axis=axis), array, atol=np.abs(array).max() * STEP["int8"])
@@ -105,7 +105,7 @@ def test_sums_of_half_precision_stay_within_its_range(largest, monkeypatch):
     fill(layer, {"up.weight": stored(array.T), "word_embeddings.weight": stored(array)}, "x")
     hidden = paddle.full([1, 512], 2.0)  # times 127, 512 times, is twice as much as float16 holds
     expected = np.full((1, 11), 1024 * largest)
-    np.testing.assert_allclose(linear(hidden, layer["up"].weight).numpy(), expected, rtol=2e-3)
+    np.testing.assert_allclose(linear_of(hidden, layer["up"].weight).numpy(), expected, rtol=2e-3)
     np.testing.assert_allclose(linear_of_words(hidden, layer["word_embeddings"].weight).numpy(), expected, rtol=2e-3)
 
 

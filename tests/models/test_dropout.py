@@ -56,3 +56,11 @@ def test_half_precision_stays():
     out = dropout(values().astype("bfloat16"), 0.1, training=True)
     assert out.dtype == paddle.bfloat16 and float((out == 0).astype("float32").mean()) == pytest.approx(0.1, abs=0.01)
     out.astype("float32").sum().backward()
+
+
+def test_a_compiled_graph_drops_as_paddle_does():
+    def drop(hidden):
+        return dropout(hidden, 0.1, training=True)
+
+    found = paddle.jit.to_static(drop, full_graph=True)(values(trained=False)).numpy()
+    assert (found == 0).mean() == pytest.approx(0.1, abs=0.01)

@@ -122,11 +122,22 @@ def test_t5_computes_in_bfloat16_and_looks_up_outside_of_autocast(dtype, asked):
     ones, enters = paddle.ones_like(IDS), [BFLOAT16] if dtype == "float16" else []
     embeds = model.embed(IDS)
     assert requests == [LEAVE]
+    del requests[:]
     model(embeds, ones, IDS, ones)
-    assert requests == [LEAVE, *enters, LEAVE]
+    assert requests == [*enters, LEAVE, LEAVE, LEAVE]  # both position biases and the decoder's words
+    del requests[:]
     _, state = model.prefill((embeds, ones))
+    assert requests == [*enters, LEAVE, LEAVE, LEAVE]
+    del requests[:]
     model.step(paddle.to_tensor([3]), state)
-    assert requests == [LEAVE] + 3 * [*enters, LEAVE]
+    assert requests == [*enters, LEAVE, LEAVE]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_t5s_norm_whose_weight_is_float32_keeps_the_type_of_what_it_normalises(dtype):
+    norm, hidden = build("t5").encoder.final_layer_norm, paddle.full([2, 24], 3.0, dtype=dtype)
+    assert type_of(norm.weight) == "float32" and type_of(norm(hidden)) == dtype
+    np.testing.assert_allclose(norm(hidden).astype("float32").numpy(), 1, rtol=2**-8)
 
 
 def test_opt_computes_as_it_is_told_and_looks_words_and_positions_up_outside_of_autocast(asked):

@@ -7,7 +7,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from blip2x.models.language._common import at_places
+from blip2x.models.places import at_places
 from blip2x.objectives.language import LanguageObjective
 
 IDS = paddle.to_tensor([[2, 5, 6, 7, 3], [2, 8, 3, 1, 1]])

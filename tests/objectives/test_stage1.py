@@ -12,6 +12,7 @@ from paddle import nn
 
 from blip2x.config.task import PretrainStage1Config
 from blip2x.losses.itc import contrast_targets, itc_loss, same_image, similarities
+from blip2x.models.places import at_places
 from blip2x.objectives.stage1 import Stage1Objective
 from blip2x.parallel.context import Context
 
@@ -27,7 +28,7 @@ class QFormer(nn.Layer):
     def caption_logits(self, ids_BL, mask_BL, cache, place_N):
         self.inputs, self.cache = (ids_BL.numpy(), mask_BL.numpy()), cache
         self.logits_BLV = paddle.randn([*ids_BL.shape, VOCABULARY])
-        return self.logits_BLV if place_N is None else self.logits_BLV.flatten(0, 1).index_select(place_N)
+        return at_places(self.logits_BLV, place_N)
 
 
 class Vision(nn.Layer):

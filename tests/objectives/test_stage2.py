@@ -7,7 +7,7 @@ import paddle
 import pytest
 from paddle import nn
 
-from blip2x.models.language._common import at_places
+from blip2x.models.places import at_places
 from blip2x.objectives.stage2 import Stage2Objective
 
 QUERIES, VOCABULARY = 3, 11

@@ -11,7 +11,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from blip2x.config.model import LN_VISION_EPS, ModelConfig
-from blip2x.models.qformer.layers import linear
+from blip2x.models.qformer.layers import make_linear
 from blip2x.models.qformer.qformer import Cache, ImageCache, QFormer, build_qformer
 from blip2x.registry import VISION_ENCODERS
 
@@ -32,9 +32,9 @@ class Stage1Model(nn.Layer):
         self.vision = vision
         self.ln_vision = nn.LayerNorm(vision.width, epsilon=ln_vision_eps)
         self.qformer = qformer
-        self.vision_proj = linear(qformer.width, embed_dim, width=qformer.width)
-        self.text_proj = linear(qformer.width, embed_dim, width=qformer.width)
-        self.itm_head = linear(qformer.width, 2, width=qformer.width)
+        self.vision_proj = make_linear(qformer.width, embed_dim, width=qformer.width)
+        self.text_proj = make_linear(qformer.width, embed_dim, width=qformer.width)
+        self.itm_head = make_linear(qformer.width, 2, width=qformer.width)
         # one axis: paddle's sharding fails on a parameter without any
         self.temp = self.create_parameter([1], default_initializer=nn.initializer.Constant(temperature))
 

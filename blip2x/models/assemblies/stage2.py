@@ -14,7 +14,7 @@ from paddle import Tensor, nn
 
 from blip2x.config.model import LN_VISION_EPS, ModelConfig
 from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries, join
-from blip2x.models.qformer.layers import linear
+from blip2x.models.qformer.layers import make_linear
 from blip2x.models.qformer.qformer import ImageCache, QFormer, build_qformer
 from blip2x.registry import LANGUAGE_MODELS, VISION_ENCODERS
 
@@ -34,7 +34,7 @@ class Stage2Model(nn.Layer):
         self.vision = vision
         self.ln_vision = nn.LayerNorm(vision.width, epsilon=ln_vision_eps)
         self.qformer = qformer
-        self.language_proj = linear(qformer.width, language.width, width=qformer.width)
+        self.language_proj = make_linear(qformer.width, language.width, width=qformer.width)
         self.language = language
 
     def encoded(self, batch: Mapping[str, Tensor]) -> Tensor:

@@ -37,13 +37,12 @@ def build_pretrained(build: Callable[[], P]) -> P:
     return module
 
 
-def at_places(hidden_BLD: Tensor, place_N: Tensor | None) -> Tensor:
-    """Hidden states [N, D] at `place_N`, places in B * L; None: of all positions, as they are.
-
-    What follows, the last norm and the head, looks at each position alone, and the head is as wide as the vocabulary: there is
-    no use in asking it for what no loss reads.
-    """
-    return hidden_BLD if place_N is None else hidden_BLD.flatten(0, 1).index_select(place_N)
+def replace_norms(module: nn.Layer, kind: type[nn.Layer], make: Callable[[nn.Layer], nn.Layer]) -> None:
+    """Put `make(norm)` in the place of each norm of `kind` inside `module`."""
+    for layer in module.sublayers():
+        for name, child in list(layer.named_children()):
+            if isinstance(child, kind):
+                setattr(layer, name, make(child))
 
 
 def is_initialized(layer: nn.Layer) -> bool:

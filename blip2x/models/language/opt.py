@@ -18,11 +18,12 @@ from blip2x.config.model import OptConfig
 from blip2x.errors import UserError
 from blip2x.models.cached_attention import KeysValues, SharedCache
 from blip2x.models.compact import linear_of_words, type_of
-from blip2x.models.language._common import LayerNorm, at_places, build_pretrained
+from blip2x.models.language._common import LayerNorm, build_pretrained, replace_norms
 from blip2x.models.linear import use_linear
 from blip2x.models.masks import attention_bias, causal, for_all_heads
+from blip2x.models.places import at_places
 from blip2x.models.precision import without_autocast
-from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries
+from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries, written_out
 from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, copy_for_ranks, split_columns
 from blip2x.parallel.context import TensorGroup
@@ -69,10 +70,7 @@ class OptLanguageModel(nn.Layer):
         # The bare model: OPTForCausalLM has a second, untied head matrix. Its embeddings and decoder are called one by one,
         # since its own masks are made in the default type and overflow in half precision.
         self.opt = build_pretrained(lambda: OPTModel(config))
-        for layer in self.opt.sublayers():
-            for name, child in list(layer.named_children()):
-                if isinstance(child, nn.LayerNorm):
-                    setattr(layer, name, LayerNorm(width, epsilon=child._epsilon))
+        replace_norms(self.opt, nn.LayerNorm, lambda norm: LayerNorm(width, epsilon=norm._epsilon))
         use_linear(self.opt)
 
     def split_over(self, group: TensorGroup) -> None:
@@ -98,8 +96,7 @@ class OptLanguageModel(nn.Layer):
 
     def forward(self, embeds_BLD: Tensor, mask_BL: Tensor, place_N: Tensor | None = None) -> Tensor:
         """Logits [B, L, V] of the token after each position, for texts given as embeddings; see `at_places`."""
-        hidden = at_places(self._run(embeds_BLD, mask_BL), place_N)
-        return self._head(self.opt.decoder.final_layer_norm(hidden))
+        return self._head(at_places(self._run(embeds_BLD, mask_BL), place_N))
 
     @paddle.no_grad()
     def share(self, query_IQD: Tensor) -> SharedQueries:
@@ -117,7 +114,7 @@ class OptLanguageModel(nn.Layer):
             query_mask_BQ = paddle.ones([len(image_B), query_IQD.shape[1]], mask_BL.dtype)
             mask_BS, row_B = paddle.concat([query_mask_BQ, mask_BL], axis=1), paddle.to_tensor(image_B)
         else:
-            embeds_BLD, mask_BS = prefix.joined() if isinstance(prefix, SharedPrefix) else prefix
+            embeds_BLD, mask_BS = written_out(prefix)
         visible_BS = mask_BS.numpy().astype(bool)
         self._check_length(visible_BS.sum(axis=1).max())
         hidden_BLD, pairs = self._read(embeds_BLD, mask_BS, past=past, row_B=row_B)
@@ -126,7 +123,7 @@ class OptLanguageModel(nn.Layer):
         layer = self.opt.decoder.layers[-1]
         query_BD = self._query(layer, layer.norm1(hidden_BD))
         hidden_BD = self._behind(layer, hidden_BD, look.read(self.depth - 1, query_BD, look.bias(self._stored_as)))
-        return self._logits(hidden_BD), cache
+        return self._head(hidden_BD).astype("float32"), cache
 
     @paddle.no_grad()
     def step(self, token_N: Tensor, state: SharedCache) -> tuple[Tensor, SharedCache]:
@@ -142,7 +139,7 @@ class OptLanguageModel(nn.Layer):
             normed_ND, attention = layer.norm1(hidden_ND), layer.self_attn
             look.write(place, attention.k_proj(normed_ND), attention.v_proj(normed_ND))
             hidden_ND = self._behind(layer, hidden_ND, look.read(place, self._query(layer, normed_ND), bias))
-        return self._logits(hidden_ND), state
+        return self._head(hidden_ND).astype("float32"), state
 
     def reorder(self, state: SharedCache, index_N: np.ndarray) -> SharedCache:
         """Keep the rows `index_N`, which may repeat."""
@@ -205,11 +202,9 @@ class OptLanguageModel(nn.Layer):
     def _stored_as(self) -> paddle.dtype:
         return type_of(self.opt.embeddings.word_embeddings.weight)
 
-    def _logits(self, hidden_ND: Tensor) -> Tensor:
-        return self._head(self.opt.decoder.final_layer_norm(hidden_ND)).astype("float32")
-
     def _head(self, hidden: Tensor) -> Tensor:
-        words = self.opt.embeddings.word_embeddings
+        """The last norm, and the logits."""
+        hidden, words = self.opt.decoder.final_layer_norm(hidden), self.opt.embeddings.word_embeddings
         if isinstance(words, SplitEmbedding):
             return words.logits(hidden)
         return linear_of_words(hidden, words.weight)

@@ -17,10 +17,11 @@ from paddlenlp.transformers.t5.modeling import T5Attention, T5DenseGatedGeluDens
 from blip2x.config.model import Activation, T5Config
 from blip2x.models.cached_attention import KeysValues, Look, SharedCache
 from blip2x.models.compact import type_of
-from blip2x.models.language._common import at_places, build_pretrained
+from blip2x.models.language._common import build_pretrained, replace_norms
 from blip2x.models.masks import attention_bias, causal, for_all_heads
+from blip2x.models.places import at_places
 from blip2x.models.precision import never_float16, without_autocast
-from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries
+from blip2x.models.prefix import Prefix, SharedPrefix, SharedQueries, written_out
 from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, SplitEmbedding, SplitHead, copy_for_ranks, keep_share, split_columns
 from blip2x.parallel.context import TensorGroup
@@ -49,7 +50,7 @@ class RmsNorm(nn.Layer):
         """Normalise the last axis, in float32."""
         exact = hidden.astype("float32")
         scale = paddle.rsqrt((exact * exact).mean(axis=-1, keepdim=True) + self.epsilon)
-        return (exact * scale).astype(hidden.dtype) * self.weight
+        return (exact * scale).astype(hidden.dtype) * self.weight.astype(hidden.dtype)  # which is stored in float32
 
 
 class T5LanguageModel(nn.Layer):
@@ -103,9 +104,7 @@ class T5LanguageModel(nn.Layer):
         for layer in self.sublayers():
             if isinstance(layer, T5DenseGatedGeluDense):
                 layer.gelu_act = nn.GELU(approximate=not exact_gelu)  # PaddleNLP knows the approximation only
-            for name, child in list(layer.named_children()):
-                if isinstance(child, T5LayerNorm):
-                    setattr(layer, name, RmsNorm(width))
+        replace_norms(self, T5LayerNorm, lambda _: RmsNorm(width))
         self.shared = nn.Embedding(vocab_size, width, weight_attr=nn.initializer.Normal(std=1.0))
         self.lm_head = nn.Linear(width, vocab_size, weight_attr=nn.initializer.Normal(std=width**-0.5), bias_attr=False)
 
@@ -166,7 +165,7 @@ class T5LanguageModel(nn.Layer):
     @paddle.no_grad()
     def prefill(self, prefix: Prefix | SharedPrefix) -> tuple[Tensor, T5State]:
         """Encode the prefixes: float32 logits [B, V] of the token after the start token, and the state."""
-        embeds_BSD, mask_BS = prefix.joined() if isinstance(prefix, SharedPrefix) else prefix
+        embeds_BSD, mask_BS = written_out(prefix)
         memory_BSD = self._encode(embeds_BSD, mask_BS)
         rows = mask_BS.shape[0]
         pairs = [self._memory_keys(block.layer[1].EncDecAttention, memory_BSD) for block in self.decoder.block]
@@ -243,7 +242,9 @@ class T5LanguageModel(nn.Layer):
             num_buckets=self.relative_buckets,
             max_distance=self.relative_max_distance,
         )
-        return attention.relative_attention_bias(bucket).transpose([2, 0, 1]).unsqueeze(0)
+        with without_autocast():
+            bias = attention.relative_attention_bias(bucket)
+        return bias.transpose([2, 0, 1]).unsqueeze(0)
 
 
 @LANGUAGE_MODELS.register("t5")

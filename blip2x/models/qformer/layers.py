@@ -29,7 +29,7 @@ def weight(width: int) -> paddle.ParamAttr:
     return paddle.ParamAttr(initializer=nn.initializer.Normal(std=0.02 * math.sqrt(768 / width)))
 
 
-def linear(inputs: int, outputs: int, *, width: int) -> Linear:
+def make_linear(inputs: int, outputs: int, *, width: int) -> Linear:
     """A linear layer of a Q-Former of `width`; its bias starts at 0."""
     zero = paddle.ParamAttr(initializer=nn.initializer.Constant(0.0))
     return Linear(inputs, outputs, weight_attr=weight(width), bias_attr=zero)
@@ -41,10 +41,10 @@ class Attention(nn.Layer):
     def __init__(self, *, width: int, num_heads: int, dropout: float, source_width: int | None = None):
         super().__init__()
         self.num_heads = num_heads
-        self.query = linear(width, width, width=width)
-        self.key = linear(source_width or width, width, width=width)
-        self.value = linear(source_width or width, width, width=width)
-        self.out = linear(width, width, width=width)
+        self.query = make_linear(width, width, width=width)
+        self.key = make_linear(source_width or width, width, width=width)
+        self.value = make_linear(source_width or width, width, width=width)
+        self.out = make_linear(width, width, width=width)
         self.norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
         self.dropout = dropout
 
@@ -83,8 +83,8 @@ class FeedForward(nn.Layer):
 
     def __init__(self, *, width: int, mlp_width: int, dropout: float):
         super().__init__()
-        self.fc1 = linear(width, mlp_width, width=width)
-        self.fc2 = linear(mlp_width, width, width=width)
+        self.fc1 = make_linear(width, mlp_width, width=width)
+        self.fc2 = make_linear(mlp_width, width, width=width)
         self.norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
         self.dropout = dropout
 

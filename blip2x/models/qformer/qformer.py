@@ -16,7 +16,8 @@ from blip2x.errors import UserError
 from blip2x.models.dropout import dropout
 from blip2x.models.linear import add_bias
 from blip2x.models.masks import attention_bias, causal, for_all_heads
-from blip2x.models.qformer.layers import LAYER_NORM_EPS, KeysValues, QFormerLayer, linear, weight
+from blip2x.models.places import at_places
+from blip2x.models.qformer.layers import LAYER_NORM_EPS, KeysValues, QFormerLayer, make_linear, weight
 from blip2x.models.recompute import call
 
 Cache = list[KeysValues]  # of each layer's self-attention
@@ -31,7 +32,7 @@ class TextParts(nn.Layer):
         self.word_embeddings = nn.Embedding(vocab_size, width, weight_attr=weight(width))
         self.position_embeddings = nn.Embedding(max_positions, width, weight_attr=weight(width))
         if writes:
-            self.head_transform = linear(width, width, width=width)
+            self.head_transform = make_linear(width, width, width=width)
             self.head_norm = nn.LayerNorm(width, epsilon=LAYER_NORM_EPS)
             self.head_bias = self.create_parameter([vocab_size], is_bias=True)
 
@@ -164,7 +165,7 @@ class QFormer(nn.Layer):
         visible_B11T = paddle.concat([query_mask_BQ, mask_BL], axis=1).astype("bool").unsqueeze([1, 2])
         bias = attention_bias(visible_B11T & causal(queries + length)[:, :, queries:], self.query_tokens.dtype)
         hidden_BLD, _ = self._run(self._normalise(self.text.embed(ids_BL)), num_queries=0, bias=bias, past=cache)
-        return self.text.logits(hidden_BLD if place_N is None else hidden_BLD.flatten(0, 1).index_select(place_N))
+        return self.text.logits(at_places(hidden_BLD, place_N))
 
     def _queries(self, rows: int) -> Tensor:
         return self.query_tokens.expand([rows, -1, -1])

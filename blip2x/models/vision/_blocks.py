@@ -13,7 +13,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from blip2x.errors import UserError
-from blip2x.models.compact import linear
+from blip2x.models.compact import linear_of
 from blip2x.models.linear import Linear
 from blip2x.models.recompute import call
 from blip2x.models.tensor_parallel import RowLinear, copy_for_ranks, keep_share, split_columns
@@ -102,7 +102,7 @@ class Attention(nn.Layer):
         bias = self.qkv.bias
         if bias is None:
             bias = paddle.concat([self.query_bias, paddle.zeros_like(self.query_bias), self.value_bias])
-        qkv_BP3HW = linear(hidden_BPD, self.qkv.weight, bias).reshape([rows, length, 3, self.num_heads, self.head_width])
+        qkv_BP3HW = linear_of(hidden_BPD, self.qkv.weight, bias).reshape([rows, length, 3, self.num_heads, self.head_width])
         # On a CPU this is the plain formula, queries scaled before the product and no slower; on a GPU a fused kernel.
         mixed_BPHW = F.scaled_dot_product_attention(*qkv_BP3HW.unbind(axis=2))
         return self.out(mixed_BPHW.flatten(start_axis=2))

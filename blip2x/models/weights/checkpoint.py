@@ -183,9 +183,7 @@ class _Writers:
 
     def write(self, target: Tensor, tensor: StoredTensor) -> None:
         """Have a parameter written, once there is room for the tensor."""
-        compact = compact_of(target)
-        alone = not target.place.is_cpu_place() or (compact is not None and compact.scale is not None)
-        size = size_of(tensor)
+        alone, size = not target.place.is_cpu_place(), size_of(tensor)
         while self._waiting and (alone or self._begun + size > self._at_once):
             self._finish_one()
         if alone:  # Paddle's own operations, which stay in this thread
@@ -269,7 +267,10 @@ def _write_int8(compact: Compact, array: np.ndarray, to: np.ndarray, pieces: Ite
             own = slice(start, start + _BLOCK)
             stored[own], scale[own] = quantise(rows[own])
     require_finite(scale_M, where)
-    compact.scale.set_value(scale_M)
+    if compact.scale.place.is_cpu_place():
+        _view(compact.scale)[...] = scale_M  # Paddle's own operations would have to stay in one thread
+    else:
+        compact.scale.set_value(scale_M)
 
 
 def _view(target: Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ import pytest
 from blip2x.config.compose import compose_config
 from blip2x.errors import UserError
 from blip2x.models.language.opt import build
-from blip2x.models.prefix import SharedPrefix, SharedQueries
+from blip2x.models.prefix import SharedPrefix, SharedQueries, written_out
 
 ATOL = 2e-5  # float32 sums in another order, logits of about 5
 
@@ -121,7 +121,7 @@ def test_texts_about_one_image_go_on_from_queries_that_were_read_once(opt, monke
     monkeypatch.setattr(linear, "forward", watched(linear.forward, lambda hidden: widths.append(hidden.shape[1])))
     logits, state = opt.prefill(prefix)
     assert max(width for width in widths if width < opt.width) == 2  # positions that the layers read
-    joined = prefix.joined()
+    joined = written_out(prefix)
     expected, alone = opt.prefill(joined)
     np.testing.assert_allclose(logits.numpy(), expected.numpy(), atol=ATOL)
     for token in (5, 6):

@@ -217,3 +217,11 @@ def test_weights_of_another_image_size(tmp_path):
     np.testing.assert_array_equal(stretched[:, 0], stored[:, 0])
     assert (stretched[0, 1] != stored[0, 1]).all()  # a corner: not aligned
     assert large(images(1, 20)).shape == [1, 26, 24]
+
+
+def test_a_compiled_graph_gives_equal_features():
+    model, image = tiny(), images(2)
+    model.eval()
+    with paddle.no_grad():
+        expected = model(image).numpy()
+        np.testing.assert_array_equal(paddle.jit.to_static(model.forward, full_graph=True)(image).numpy(), expected)

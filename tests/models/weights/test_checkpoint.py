@@ -14,9 +14,11 @@ import pytest
 from paddle import nn
 from safetensors.numpy import save_file
 
+from blip2x.config.task import WeightsType
 from blip2x.engine.checkpoint import save_checkpoint
 from blip2x.errors import UserError
 from blip2x.models.freeze import freeze
+from blip2x.models.precision import store_compact
 from blip2x.models.tensor_parallel import keep_share
 from blip2x.models.weights.checkpoint import _write, fill, is_below, load_checkpoint, split_state
 from blip2x.models.weights.stored import StoredTensor
@@ -446,6 +448,23 @@ def test_tensors_are_read_beside_each_other(monkeypatch):
     both.abort()  # now a wait is an error
     with pytest.raises(threading.BrokenBarrierError):
         fill(Flat(8, 4), {"0": large, "1": reads(4)}, "file")
+
+
+def test_int8_is_rounded_beside_each_other(monkeypatch):
+    monkeypatch.setenv("MKL_NUM_THREADS", "2")
+    with paddle.LazyGuard():
+        layer = nn.LayerList([nn.Linear(rows, 3, bias_attr=False) for rows in (8, 4, 4)])
+    store_compact(layer, WeightsType.int8, "float32")
+    both = threading.Barrier(2, timeout=20)
+
+    def reads(place: int) -> StoredTensor:
+        return StoredTensor("file", (4, 3), np.dtype("f4"), lambda: both.wait() * 0 + np.full((4, 3), place, "f4"))
+
+    large = StoredTensor.of("file", np.ones((8, 3), "f4"))
+    fill(layer, {"0.weight": large, "1.weight": reads(1), "2.weight": reads(2)}, "file")  # ends only if both are begun
+    for place, linear in enumerate(layer):
+        np.testing.assert_array_equal(linear.weight.numpy(), 127)
+        np.testing.assert_allclose(linear.weight.compact.scale.numpy() * 127, place or 1, rtol=1e-6)
 
 
 def test_what_is_read_at_a_time_is_no_larger_than_the_largest_tensor(monkeypatch):
