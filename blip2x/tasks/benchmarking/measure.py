@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from blip2x.engine.memory import begin_part, part_peak_gb
 from blip2x.engine.run import Run
 from blip2x.models.flops import Work as Amounts
@@ -109,6 +111,7 @@ class Measured:
     def record(self) -> dict[str, Any]:
         """For benchmark.json: everything."""
         return {
+            "model": OmegaConf.to_container(OmegaConf.structured(self.job.cfg.model), enum_to_str=True),
             "images": self.images,
             "tokens": self.tokens,
             "step": {**vars(self.step), "seconds": self.plain},
