@@ -259,7 +259,7 @@ def test_wrong_settings_are_refused(values, named):
     ("values", "named"),
     [
         ({"curves": ["new_tokens"], "of": ["retrieval"]}, "none of retrieval has such a size; add one of caption"),
-        ({"of": ["caption"], "text_length": 91}, "8 queries, task.text_length=91 and 30 new tokens make more than .*=128"),
+        ({"of": ["caption"], "text_length": 92}, "8 queries, task.text_length=92 and 30 new tokens make more than .*=128"),
         ({"of": ["pretrain_stage1"], "text_length": 600}, "max_txt_len=600 is more than"),
         ({"of": ["pretrain_stage2"], "curves": ["queries"], "sizes": {"queries": [1, 120]}}, "120 queries .*=128"),
         ({"of": ["caption"], "overrides": ["task.beams=2"]}, "beams"),
