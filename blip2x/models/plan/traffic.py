@@ -18,7 +18,7 @@ from blip2x.parallel.degrees import Degrees
 FULL, LOW, ID = 4, 2, 8  # bytes of a float32, of a bfloat16, of an int64
 SEGMENT = 2**20  # as blip2x.parallel.sharding.SEGMENT_SIZE: stage 3 cuts what has more numbers
 BUCKET = 25 * 2**20  # bytes of gradients that paddle.DataParallel sends at a time
-PASSES = 4  # times that stage 1 calls a text's feed-forward for a micro-batch: text, own pairs, others, caption; else fewer
+PASSES = 4  # times that stage 1 calls a text's feed-forward for a micro-batch: text, own pairs, others, caption; others fewer
 
 
 @dataclass(frozen=True)

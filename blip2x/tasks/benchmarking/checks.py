@@ -93,9 +93,8 @@ def _check_lengths(job: Job) -> None:
         return
     if job.decodes:
         written = job.cfg.task.max_new_tokens
-    if (
-        queries + job.task.text_length + max(written - 1, 0) > language.max_positions
-    ):  # the last one that is written is not read
+    read = max(written - 1, 0)  # of those that are written, all but the last
+    if queries + job.task.text_length + read > language.max_positions:
         raise UserError(
             f"{job.name}: {queries} queries, task.text_length={job.task.text_length} and {written} new tokens make more than "
             f"model.language.max_positions={language.max_positions}"

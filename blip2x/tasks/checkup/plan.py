@@ -89,7 +89,7 @@ def page(title: str, training: Training, found: Mapping[int, Estimate | None], m
     """plan.md."""
     rows = [cells(training, count, one) for count, one in found.items()]
     chosen = [
-        "- " + f"{count}: " + ", ".join(f"`{words}`" for words in (options(one.layout), *step_options(training, one)))
+        f"- {count}: " + ", ".join(f"`{words}`" for words in (options(one.layout), *step_options(training, one)))
         for count, one in found.items()
         if one
     ]
