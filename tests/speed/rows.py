@@ -86,8 +86,7 @@ ROWS = {
         "training step of stage 1, epochs after the first with `dataset.cache=features`",
         "pair",
         {
-            "ours": "from the image encoder's outputs as they are kept, in float16, by whose rounding losses differ; reading "
-            "them from the disk is not counted",
+            "ours": "from the image encoder's outputs in float16, as they are kept; reading them from the disk is not counted",
             "recomputed": "the image encoder in each step",
             "lavis": "the image encoder in each step",
         },
