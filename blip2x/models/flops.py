@@ -276,11 +276,10 @@ def _soft_prompt(cfg: ModelConfig, passes: int, images: int, question_tokens: in
 
 
 def _read_and_write(cfg: LanguageConfig, words: _Words, work: Work, *, queries: int) -> Count:
-    """Of training: every token is predicted but a text's first where no query comes before it."""
+    """Of training; of a decoder's text every token is predicted but the first: bos, or what nothing comes before."""
     if cfg.kind == "opt":
         length = work.text_tokens
-        predicted = length if queries else length - 1
-        return (opt_count(cfg, queries + length) + _linear(predicted, cfg.width, words("language"))) * work.texts
+        return (opt_count(cfg, queries + length) + _linear(length - 1, cfg.width, words("language"))) * work.texts
     length, output = queries + work.text_tokens, work.output_tokens
     head = _linear(output, cfg.width, words("language"))
     return (_t5_reads(cfg, length) + _t5_memory(cfg, length) + _t5_decodes(cfg, output, output, length) + head) * work.texts

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from blip2x.config.dataset import Cache
@@ -124,7 +123,6 @@ class Benchmark:
 
     def _write(self, command: str, peak: float, results: Sequence[Measured], curves: Sequence[Curve]) -> None:
         """On the main rank, alone."""
-        model = OmegaConf.to_container(OmegaConf.structured(self.cfg), enum_to_str=True)["model"]
         record: dict[str, Any] = {
             "hardware": hardware(self.context),
             "versions": versions(),
@@ -133,7 +131,6 @@ class Benchmark:
             "ranks": self.context.world_size,
             "parallelism": self.cfg.parallelism.kind,
             "precision": self.cfg.precision.name.value,
-            "model": model,
             "matrix_peak": peak,
             "tasks": {found.job.name: found.record() for found in results},
             "curves": [curve.record() for curve in curves],

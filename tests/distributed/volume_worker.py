@@ -77,8 +77,11 @@ def samples(cfg, kind):
     if kind in ("stage1", "cached"):
         return {**batch, **texts(LENGTH, "text_ids_BL")}
     if kind == "opt":
-        text = texts(LENGTH, "text_ids_BL")
-        return {**batch, **text, "label_mask_BL": text["text_mask_BL"]}
+        text, place = texts(LENGTH, "text_ids_BL"), paddle.arange(ROWS * LENGTH)
+        label_mask_BL = text["text_mask_BL"].clone()
+        label_mask_BL[:, 0] = 0  # bos
+        targets = {"label_mask_BL": label_mask_BL, "target_place_N": place[place % LENGTH > 0]}
+        return {**batch, **text, **targets}
     return {**batch, **texts(LENGTH, "input_ids_BL"), **texts(OUTPUT, "output_ids_BT")}
 
 

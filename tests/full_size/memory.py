@@ -106,10 +106,9 @@ class TwoSteps:
             )
         words = text("input", t.length) | text("output", t.output_length, "BT") if t.output_length else text("text", t.length)
         place = np.arange(rows * (t.output_length or t.length))
-        if not t.output_length and kind == "pretrain_language":
-            place = place[place % t.length > 0]
-        elif not t.output_length:
-            words["label_mask_BL"] = words["text_mask_BL"]
+        if not t.output_length:
+            place = place[place % t.length > 0]  # bos is no target
+            words["label_mask_BL"] = (np.arange(t.length) > 0) * words["text_mask_BL"]
         words["target_place_N"] = place
         if kind == "vqa_finetune":
             words |= text("question", t.question_length, "BK")

@@ -78,8 +78,10 @@ def texts(length: int, name: str = "text_ids_BL", rows: int = ROWS) -> dict[str,
 
 def language_texts(kind: str) -> dict[str, paddle.Tensor]:
     if kind == "opt":
-        batch = texts(LENGTH)
-        return {**batch, "label_mask_BL": batch["text_mask_BL"]}
+        batch, place = texts(LENGTH), paddle.arange(ROWS * LENGTH).reshape([ROWS, LENGTH])
+        label_mask_BL = batch["text_mask_BL"].clone()
+        label_mask_BL[:, 0] = 0  # bos, as `Stage2Collate` has it
+        return {**batch, "label_mask_BL": label_mask_BL, "target_place_N": place[:, 1:].flatten()}
     return {**texts(LENGTH, "input_ids_BL"), **texts(OUTPUT, "output_ids_BT")}
 
 
@@ -129,7 +131,7 @@ def test_reading_queries(multiplied, model, kind):
     cfg = config(f"model={model}")
     asked = kind == "vqa_finetune"
     whole = build_stage2(cfg.model, vocab_size=0, question_vocab_size=0 if asked else None)
-    batch = {**images(cfg), **language_texts(cfg.model.language.kind)}  # all of their tokens are targets
+    batch = {**images(cfg), **language_texts(cfg.model.language.kind)}
     if asked:
         batch |= texts(QUESTION, "question_ids_BK")
     (AnsweringObjective if asked else Stage2Objective)(whole)(batch)
@@ -142,10 +144,7 @@ def test_reading_queries(multiplied, model, kind):
 def test_language_model_alone(multiplied, model):
     cfg = config(f"model={model}")
     language = build_stage2(cfg.model, vocab_size=0).language
-    batch = language_texts(cfg.model.language.kind)
-    if model == "tiny_opt":
-        batch["target_place_N"] = paddle.arange(ROWS * LENGTH).reshape([ROWS, LENGTH])[:, 1:].flatten()
-    LanguageObjective(language)(batch)
+    LanguageObjective(language)(language_texts(cfg.model.language.kind))
     found = training_flops(cfg.model, "pretrain_language", Work(0, ROWS, LENGTH, OUTPUT))
     assert forward(found) == sum(multiplied.values())
     assert found["backward"] == 2 * found["language"]

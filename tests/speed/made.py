@@ -44,8 +44,9 @@ from blip2x.models.weights.describe import follow_source  # noqa: E402
 from blip2x.models.weights.export import huggingface_config, to_huggingface, write_json, write_shards  # noqa: E402
 from blip2x.models.weights.stored import StoredTensor  # noqa: E402
 from blip2x.tasks.common.captioning import encode_prompts  # noqa: E402
-from tests.speed.rows import SIZES, Sizes  # noqa: E402
+from tests.speed.rows import CAPTION_WORDS, SIZES, Sizes  # noqa: E402
 
+DATASET = ("dataset=custom", "dataset.images=.")
 END = 6.0
 SHARPNESS = 3.0  # standard deviation of the language model's logits
 WORDS = 1000  # of a model that leaves the size of its vocabulary open
@@ -56,7 +57,7 @@ READ = ("question", "short", "answer", "a", "photo", "of", ":", "?")  # words of
 def make(folder: Path, model: str) -> None:
     """Everything for `model`, drawn with a fixed seed."""
     rng, sizes = np.random.default_rng(0), SIZES[model]
-    cfg = compose_config(["task=caption", f"model={model}", "dataset=digits"])
+    cfg = compose_config(["task=caption", f"model={model}", *DATASET])
     cfg.model = follow_source(cfg.model, None)
     language = tokenizer_of(cfg.model.language.kind, cfg.model.language.vocab_size or WORDS, spare=0)
     bert = tokenizer_of("bert", cfg.model.qformer.vocab_size or WORDS, spare=1)  # [DEC] is added
@@ -65,7 +66,8 @@ def make(folder: Path, model: str) -> None:
         stage1 = build_stage1(cfg.model, vocab_size=bert.vocab_size)
     end, pad, image = language.end_id, language.pad_id, IMAGE_TOKEN[cfg.model.language.kind]
     special, temperature = {"end": end, "pad": pad, "image": image}, cfg.model.temperature
-    images = pictures(folder / "pictures", sizes.images, cfg, rng)
+    transform = EvalTransform(cfg.dataset.transform, cfg.model.vision.image_size)
+    images = pictures(folder / "pictures", sizes.images, transform, rng)
     tensors = drawn(stage2, rng, end=end, temperature=temperature)
     if cfg.model.language.kind == "opt":
         centre(stage2, tensors, images[:4], rng)
@@ -77,7 +79,7 @@ def make(folder: Path, model: str) -> None:
     meta = {"model": model, "sizes": asdict(sizes), **special, "kind": cfg.model.language.kind}
     meta |= {"dec": bert.dec_id, "temperature": temperature, "dropout": cfg.model.qformer.dropout}
     meta["silent"] = [number for number in range(len(READ)) if not language.decode([number])]  # special tokens
-    make_inputs(folder, meta, sizes, cfg.model, images, language, bert, rng)
+    make_inputs(folder, meta, sizes, cfg, transform, images, language, bert, rng)
 
 
 def tokenizer_of(family: str, size: int, spare: int) -> TextTokenizer:
@@ -137,11 +139,10 @@ def centre(model: Stage2Model, tensors: dict[str, StoredTensor], images: list[np
     tensors[name] = StoredTensor.of(name, tensors[name].read() - mean_D)
 
 
-def pictures(folder: Path, count: int, cfg: RunConfig, rng: np.random.Generator) -> list[np.ndarray]:
+def pictures(folder: Path, count: int, transform: EvalTransform, rng: np.random.Generator) -> list[np.ndarray]:
     """Squares of some colours with noise: as files, and as the model reads them [3, S, S]."""
     folder.mkdir(parents=True)
-    size, images = cfg.model.vision.image_size, []
-    transform = EvalTransform(compose_config(["dataset=custom", "dataset.images=."]).dataset.transform, size)
+    size, images = transform.size[0], []
     for number in range(count):
         blocks = np.kron(rng.integers(0, 256, (4, 4, 3)), np.ones((size // 4, size // 4, 1)))
         picture = Image.fromarray(np.clip(blocks + rng.normal(0, 20, blocks.shape), 0, 255).astype(np.uint8))
@@ -172,7 +173,8 @@ def make_inputs(
     folder: Path,
     meta: dict[str, Any],
     sizes: Sizes,
-    cfg: ModelConfig,
+    caption: RunConfig,
+    transform: EvalTransform,
     images: list[np.ndarray],
     language: TextTokenizer,
     bert: TextTokenizer,
@@ -183,7 +185,7 @@ def make_inputs(
     def text(least: int, most: int) -> str:
         return " ".join(f"w{number}" for number in rng.integers(0, 900, rng.integers(least, most + 1)))
 
-    captions = [text(5, 12) for _ in images]
+    captions = [text(*CAPTION_WORDS) for _ in images]
     questions = [text(4, 11) for _ in range(sizes.questions)]
     rows = [{"image": f"{n}.png", "caption": captions[n], "image_id": n} for n in range(sizes.captions)]
     write_json(folder / "captions.json", rows)
@@ -194,26 +196,28 @@ def make_inputs(
     ]
     write_json(folder / "questions.json", rows)
 
-    own = [f"model={meta['model']}", "dataset=custom", "dataset.images=."]
-    caption, vqa, training = (compose_config([f"task={task}", *own]) for task in ("caption", "vqa_zeroshot", "pretrain_stage1"))
-    transform = EvalTransform(caption.dataset.transform, cfg.vision.image_size)
+    words = [f"model={meta['model']}", *DATASET]
+    vqa, training = (compose_config([f"task={task}", *words]) for task in ("vqa_zeroshot", "pretrain_stage1"))
     pairs = [LoadedCaption(images[n], n, captions[n]) for n in range(sizes.batch)]
     stage1 = Stage1Collate(transform, bert, sizes.text_tokens)
     if language.family == "t5":
         stage2 = Stage2EncoderDecoderCollate(transform, language, sizes.text_tokens, "", False)([(pair, 0) for pair in pairs])
     else:
         stage2 = Stage2Collate(transform, language, sizes.text_tokens, "")(pairs)
-    candidates = bert.encode([text(5, 12) for _ in range(sizes.judged * sizes.candidates)], max_length=sizes.text_tokens)
+    candidates = bert.encode(
+        [text(*CAPTION_WORDS) for _ in range(sizes.judged * sizes.candidates)], max_length=sizes.text_tokens
+    )
     arrays = {"image_BCHW": np.stack(images)}
     arrays |= {f"stage1.{name}": array for name, array in stage1(pairs).items()}
     arrays |= {f"stage2.{name}": array for name, array in stage2.items()}
     arrays |= dict(zip(("rerank.ids_NL", "rerank.mask_NL"), candidates, strict=True))
     arrays["stage1.negative_image_B"] = np.roll(np.arange(sizes.batch), 1)
     arrays["stage1.negative_text_B"] = np.roll(np.arange(sizes.batch), -1)
-    queries, width = cfg.qformer.num_queries, cfg.language.width
+    shape = caption.model
+    queries, width = shape.qformer.num_queries, shape.language.width
     arrays["language.embeds_BLD"] = rng.standard_normal((sizes.inputs, queries + sizes.text_tokens, width), dtype=np.float32)
-    patches = (cfg.vision.image_size // cfg.vision.patch_size) ** 2 + 1
-    arrays["qformer.patch_BPD"] = rng.standard_normal((sizes.inputs, patches, cfg.vision.width), dtype=np.float32)
+    patches = (shape.vision.image_size // shape.vision.patch_size) ** 2 + 1
+    arrays["qformer.patch_BPD"] = rng.standard_normal((sizes.inputs, patches, shape.vision.width), dtype=np.float32)
     np.savez(folder / "inputs.npz", **arrays)
 
     def ids(prompt: str) -> list[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.speed.worker import Answer, Prepared, arguments, serve
+from tests.speed.worker import Answer, Inputs, Prepared, arguments, serve
 
 if __name__ == "__main__":
     from blip2x.startup import prepare_process
@@ -10,7 +10,6 @@ if __name__ == "__main__":
     prepare_process(arguments().threads)
 
 import io
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,6 @@ from safetensors.numpy import load_file
 
 from blip2x.config.compose import compose_config
 from blip2x.config.run import RunConfig
-from blip2x.engine.batches import to_tensors
 from blip2x.engine.loggers import Loggers
 from blip2x.engine.run import Run
 from blip2x.engine.versions import versions
@@ -45,21 +43,11 @@ from blip2x.tasks.vqa_zeroshot import VqaZeroshot
 Batch = dict[str, Tensor]
 
 
-class Made:
-    """What made.py left in `folder`: settings, arrays, and the config of any task on it."""
+class Made(Inputs):
+    """Also the config of any task on it."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        self.sizes = self.meta["sizes"]
-        self._arrays = np.load(folder / "inputs.npz")
-
-    def array(self, name: str) -> Tensor:
-        return paddle.to_tensor(self._arrays[name])
-
-    def batch(self, stage: str) -> Batch:
-        names = [name for name in self._arrays.files if name.startswith(f"{stage}.")]
-        return to_tensors({name.partition(".")[2]: self._arrays[name] for name in names})
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return paddle.to_tensor(array)
 
     def config(self, task: str, *words: str) -> RunConfig:
         stage = "stage1" if task == "pretrain_stage1" else "stage2"
@@ -128,40 +116,38 @@ def stage1_model(made: Made) -> tuple[RunConfig, Stage1Model, int]:
     return cfg, model, tokenizer.dec_id
 
 
-def stage1(made: Made, way: str) -> Prepared:
+def stage1(made: Made, way: str, *, keeps: bool) -> Prepared:
+    """With `keeps`, the way "ours" has the image encoder's outputs as `dataset.cache=features` keeps them."""
     cfg, model, dec_id = stage1_model(made)
-    batch = made.batch("stage1")
+    objective, batch = Stage1Objective(model, Context(), cfg.task, dec_id=dec_id), made.batch("stage1")
     given = {key: batch.pop(key) for key in ("negative_image_B", "negative_text_B")}
-    return training(cfg, Stage1Objective(model, Context(), cfg.task, dec_id=dec_id), batch, given)
-
-
-def stage1_features(made: Made, way: str) -> Prepared:
-    cfg, model, dec_id = stage1_model(made)
-    batch = made.batch("stage1")
-    given = {key: batch.pop(key) for key in ("negative_image_B", "negative_text_B")}
-    if way == "ours":
-        with paddle.no_grad():
-            batch["encoded_BPD"] = model.vision(batch.pop("image_BCHW"))
-    return training(cfg, Stage1Objective(model, Context(), cfg.task, dec_id=dec_id), batch, given)
+    if not (keeps and way == "ours"):
+        return training(cfg, objective, lambda: batch, given)
+    with paddle.no_grad():
+        kept_BPD = model.vision(batch.pop("image_BCHW")).astype("float16").numpy()
+    return training(cfg, objective, lambda: {"encoded_BPD": paddle.to_tensor(kept_BPD).astype("float32"), **batch}, given)
 
 
 def stage2(made: Made, way: str) -> Prepared:
     cfg = made.config("pretrain_stage2")
     model, _ = ModelLoader.of_run(cfg, made.run()).stage2(new_projection=False)
-    return training(cfg, Stage2Objective(model), made.batch("stage2"), {})
+    batch = made.batch("stage2")
+    return training(cfg, Stage2Objective(model), lambda: batch, {})
 
 
-def training(cfg: RunConfig, objective: Stage1Objective | Stage2Objective, batch: Batch, given: Batch) -> Prepared:
+def training(
+    cfg: RunConfig, objective: Stage1Objective | Stage2Objective, batch: Callable[[], Batch], given: Batch
+) -> Prepared:
     """The losses of the first step without dropout, with the negatives that are `given`; and steps as Training makes them."""
     set_eval_mode(objective)
     with paddle.no_grad():
-        parts = objective(objective.prepare([{**batch, **given}])[0])
+        parts = objective(objective.prepare([{**batch(), **given}])[0])
     losses = {name: parts[name].numpy() for name in ("itc", "itm", "lm", "loss") if name in parts}
     optimizer, schedule = build_optimizer(cfg.optim, objective, 10_000)
     set_train_mode(objective)
 
     def step() -> None:
-        objective(objective.prepare([batch])[0])["loss"].backward()
+        objective(objective.prepare([batch()])[0])["loss"].backward()
         optimizer.step()
         optimizer.clear_grad()
         schedule.step()
@@ -206,7 +192,7 @@ def vision(made: Made) -> Callable[[], Answer]:
 
     @paddle.no_grad()
     def encode() -> Answer:
-        return {"patches": model.patches(image_BCHW).numpy()}
+        return {"patches": model.ln_vision(model.vision(image_BCHW)).numpy()}
 
     return encode
 
@@ -245,8 +231,8 @@ PARTS["language_backward"] = partial(language, backward=True)
 ROWS = {
     "caption": caption,
     "vqa": vqa,
-    "stage1": stage1,
-    "stage1_features": stage1_features,
+    "stage1": partial(stage1, keeps=False),
+    "stage1_features": partial(stage1, keeps=True),
     "stage2": stage2,
     "rerank": rerank,
     "load": load,

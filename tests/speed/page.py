@@ -10,7 +10,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.speed.rows import NAMES, ROWS, SIZES  # noqa: E402
+from tests.speed.rows import CAPTION_WORDS, NAMES, ROWS, SIZES  # noqa: E402
 
 Json = dict[str, Any]
 
@@ -163,11 +163,11 @@ def _ways(name: str, record: Json) -> str:
 
 
 def _more(name: str, model: str) -> str:
-    sizes = SIZES[model]
+    sizes, (least, most) = SIZES[model], CAPTION_WORDS
     return {
         "vqa": f", about {sizes.asked} images, {sizes.batch} at a time",
         "rerank": f", {sizes.judged} images with {sizes.candidates} texts each, {sizes.batch} pairs at a time",
-        "stage1": f", texts of {sizes.text_tokens} tokens, padding included",
+        **dict.fromkeys(("stage1", "stage1_features", "stage2"), f", texts of {least} to {most} words, padded to the longest"),
     }.get(name, "")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 OURS = ("ours", "recomputed")  # the ways that blip2x goes; Hugging Face's and LAVIS's are gone in PyTorch
+CAPTION_WORDS = (5, 12)  # the fewest and the most
 NAMES = {"ours": "blip2x", "recomputed": "blip2x, recomputing", "hf": "Hugging Face", "lavis": "LAVIS's way"}
 
 
@@ -85,7 +86,7 @@ ROWS = {
         "training step of stage 1, epochs after the first with `dataset.cache=features`",
         "pair",
         {
-            "ours": "from kept outputs of the image encoder; reading them from the disk is not counted",
+            "ours": "from the image encoder's outputs in float16, as they are kept; reading them from the disk is not counted",
             "recomputed": "the image encoder in each step",
             "lavis": "the image encoder in each step",
         },

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.speed import compare
-from tests.speed.page import page
+from tests.speed.page import SAME, page
 from tests.speed.rows import OURS, ROWS, SIZES
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -108,3 +108,12 @@ def test_our_side_of(row, folder):
         assert ROWS[row].answer != "texts" or len(answer["texts"]) == SIZES["tiny_opt"].count(row)
         if ROWS[row].answer == "numbers":
             assert all(np.isfinite(array).all() for array in answer.values()) and answer
+
+
+def test_kept_features_are_rounded(folder):
+    """As the cache rounds them; no more than what the page takes for the same."""
+    from tests.speed.ours import prepare
+
+    kept, recomputed = (prepare("stage1_features", way, folder)[1] for way in OURS)
+    differences = [abs(float(kept[name] - recomputed[name])) for name in recomputed]
+    assert 0 < max(differences) < SAME * max(map(float, recomputed.values()))

@@ -7,7 +7,6 @@ model call PyTorch's fused one, so that LAVIS itself would be slower than this.
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,26 +24,16 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration, Blip2ForImageTextRetrieval, GenerationConfig
 
-from tests.speed.worker import Answer, Prepared, arguments, serve
+from tests.speed.worker import Answer, Inputs, Prepared, arguments, serve
 
 Batch = dict[str, Tensor]
 
 
-class Made:
-    """What made.py left in `folder`."""
+class Made(Inputs):
+    """Also the model that writes, and pictures from their files."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        self.sizes = self.meta["sizes"]
-        self._arrays = np.load(folder / "inputs.npz")
-
-    def array(self, name: str) -> Tensor:
-        return torch.from_numpy(self._arrays[name])
-
-    def batch(self, stage: str) -> Batch:
-        names = [name for name in self._arrays.files if name.startswith(f"{stage}.")]
-        return {name.partition(".")[2]: self.array(name) for name in names}
+    def tensor(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array)
 
     def writer(self) -> Blip2ForConditionalGeneration:
         model = Blip2ForConditionalGeneration.from_pretrained(self.folder / "stage2").eval()
@@ -348,16 +337,17 @@ def rerank_with_pixels(made: Made) -> Callable[[], Answer]:
 
 def rerank_with_patches(made: Made) -> Callable[[], Answer]:
     model = Blip2ForImageTextRetrieval.from_pretrained(made.folder / "stage1").eval()
-    image_BCHW, ids_NL, mask_NL, places, size = _pairs(made)
+    image_BCHW, ids_NL, mask_NL, _, size = _pairs(made)
+    candidates = made.sizes["candidates"]
 
     @torch.no_grad()
     def judge() -> Answer:
         patch_BPD, found = model.vision_model(image_BCHW).last_hidden_state, []
         for image in range(len(image_BCHW)):
-            own = [row for row, place in enumerate(places) if place == image]
-            for first in range(0, len(own), size):
-                rows = own[first : first + size]
-                repeated = patch_BPD[image].repeat(len(rows), 1, 1)
+            end = (image + 1) * candidates
+            for first in range(image * candidates, end, size):
+                rows = slice(first, min(first + size, end))
+                repeated = patch_BPD[image].repeat(rows.stop - rows.start, 1, 1)
                 found.append(matching_logits(model, repeated, ids_NL[rows], mask_NL[rows]))
         return {"logits": torch.cat(found).numpy()}
 

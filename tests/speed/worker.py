@@ -13,6 +13,7 @@ import os
 import sys
 import time
 import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,29 @@ from blip2x.engine.resident import peak_mib  # needs neither paddle nor torch
 
 Answer = dict[str, Any]  # name -> texts, or an array
 Prepared = tuple[Callable[[], "Answer | None"], "Answer | None"]  # what a run calls, and what is known before the first
+
+
+class Inputs(ABC):
+    """What made.py left in `folder`: settings, and arrays as the tensors of one side."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        self.sizes = self.meta["sizes"]
+        self._arrays = np.load(folder / "inputs.npz")
+
+    @abstractmethod
+    def tensor(self, array: np.ndarray) -> Any:
+        """The side's own."""
+
+    def array(self, name: str) -> Any:
+        """One of them."""
+        return self.tensor(self._arrays[name])
+
+    def batch(self, stage: str) -> dict[str, Any]:
+        """All that are named after `stage`."""
+        names = [name for name in self._arrays.files if name.startswith(f"{stage}.")]
+        return {name.partition(".")[2]: self.array(name) for name in names}
 
 
 def arguments() -> argparse.Namespace:

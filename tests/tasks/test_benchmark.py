@@ -116,7 +116,8 @@ def test_tokens_are_those_that_are_predicted_or_written(all_kinds):
 def test_the_record_says_on_what_it_was_measured(all_kinds):
     _, record, folder = all_kinds
     assert record["hardware"]["cpu"] and record["versions"]["paddlepaddle"] and "git_commit" in record["versions"]
-    assert record["command"].startswith("runners/run.py task=benchmark") and record["model"]["vision"]["depth"] == 1
+    assert record["command"].startswith("runners/run.py task=benchmark")
+    assert record["tasks"]["caption"]["model"]["vision"]["depth"] == 1
     assert record["matrix_peak"] > 0 and (record["device"], record["ranks"], record["precision"]) == ("cpu", 1, "fp32")
     assert not (folder / "scratch").exists()
     page = (folder / "benchmark.md").read_text()
@@ -129,9 +130,10 @@ def test_the_record_says_on_what_it_was_measured(all_kinds):
 def test_real_data_and_curves(measure):
     sizes = ["task.sizes.new_tokens=[2,4]", "task.sizes.operations=[10,20]", "task.sizes.batch=[1,2]"]
     words = ["task.of=[pretrain_stage1,caption]", "task.data=true", "task.curves=[batch,new_tokens,operations]", *sizes]
-    results, record, folder = measure(*words, "task.overrides=['task.accumulate=2']")
+    results, record, folder = measure(*words, "task.overrides=['task.accumulate=2','model.qformer.num_queries=3']")
     stage1, caption = (record["tasks"][name] for name in ("pretrain_stage1", "caption"))
     assert (stage1["images"], stage1["sizes"]["images"], stage1["sizes"]["accumulate"]) == (4, 2, 2)
+    assert record["tasks"]["caption"]["model"]["qformer"]["num_queries"] == 3  # of what was measured
     assert (caption["images"], caption["sizes"]["text_tokens"]) == (2, 1)  # bos: the data set's recipe has no prompt
     assert caption["utilisation"] is None and "utilisation" not in results["caption"]  # texts differ in length
     curves = {(curve["size"], curve["of"]): curve for curve in record["curves"]}
@@ -150,7 +152,8 @@ def test_kept_outputs_of_the_image_encoder_are_there_before_anything_is_measured
     words = ["task.data=true", "dataset.cache=features", f"paths.cache={tmp_path}", "task.curves=[batch]"]
     _, record, _ = measure("task.of=[pretrain_stage2,vqa_zeroshot,retrieval]", *words, "task.sizes.batch=[1,2]")
     for own in record["tasks"].values():
-        assert "vision" not in own["parts"] and own["sizes"]["images"] == 0 and own["flops"]["vision"] == 0
+        assert "vision" not in own["parts"] and own["flops"]["vision"] == 0 < own["flops"]["qformer"]
+        assert own["sizes"]["images"] == 2
     assert {curve["of"] for curve in record["curves"]} == {"pretrain_stage2", "vqa_zeroshot"}
 
 
@@ -262,7 +265,7 @@ def test_wrong_settings_are_refused(values, named):
     ("values", "named"),
     [
         ({"curves": ["new_tokens"], "of": ["retrieval"]}, "none of retrieval has such a size; add one of caption"),
-        ({"of": ["caption"], "text_length": 120}, "task.text_length=120 and 30 new tokens make more than .*=128"),
+        ({"of": ["caption"], "text_length": 92}, "8 queries, task.text_length=92 and 30 new tokens make more than .*=128"),
         ({"of": ["pretrain_stage1"], "text_length": 600}, "max_txt_len=600 is more than"),
         ({"of": ["pretrain_stage2"], "curves": ["queries"], "sizes": {"queries": [1, 120]}}, "120 queries .*=128"),
         ({"of": ["caption"], "overrides": ["task.beams=2"]}, "beams"),
@@ -272,6 +275,8 @@ def test_wrong_settings_are_refused(values, named):
         ({"of": ["pretrain_stage2"], "data": True, "batch_size": 9000}, "split train; lower task.batch_size"),
         ({"overrides": ["task.batch_size=2"]}, "sets task.batch_size of what it measures, by task.batch_size"),
         ({"overrides": ["task=retrieval"]}, "by task.of"),
+        ({"overrides": ["task.lm_weight=0"]}, "by nothing: all losses are measured"),
+        ({"overrides": ["precision.name=bf16"]}, "but precision is the same for all that is measured"),
         ({"num_beams": 2, "overrides": ["task.num_beams=3"]}, "sets task.num_beams of what it measures, by task.num_beams"),
         ({"overrides": ["dataset.num_workers=2"]}, "made-up pictures need no loading"),
     ],
@@ -279,6 +284,11 @@ def test_wrong_settings_are_refused(values, named):
 def test_what_cannot_be_measured_is_refused_before_it_begins(values, named):
     with pytest.raises(UserError, match=named):
         Benchmark.check(replace(CONFIG, task=changed(**values)))
+
+
+def test_the_last_token_that_is_written_takes_no_position():
+    task = changed(of=["caption"], text_length=128 - CONFIG.model.qformer.num_queries - 30 + 1)
+    Benchmark.check(replace(CONFIG, task=task))
 
 
 @pytest.mark.parametrize("name", ["pretrain_stage2", "caption"])

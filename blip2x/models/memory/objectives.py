@@ -153,7 +153,7 @@ class Vision(Objective):
 
 @dataclass(frozen=True)
 class Language(Objective):
-    """Texts alone; all of their tokens are to be predicted, which is the most that there can be."""
+    """Texts alone; all that can be predicted of them is."""
 
     def batch(self) -> dict[str, Ghost]:
         """Texts."""
@@ -168,12 +168,12 @@ class Language(Objective):
         with self.t.of("language"):
             language = self.language()
             embeds = language.embed(self.extent.rows, self.extent.length)
-            return self.read(language, embeds, self.extent.length - 1)  # nothing comes before a text's first token
+            return self.read(language, embeds)
 
-    def read(self, language: LanguagePass, embeds: Ghost, predicted: int) -> Ghost:
-        """The loss of the texts, of each of which a decoder-only model predicts so many tokens."""
+    def read(self, language: LanguagePass, embeds: Ghost) -> Ghost:
+        """The loss of the texts; a decoder-only model predicts all but the first token: bos, or what nothing comes before."""
         extent = self.extent
-        asked = extent.output_length if isinstance(language, T5Pass) else extent.rows * predicted
+        asked = extent.output_length if isinstance(language, T5Pass) else extent.rows * (extent.length - 1)
         return self.lm_loss(call(language, embeds, asked))
 
 
@@ -191,7 +191,7 @@ class Stage2(Language):
         query = call(self.encode, batch["image"])
         with self.t.of("language"):
             language = self.language()
-            return self.read(language, self._join(query, language), self.extent.length)
+            return self.read(language, self._join(query, language))
 
     def _join(self, query: Ghost, language: LanguagePass) -> Ghost:
         t, extent = self.t, self.extent

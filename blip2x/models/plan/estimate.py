@@ -91,17 +91,20 @@ class Training:
         """The task with that many micro-batches, in which stage 1 still contrasts all of the step's pairs."""
         if not self.contrasts:
             return replace(self.task, accumulate=accumulate)
-        return replace(self.task, accumulate=accumulate, cached_contrast=self.task.cached_contrast or accumulate > 1)
+        return replace(self.task, accumulate=accumulate, cached_contrast=accumulate > 1)
 
     def operations(self, layout: Layout, batch: Batch) -> dict[str, tuple[float, float]]:
         """Of a step on one rank by part: forward, with what cached contrast looks ahead for, and all that comes after it."""
-        found = {}
+        found, cached = {}, self.contrasts and self.task_for(batch.accumulate).cached_contrast
         for part, count in self._counts(layout, batch).items():
             there, back = count.forward, backward_flops(part, count, self.trained_parts)
             if getattr(self.cfg, part).recompute and back:
                 back += count.forward
-            if part == "qformer" and self.contrasts and self.task_for(batch.accumulate).cached_contrast:
+            if cached and part == "qformer":
                 there += contrast_count(self.cfg, batch.rows, batch.length).forward
+            elif cached and part == "vision" and part in self.trained_parts:
+                passes = 2 if self.task.itm_weight else 1  # of pictures, and of those that are their texts' negatives
+                there, back = (1 + passes) * there, passes * back  # the look ahead goes no way back
             share = layout.degrees.tp if part == "language" else 1
             found[part] = (there * batch.accumulate / share, back * batch.accumulate / share)
         return found
@@ -289,9 +292,12 @@ def update_seconds(training: Training, machine: Machine, layout: Layout) -> floa
 
 
 def wire(one: Traffic, machine: Machine, layout: Layout) -> tuple[float, float]:
-    """Bytes that go through a GPU's link one way, and seconds, by rings (Patarasuk and Yuan, 2009)."""
+    """Bytes that go through a GPU's link one way, and seconds, by rings (Patarasuk and Yuan, 2009).
+
+    To one rank, or from one, all bytes go through each link that is used; ranks take turns as that one, call after call.
+    """
     count = layout.sizes()[one.group]
-    factor = {"all_reduce": 2 * (count - 1) / count, "all_gather": count - 1}.get(one.operation, (count - 1) / count)
+    factor = {"all_reduce": 2 * (count - 1) / count, "all_gather": count - 1, "reduce": 1, "broadcast": 1}[one.operation]
     size = factor * one.bytes
     return size, size / speed(one.group, machine, layout) + one.calls * LATENCY * max(1.0, math.log2(count))
 

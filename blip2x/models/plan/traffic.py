@@ -93,7 +93,9 @@ def traffic(
 ) -> list[Traffic]:
     """All exchanges of a step but scalars of logging; `low` is the size of the numbers of products, `FULL` in fp32."""
     contrasts = isinstance(task, PretrainStage1Config)
-    found = [*_gradients(layout, trained, batch.accumulate, PASSES if contrasts else 1)]
+    gathers = 2 * (PASSES if contrasts else 1)  # of a matrix that is cut: on the way there and on the way back
+    gathers += contrasts and task.cached_contrast  # a look ahead at the texts, from which nothing goes back
+    found = [*_gradients(layout, trained, batch.accumulate, gathers)]
     if contrasts:
         found += _pairs(cfg, task, layout, batch)
     elif layout.degrees.tp > 1 and task.kind not in ("pretrain_vision", "pretrain_language"):
@@ -109,7 +111,7 @@ def _times(one: Traffic, times: int) -> Traffic:
     return Traffic(one.name, one.operation, one.group, one.bytes * times, one.calls * times, one.hidden)
 
 
-def _gradients(layout: Layout, trained: Sequence[Parameter], micro: int, passes: int) -> Iterator[Traffic]:
+def _gradients(layout: Layout, trained: Sequence[Parameter], micro: int, gathers: int) -> Iterator[Traffic]:
     """Stages 2 and 3 do not wait for the last of `micro` micro-batches, as no rank keeps whole gradients."""
     numbers, count, sharing = sum(parameter.numbers for parameter in trained), len(trained), layout.degrees.sharding
     if layout.stage == 0:
@@ -122,7 +124,7 @@ def _gradients(layout: Layout, trained: Sequence[Parameter], micro: int, passes:
             yield Traffic("gradients", "all_reduce", group, numbers * FULL // sharing, math.ceil(count / sharing))
     else:
         cut = [parameter.numbers for parameter in trained if parameter.linear and parameter.numbers > SEGMENT]
-        whole, gathers = (numbers - sum(cut)) * FULL, 2 * passes * micro
+        whole, gathers = (numbers - sum(cut)) * FULL, gathers * micro
         yield Traffic("gradients", "all_reduce", "sharding", micro * sum(cut) * FULL + whole, micro * len(cut) + 1)
         yield Traffic("weights", "all_gather", "sharding", gathers * sum(cut) * FULL // sharing, gathers * len(cut))
         for group in ("copies", "tensor"):
@@ -152,9 +154,9 @@ def _pairs(cfg: ModelConfig, task: PretrainStage1Config, layout: Layout, batch: 
 
 
 def _opt(cfg: ModelConfig, batch: Batch, tp: int, low: int, words: int) -> Iterator[Traffic]:
-    """Two sums per layer on the way there, as many back; the words' rows, and their part of the logits of the text's tokens."""
+    """Two sums per layer on the way there, as many back; the words' rows, and their part of the logits that predict."""
     own, length = cfg.language, cfg.qformer.num_queries + batch.length
-    hidden, predicted = batch.rows * length * own.width, batch.rows * batch.length
+    hidden, predicted = batch.rows * length * own.width, batch.rows * (batch.length - 1)  # all but bos
     yield Traffic("embeddings", "all_reduce", "tensor", batch.rows * batch.length * own.width * low)
     yield Traffic("layers", "all_reduce", "tensor", 2 * own.depth * hidden * low, 2 * own.depth)
     yield Traffic("layers, back", "all_reduce", "tensor", 2 * own.depth * hidden * low, 2 * own.depth)

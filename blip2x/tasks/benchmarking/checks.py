@@ -29,10 +29,11 @@ _OWN = {  # keys that a measured task gets from the benchmark -> what says how
     "task": "task.of",
     "task.batch_size": "task.batch_size",
     "task.eval_batch_size": "task.batch_size",
-    "task.contrast_steps": "nothing: all losses are measured",
+    **dict.fromkeys(("task.contrast_steps", "task.itm_weight", "task.lm_weight"), "nothing: all losses are measured"),
     "task.min_new_tokens": "task.new_tokens",
     "dataset.eval_limit": "task.images",
 }
+_OF_THE_COMMAND = ("device", "threads", "parallelism", "precision", "seed")  # by which all tasks are measured alike
 _OWN_IF_SET = {"new_tokens": "max_new_tokens", "num_beams": "num_beams"}  # the benchmark's -> the measured task's
 _OWN_MADE_UP = {
     "task.max_txt_len": "task.text_length",
@@ -43,11 +44,16 @@ _OWN_MADE_UP = {
 
 
 def check_overrides(task: BenchmarkConfig) -> None:
-    """Raise `UserError` where `task.overrides` sets what would be overwritten."""
+    """Raise `UserError` where `task.overrides` sets what would be overwritten, or what one process has once."""
     own = {f"task.{ours}": f"task.{key}" for key, ours in _OWN_IF_SET.items() if getattr(task, key) is not None}
     own |= _OWN if task.data else _OWN | _OWN_MADE_UP
     for word in task.overrides:
-        if (key := override_key(word)) in own:
+        key = override_key(word)
+        if (first := key.split(".")[0]) in _OF_THE_COMMAND:
+            raise UserError(
+                f"task.overrides has {word}, but {first} is the same for all that is measured; set it beside task=benchmark"
+            )
+        if key in own:
             raise UserError(f"task.overrides has {word}, but the benchmark sets {key} of what it measures, by {own[key]}")
 
 
@@ -87,7 +93,8 @@ def _check_lengths(job: Job) -> None:
         return
     if job.decodes:
         written = job.cfg.task.max_new_tokens
-    if queries + job.task.text_length + written > language.max_positions:
+    read = max(written - 1, 0)  # of those that are written, all but the last
+    if queries + job.task.text_length + read > language.max_positions:
         raise UserError(
             f"{job.name}: {queries} queries, task.text_length={job.task.text_length} and {written} new tokens make more than "
             f"model.language.max_positions={language.max_positions}"

@@ -14,13 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from rich.console import Console
 
 from blip2x.config.dataset import AnnotationFiles
 from blip2x.data.formats.entries import Entries
 from blip2x.data.samples import CaptionSample, QuestionSample
 from blip2x.data.sequences import CaptionTable, Mixture
 from blip2x.data.tables import caption_table
+from blip2x.engine.loggers import Loggers
 from blip2x.engine.report import write_report
+from blip2x.engine.run import Run
 from blip2x.metrics.bootstrap import resampled_means
 from blip2x.metrics.cider import cider_scores
 from blip2x.metrics.retrieval import Shortlists, hardest_pairs
@@ -85,9 +88,12 @@ def _merging_arrays(size: int) -> float:
 
 
 def _writing(size: int) -> float:
-    """Lines of as many predictions."""
+    """The file of as many predictions."""
     rows = _predictions(size)
-    return _seconds(lambda: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run = Run(folder, folder, "vqa", Context(), Console(quiet=True), Loggers())
+        return _seconds(lambda: run.write_predictions(rows))
 
 
 def _reporting(size: int) -> float:

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from blip2x.engine.memory import begin_part, part_peak_gb
 from blip2x.engine.run import Run
 from blip2x.models.flops import Work as Amounts
@@ -109,6 +111,7 @@ class Measured:
     def record(self) -> dict[str, Any]:
         """For benchmark.json: everything."""
         return {
+            "model": OmegaConf.to_container(OmegaConf.structured(self.job.cfg.model), enum_to_str=True),
             "images": self.images,
             "tokens": self.tokens,
             "step": {**vars(self.step), "seconds": self.plain},
@@ -147,7 +150,8 @@ def measure(
     model, tokenizer = build(job)
     seed_everything(job.cfg.seed, context.data_rank)
     work = work_of(job, run, model, tokenizer)
-    clock, wait = Clock(waiting_for(context.device)), waiting_for(context.device)
+    wait = waiting_for(context.device)
+    clock = Clock(wait)
     plain, with_timers, parts = [], [], []
 
     def step(timers: AbstractContextManager[None] = nullcontext()) -> float:  # noqa: B008  # it has no state
@@ -202,7 +206,7 @@ def _amounts(work: Work) -> Amounts:
     job, context = work.job, work.run.context
     micro_batches = job.cfg.task.accumulate if job.trains else 1
     return Amounts(
-        images=-(-work.images // (context.data_size * micro_batches)) if work.encodes else 0,
+        images=-(-work.images // (context.data_size * micro_batches)),
         texts=work.texts,
         text_tokens=work.text_tokens,
         output_tokens=work.output_tokens,
@@ -215,9 +219,17 @@ def _flops(work: Work, amounts: Amounts, vocab_size: int) -> dict[str, float]:
     job = work.job
     words = {"language" if job.reads_language else "qformer": vocab_size}
     if job.decodes:
-        return dict(generation_flops(job.cfg.model, amounts, vocab_sizes=words))
-    if not job.trains:
-        return dict(retrieval_flops(job.cfg.model, amounts, pairs=work.pairs))
-    data_ranks = work.run.context.data_size
-    found = training_flops(job.cfg.model, job.name, amounts, data_ranks=data_ranks, vocab_sizes=words)
-    return {name: count * job.cfg.task.accumulate for name, count in found.items()}
+        found = generation_flops(job.cfg.model, amounts, vocab_sizes=words)
+    elif job.trains:
+        found = _training_flops(work, amounts, words)
+    else:
+        found = retrieval_flops(job.cfg.model, amounts, pairs=work.pairs)
+    return dict(found) if work.encodes else {**found, "vision": 0.0}  # an encoder whose outputs are kept is frozen
+
+
+def _training_flops(work: Work, amounts: Amounts, words: Mapping[str, int]) -> dict[str, float]:
+    cfg, contrasted = work.job.cfg, work.run.context.data_size
+    if work.job.name == "pretrain_stage1" and cfg.task.cached_contrast:
+        contrasted *= cfg.task.accumulate  # negatives come from all micro-batches, as they do from all ranks
+    found = training_flops(cfg.model, work.job.name, amounts, data_ranks=contrasted, vocab_sizes=words)
+    return {name: count * cfg.task.accumulate for name, count in found.items()}

@@ -76,11 +76,20 @@ def advice(found: Mapping[int, Estimate | None]) -> str:
     return "; ".join(f"{what} on {', '.join(map(str, counts))}" for what, counts in said.items())
 
 
+def step_options(training: Training, found: Estimate) -> list[str]:
+    """The words of a command that divide a step among a rank's micro-batches."""
+    accumulate = found.batch.accumulate
+    words = [f"task.batch_size={found.batch.rows}", f"task.accumulate={accumulate}"]
+    if training.contrasts:
+        words.append(f"task.cached_contrast={str(training.task_for(accumulate).cached_contrast).lower()}")
+    return words
+
+
 def page(title: str, training: Training, found: Mapping[int, Estimate | None], machine: str) -> list[str]:
     """plan.md."""
     rows = [cells(training, count, one) for count, one in found.items()]
     chosen = [
-        f"- {count}: `{options(one.layout)}`, `task.batch_size={one.batch.rows}`, `task.accumulate={one.batch.accumulate}`"
+        f"- {count}: " + ", ".join(f"`{words}`" for words in (options(one.layout), *step_options(training, one)))
         for count, one in found.items()
         if one
     ]

@@ -127,6 +127,10 @@ def test_rings_and_links():
     size, seconds = wire(Traffic("", "all_gather", "data", 10_000_000), link, two_nodes)
     assert size == pytest.approx(150e6)
     assert seconds == pytest.approx(150e6 / (0.8 * 80e9) + 4 * 20e-6)  # 8 cards of 10 GB/s
+    sharing = Layout(Degrees(1, 8), 2)  # all bytes of a call pass each link, whoever is the one that they go to or come from
+    for operation in ("reduce", "broadcast"):
+        size, seconds = wire(Traffic("", operation, "sharding", 80_000_000, 4), link, sharing)
+        assert size == 80e6 and seconds == pytest.approx(80e6 / 80e9 + 4 * 3 * 20e-6)
     alone = Layout(Degrees(2, 1, 8))  # a node is one data rank: each of its GPUs has a ring, and a card, of its own
     assert speed("data", link, alone) == pytest.approx(0.8 * 10e9)
     assert speed("tensor", link, alone) == pytest.approx(0.8 * 100e9)
@@ -180,12 +184,34 @@ def test_micro_batches_keep_all_negatives(pairs):
     """Where the pairs of a step do not fit at once, contrast is cached, and its features cost time twice."""
     found = recommend(pairs, A100, 8)
     assert found.batch.accumulate == 2
-    assert pairs.task_for(2).cached_contrast
+    assert [pairs.task_for(count).cached_contrast for count in (1, 2)] == [False, True]  # whatever the command says
+    assert replace(pairs, task=replace(pairs.task, accumulate=2, cached_contrast=True)).task_for(1) == pairs.task_for(1)
     once, twice = (pairs.operations(found.layout, pairs.batch(found.layout, count))["qformer"] for count in (1, 2))
     assert twice[0] > 1.1 * once[0]
     assert twice[1] == pytest.approx(once[1], rel=0.01)
     needed = [pairs.needed(found.layout, pairs.batch(found.layout, count)) for count in (1, 2)]
     assert needed[1] == pytest.approx(needed[0], rel=0.01)
+
+
+@pytest.mark.parametrize(("itm_weight", "ahead", "back"), [(1.0, 3, 2), (0.0, 2, 1)])
+def test_cached_contrast_goes_through_a_trained_image_encoder_again(pairs, itm_weight, ahead, back):
+    """It looks ahead at each picture, and sees that of each text's negative once more."""
+    vision = replace(pairs.cfg.vision, frozen=False, recompute=True)
+    tuned = replace(pairs, cfg=replace(pairs.cfg, vision=vision), task=replace(pairs.task, itm_weight=itm_weight))
+    layout = Layout(Degrees(8, 1))
+    once, cached = (tuned.operations(layout, tuned.batch(layout, count))["vision"] for count in (1, 2))
+    assert cached == pytest.approx((ahead * once[0], back * once[1]), rel=0.01)
+    frozen = [pairs.operations(layout, pairs.batch(layout, count))["vision"] for count in (1, 2)]
+    assert frozen[1] == pytest.approx(frozen[0], rel=0.01)
+
+
+def test_sharding_3_gathers_for_the_look_ahead_of_cached_contrast_too(pairs):
+    layout = Layout(Degrees(1, 8), 3)
+    once, cached = (
+        sum(one.bytes for one in pairs.traffic(layout, pairs.batch(layout, count)) if one.name == "weights") / count
+        for count in (1, 2)
+    )
+    assert cached / once == pytest.approx(9 / 8)  # text, own pairs, others, caption, there and back
 
 
 def test_what_is_done_twice_is_not_needed(reader):

@@ -9,22 +9,49 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from blip2x.config.check_task import BENCHMARKS
 from blip2x.config.compose import compose_config
 from blip2x.data.samples import QuestionSample
+from blip2x.models.flops import training_flops
 from blip2x.parallel.context import Context
 from blip2x.tasks.benchmarking import work
 from blip2x.tasks.benchmarking.jobs import Job, job_of
-from blip2x.tasks.benchmarking.measure import Spread, _amounts
+from blip2x.tasks.benchmarking.measure import Spread, _amounts, _flops
 from blip2x.tasks.benchmarking.tables import parts_table
 from blip2x.tasks.retrieval import Search
 
 RUN = SimpleNamespace(context=Context())
+WORDS = ["model.qformer.vocab_size=50", "model.language.vocab_size=60"]
 
 
 def job(name: str, *overrides: str) -> Job:
     task = compose_config(["task=benchmark"]).task
     task.overrides = list(overrides)
     return job_of(task, name)
+
+
+def step_of(job: Job, *, encodes: bool = True) -> SimpleNamespace:
+    """What a step of `job` looks like to those who count it."""
+    sizes = {"images": job.images(1), "texts": 3, "text_tokens": 4, "output_tokens": 0, "pairs": 6}
+    return SimpleNamespace(job=job, run=RUN, encodes=encodes, **sizes)
+
+
+def flops_of(work: SimpleNamespace) -> dict[str, float]:
+    return _flops(work, _amounts(work), 50)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_kept_outputs_of_the_image_encoder_spare_its_operations_alone(name):
+    one = job(name, *WORDS)
+    seen, kept = (flops_of(step_of(one, encodes=encodes)) for encodes in (True, False))
+    assert seen["vision"] > 0 and kept == {**seen, "vision": 0}
+
+
+def test_cached_contrast_counts_the_pairs_of_all_micro_batches():
+    one = job("pretrain_stage1", *WORDS, "task.accumulate=4", "task.cached_contrast=true")
+    work = step_of(one)
+    micro = training_flops(one.cfg.model, "pretrain_stage1", _amounts(work), data_ranks=4)
+    assert flops_of(work) == {part: 4 * count for part, count in micro.items()}
 
 
 @pytest.mark.parametrize(
@@ -36,9 +63,9 @@ def job(name: str, *overrides: str) -> Job:
     ],
 )
 def test_texts_that_are_drawn_count_as_beams_do(overrides, rows):
-    own = {"images": 2, "encodes": True, "texts": 2, "text_tokens": 4, "output_tokens": 0}
-    found = _amounts(SimpleNamespace(job=job("caption", *overrides), run=RUN, **own))
-    assert (found.beams, found.images, found.texts) == (rows, 2, 2)
+    one = job("caption", *overrides)
+    found = _amounts(step_of(one))
+    assert (found.beams, found.images, found.texts) == (rows, one.images(1), 3)
 
 
 @pytest.mark.parametrize(("clean", "read"), [(False, "Q: What IS it?  A:"), (True, "Q: what is it? A:")])
