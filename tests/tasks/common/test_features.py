@@ -184,6 +184,8 @@ def test_crops_that_never_come_again_are_refused(overrides):
 def test_an_encoder_that_is_trained_or_shared_is_refused():
     with pytest.raises(UserError, match=r"model\.vision\.frozen=false trains it"):
         compose_config(["task=pretrain_stage2", "model.vision.frozen=false", "dataset.cache=features"])
+    tuned = ["experiment=retrieval_coco_ft_vitg", "task.train=false", "model.weights=x"]  # an evaluation trains nothing
+    compose_config([*tuned, "dataset.cache=features"])
     with pytest.raises(UserError, match=r"parallelism.tp=2 lets several work on the same"):
         compose_config(["task=pretrain_stage2", "parallelism=tp2", "dataset.cache=features"])
     for task in ("pretrain_vision", "pipeline"):  # what has no frozen encoder goes without
