@@ -36,6 +36,7 @@ _MIXERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2
 _SHARD_BYTES = 4 * 2**30  # behind which a process begins a new one
 SPARE_BYTES = 2**30  # of the disk, left to checkpoints
 _SECONDS_BETWEEN_LOOKS = 5.0  # for what other processes have written meanwhile
+_SECONDS_LATE = 60.0  # that a network's file system may show a file as it was, by default (NFS: acregmax)
 
 
 def identity_of(*parts: str) -> bytes:
@@ -179,9 +180,14 @@ class FeatureStore:
             return []
 
     def _news(self, shard: _Shard) -> np.ndarray:
-        """The records that were not read before, those left out that are not whole."""
+        """The records that were not read before, those left out that are not whole.
+
+        Two files of a network's file system may be seen in states of different times: from a record on whose row is not there
+        yet, all are left to the next time.
+        """
         try:
-            count = shard.index_path.stat().st_size // _RECORD.itemsize - shard.records
+            index = shard.index_path.stat()
+            count = index.st_size // _RECORD.itemsize - shard.records
             if count <= 0:
                 return np.empty(0, _RECORD)
             rows = shard.rows_path.stat().st_size  # after the index: a record follows its row
@@ -189,11 +195,15 @@ class FeatureStore:
         except OSError:  # deleted meanwhile
             shard.bytes = 0
             return np.empty(0, _RECORD)
-        shard.records += len(record_N)
         shard.bytes = rows
-        whole_N = (_check(record_N) == record_N["check"]) & (record_N["row"] < rows // self._row_bytes)
-        self.broken += int((~whole_N).sum())
-        return record_N[whole_N]
+        whole_N = _check(record_N) == record_N["check"]
+        late_N = whole_N & (record_N["row"] >= rows // self._row_bytes)
+        if late_N.any() and time.time() - index.st_mtime < _SECONDS_LATE:  # their rows are written, but not to be seen yet
+            first = int(late_N.argmax())
+            record_N, whole_N, late_N = record_N[:first], whole_N[:first], late_N[:first]
+        shard.records += len(record_N)
+        self.broken += int((~whole_N | late_N).sum())
+        return record_N[whole_N & ~late_N]
 
     def _keep(self, record_N: np.ndarray, shard_N: np.ndarray) -> None:
         """Tables are merged as they grow, each at least twice as long as the next: few to look in, and little to sort anew."""
