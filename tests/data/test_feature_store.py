@@ -207,12 +207,23 @@ def test_a_full_disk_ends_the_writing_and_leaves_whole_rows(store, filled):
     index.close()
 
 
-def test_a_disk_that_is_nearly_full_is_left_alone(store, monkeypatch):
-    usage = namedtuple("usage", "total used free")(2**40, 2**40 - 2**30, 2**30)
+@pytest.mark.parametrize(("free", "spare"), [(2**30, None), (4 * 2**30, 4 * 2**30)])
+def test_the_room_that_checkpoints_need_is_left_to_them(store, monkeypatch, free, spare):
+    usage = namedtuple("usage", "total used free")(2**40, 2**40 - free, free)
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda _: usage)
     made = store()
+    if spare:
+        made.spare = lambda: spare
     made.add(names(1), rows(1))
-    assert "1.07 GB free" in made.stopped and len(store()) == 0
+    said = f"its disk has {free / 1e9:.3g} GB free, of which {free / 1e9:.3g} GB are left to checkpoints"
+    assert made.stopped == said and len(store()) == 0
+
+
+def test_room_that_others_need_is_left_to_them_and_stops_nothing(store):
+    made = store(limit=4 * 24)
+    assert made.add(names(1), rows(1)) and not made.add(names(2, 3), rows(2, 3), reserved=2 * 24)
+    assert made.stopped is None and len(made) == 1
+    assert made.add(names(2), rows(2), reserved=2 * 24) and made.add(names(3, 4), rows(3, 4)) and len(store()) == 4
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_what_it_had_written(store, tmp_path):
