@@ -34,7 +34,7 @@ MANIFEST_FILE = "manifest.json"  # in words, what the folder's key is made of
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8"), ("crc", "<u4"), ("check", "<u4")])
 _MIXERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5)  # odd, so that no bit is lost
 _SHARD_BYTES = 4 * 2**30  # behind which a process begins a new one
-LEAST_SPARE = 2**30  # bytes of the disk
+LEAST_SPARE = 2**30  # bytes of the disk that are left alone at least
 _SECONDS_BETWEEN_LOOKS = 5.0  # for what other processes have written meanwhile
 _SECONDS_LATE = 60.0  # that a network's file system may show a file as it was, by default (NFS: acregmax)
 

@@ -121,11 +121,12 @@ class Features:
         self._said.expected.add(expected)
 
         def judge() -> None:
-            size, said = _extent(count_images(samples), crops, most, store.shape)
-            transform = StoredTransform(collate.transform, store)
-            if begins:
-                self._said.lacking = lambda: size * self._lacking(samples, transform, crops)
-            lacking = size * self._lacking(samples, transform, crops)
+            images, transform = count_images(samples), StoredTransform(collate.transform, store)
+            size, said = _extent(images, crops, most, store.shape)
+            share, whole = self._lacking(samples, transform, crops), predicted_bytes(images * crops, store.shape)
+            lacking = size * share
+            if begins:  # it may read less than all, so that what has come since counts and not what lacks of all
+                self._said.lacking = lambda: max(0.0, lacking - whole * (share - self._lacking(samples, transform, crops)))
             said += f", of which {'about ' if 0 < lacking < size else ''}{amount(lacking)} lack"
             text = f"features ({what}): {said}; {self.folder} has {len(store):,} rows ({amount(store.bytes)})"
             self._run.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
