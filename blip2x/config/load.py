@@ -164,7 +164,7 @@ def _check_cache(config: RunConfig) -> None:
     dataset, task = config.dataset, config.task
     if dataset.cache is not Cache.features or not may_keep_features(task):
         return
-    if not config.model.vision.frozen:
+    if trains(task) and not config.model.vision.frozen:
         raise UserError(
             "dataset.cache=features keeps what a frozen image encoder gives, and model.vision.frozen=false trains it; set "
             "dataset.cache=none"

@@ -18,7 +18,7 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -34,8 +34,9 @@ MANIFEST_FILE = "manifest.json"  # in words, what the folder's key is made of
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("row", "<u8"), ("crc", "<u4"), ("check", "<u4")])
 _MIXERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0x27D4EB2F165667C5)  # odd, so that no bit is lost
 _SHARD_BYTES = 4 * 2**30  # behind which a process begins a new one
-SPARE_BYTES = 2**30  # of the disk, left to checkpoints
+LEAST_SPARE = 2**30  # bytes of the disk that are left alone at least
 _SECONDS_BETWEEN_LOOKS = 5.0  # for what other processes have written meanwhile
+_SECONDS_LATE = 60.0  # that a network's file system may show a file as it was, by default (NFS: acregmax)
 
 
 def identity_of(*parts: str) -> bytes:
@@ -89,6 +90,7 @@ class FeatureStore:
         shape: of a row, (P, D).
         broken: records that were left out so far, since they or their rows are not whole.
         stopped: why nothing is added any more; None: all that is given is.
+        spare: gives how many bytes of the disk are left to checkpoints.
 
     Args:
         folder: whose name is a key of all that the numbers depend on.
@@ -100,6 +102,7 @@ class FeatureStore:
     def __init__(self, folder: Path, shape: tuple[int, int], manifest: dict[str, Any], limit_bytes: float | None = None):
         self.folder, self.shape, self.broken = folder, shape, 0
         self.stopped: str | None = None
+        self.spare: Callable[[], float] = lambda: LEAST_SPARE
         self._manifest, self._limit_bytes = manifest, limit_bytes
         self._row_bytes = DTYPE.itemsize * shape[0] * shape[1]
         self._shards: list[_Shard] = []
@@ -146,31 +149,41 @@ class FeatureStore:
         """Whether there is a row of that identity, which is not looked at: it may be damaged."""
         return any(True for _ in self._records(identity))
 
-    def add(self, identity_MI: np.ndarray, row_MPD: np.ndarray) -> None:
-        """Keep rows [M, P, D] float16 under identities [M, 16] uint8, or say in `stopped` why that is not possible.
+    def add(self, identity_MI: np.ndarray, row_MPD: np.ndarray, *, reserved: float = 0.0) -> bool:
+        """Keep rows [M, P, D] float16 under identities [M, 16] uint8, or say in `stopped` why nothing can be kept any more.
 
-        Those are left out that another process has added meanwhile: runs in step would keep all of them once each.
+        Those are left out that another process has added meanwhile: runs in step would keep all of them once each. False: they
+        are not kept since others need the room, of which so many bytes are `reserved` to them.
         """
         if self.stopped:
-            return
+            return True
         self.refresh()
         lacking = [place for place, each in enumerate(identity_MI) if self._look(each.tobytes()).row_PD is None]
         if not lacking:
-            return
+            return True
         if len(lacking) < len(row_MPD):
             identity_MI, row_MPD = identity_MI[lacking], row_MPD[lacking]
-        if self._limit_bytes is not None and self._bytes + row_MPD.nbytes > self._limit_bytes:
-            self._stop(f"it has {self._bytes / 1e9:.3g} GB, and dataset.cache_gb allows {self._limit_bytes / 1e9:.3g} GB")
-            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            free = shutil.disk_usage(self.folder).free
-            if free - row_MPD.nbytes < SPARE_BYTES:
-                self._stop(f"its disk has {free / 1e9:.3g} GB free, of which 1 GB is left to checkpoints")
-                return
-            self._append(identity_MI, row_MPD)
+            full = self._full(row_MPD.nbytes)
+            if full:
+                self._stop(full)
+            elif reserved and self._full(row_MPD.nbytes + reserved):
+                return False
+            else:
+                self._append(identity_MI, row_MPD)
         except OSError as error:
             self._stop(f"it cannot be written: {error.strerror or error}")
+        return True
+
+    def _full(self, wanted: float) -> str | None:
+        """Why there is no room for so many bytes."""
+        if self._limit_bytes is not None and self._bytes + wanted > self._limit_bytes:
+            return f"it has {self._bytes / 1e9:.3g} GB, and dataset.cache_gb allows {self._limit_bytes / 1e9:.3g} GB"
+        free, spare = shutil.disk_usage(self.folder).free, self.spare()
+        if free - wanted < spare:
+            return f"its disk has {free / 1e9:.3g} GB free, of which {spare / 1e9:.3g} GB are left to checkpoints"
+        return None
 
     def _indexes(self) -> list[Path]:
         try:
@@ -179,9 +192,14 @@ class FeatureStore:
             return []
 
     def _news(self, shard: _Shard) -> np.ndarray:
-        """The records that were not read before, those left out that are not whole."""
+        """The records that were not read before, those left out that are not whole.
+
+        Two files of a network's file system may be seen in states of different times: from a record on whose row is not there
+        yet, all are left to the next time.
+        """
         try:
-            count = shard.index_path.stat().st_size // _RECORD.itemsize - shard.records
+            index = shard.index_path.stat()
+            count = index.st_size // _RECORD.itemsize - shard.records
             if count <= 0:
                 return np.empty(0, _RECORD)
             rows = shard.rows_path.stat().st_size  # after the index: a record follows its row
@@ -189,11 +207,15 @@ class FeatureStore:
         except OSError:  # deleted meanwhile
             shard.bytes = 0
             return np.empty(0, _RECORD)
-        shard.records += len(record_N)
         shard.bytes = rows
-        whole_N = (_check(record_N) == record_N["check"]) & (record_N["row"] < rows // self._row_bytes)
-        self.broken += int((~whole_N).sum())
-        return record_N[whole_N]
+        whole_N = _check(record_N) == record_N["check"]
+        late_N = whole_N & (record_N["row"] >= rows // self._row_bytes)
+        if late_N.any() and time.time() - index.st_mtime < _SECONDS_LATE:  # their rows are written, but not to be seen yet
+            first = int(late_N.argmax())
+            record_N, whole_N, late_N = record_N[:first], whole_N[:first], late_N[:first]
+        shard.records += len(record_N)
+        self.broken += int((~whole_N | late_N).sum())
+        return record_N[whole_N & ~late_N]
 
     def _keep(self, record_N: np.ndarray, shard_N: np.ndarray) -> None:
         """Tables are merged as they grow, each at least twice as long as the next: few to look in, and little to sort anew."""

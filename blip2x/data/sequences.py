@@ -41,6 +41,11 @@ class Samples(Sequence[S], Generic[S]):
     def image_id_N(self) -> np.ndarray:
         """int64 [N]."""
 
+    @property
+    def epoch_length(self) -> int:
+        """How many samples an epoch of training takes, E."""
+        return len(self)
+
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """Places of an epoch's samples [E], in the order drawn by lot; place + N is a second draw of the same sample."""
         return shuffled(len(self), rng)
@@ -217,6 +222,11 @@ class Mixture(Samples[S]):
         """int64 [N]."""
         return np.concatenate([part.image_id_N + index * self._apart for index, part in enumerate(self._parts)])
 
+    @property
+    def epoch_length(self) -> int:
+        """That of the parts, each as often as its weight says."""
+        return sum(map(self._wanted, range(len(self._parts))))
+
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """The parts' own orders, each as often as its weight says, interleaved by lot."""
         if len(self._parts) == 1 and self._weights[0] == 1:
@@ -232,12 +242,14 @@ class Mixture(Samples[S]):
 
     def _part_order(self, part: int, rng: np.random.Generator, dtype: np.dtype) -> np.ndarray:
         """Whole rounds over the part, then a share of one."""
-        count, weight = len(self._parts[part]), self._weights[part]
-        wanted, orders = round(weight * count), []
+        count, wanted, orders = len(self._parts[part]), self._wanted(part), []
         for copy in range(-(-wanted // count) if count else 0):
             order = self._parts[part].epoch_order(rng)[: wanted - copy * count]
             orders.append(order.astype(dtype) + dtype.type(self._start(part) + copy * len(self)))
         return np.concatenate(orders) if orders else np.array([], dtype=dtype)
+
+    def _wanted(self, part: int) -> int:
+        return round(self._weights[part] * len(self._parts[part]))
 
     def _start(self, part: int) -> int:
         return self._ends[part - 1] if part else 0
@@ -255,9 +267,19 @@ class Documents(Sequence[str]):
     def __getitem__(self, index: int) -> str:
         return "\n".join(self._samples[index].captions)
 
+    @property
+    def epoch_length(self) -> int:
+        """That of the images."""
+        return self._samples.epoch_length
+
     def epoch_order(self, rng: np.random.Generator) -> np.ndarray:
         """That of the images."""
         return self._samples.epoch_order(rng)
+
+
+def epoch_length(samples: Sequence) -> int:
+    """How many samples an epoch of training takes; of a mixture's parts each as often as its weight says."""
+    return samples.epoch_length if isinstance(samples, (Samples, Documents)) else len(samples)
 
 
 def left_out(samples: Sequence) -> int:

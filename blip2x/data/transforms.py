@@ -78,13 +78,17 @@ class TrainTransform(EvalTransform):
         self.flip = cfg.flip
         self._crops = crops
 
+    @property
+    def _draws(self) -> bool:
+        return self.crop_scale is not None or self.flip
+
     def variant(self, picture: Picture, rng: random.Random | None = None) -> str:
         """See `EvalTransform.variant`.
 
         Raises:
             ValueError: crops are not fixed, so that nothing can be kept of a picture.
         """
-        if self.crop_scale is None and not self.flip:
+        if not self._draws:
             return "decoded as small as it serves"
         if self._crops is None:
             raise ValueError("the crops of this transform are drawn anew each time")
@@ -100,7 +104,7 @@ class TrainTransform(EvalTransform):
 
     def load(self, picture: Picture, rng: random.Random | None = None) -> np.ndarray:
         """As `__call__`, of a picture that is not decoded yet: no larger than its crop needs it."""
-        if self._crops is not None and rng is not None:
+        if self._draws and self._crops is not None and rng is not None:
             rng = random.Random(identity_of(self._fixed(picture, rng)))  # a name may have bytes that are no text
         return self._mirror_and_normalise(picture.open(self._crop(rng)), rng)
 

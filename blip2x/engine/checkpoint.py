@@ -40,9 +40,14 @@ def require_checkpoint_space(folder: str | Path, layer: nn.Layer, *, optimizer: 
 
     With `optimizer`, AdamW's two moments of what is trained are counted, too.
     """
+    require_space(Path(folder), checkpoint_bytes(layer, optimizer=optimizer))
+
+
+def checkpoint_bytes(layer: nn.Layer, *, optimizer: bool) -> int:
+    """What a checkpoint of `layer` takes at most; `optimizer` as of `require_checkpoint_space`."""
     kept, _ = split_state(layer)
     weights = sum(tensor.size * tensor.element_size() for tensor in kept.values())
-    require_space(Path(folder), weights * (3 if optimizer else 1) + _BESIDE_TENSORS)
+    return weights * (3 if optimizer else 1) + _BESIDE_TENSORS
 
 
 def save_checkpoint(folder: str | Path, layer: nn.Layer, **about: Any) -> Path:

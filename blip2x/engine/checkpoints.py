@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from blip2x.config.task import Best, TrainingConfig
+from blip2x.engine.folders import bytes_below
 from blip2x.engine.run import Run
 from blip2x.engine.training_state import TrainingState
 from blip2x.errors import UserError
@@ -78,6 +79,11 @@ class Checkpoints:
         self._writing.start()
         if not background:
             self.wait()
+
+    def bytes_to_come(self, each: int) -> int:
+        """What those of so many bytes will take of the disk beside the ones that are there."""
+        most = self._cfg.keep_last + self._cfg.keep_best + 1  # an old one goes when the new one is whole
+        return max(0, most * each - bytes_below(self._folder) - bytes_below(self._run.folder / FINAL))
 
     def wait(self) -> None:
         """Until what is being written in the background is on the disk."""

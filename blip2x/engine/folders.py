@@ -26,13 +26,32 @@ class _Taken(UserError):
 
 def require_space(folder: Path, needed: int = MIN_FREE_BYTES) -> None:
     """Raise `UserError` unless the disk of `folder` (which need not exist yet) has `needed` bytes free."""
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(existing_folder(folder)).free
     if free < needed:
         raise UserError(
             f"{folder}: {free / 2**20:.0f} MiB free on its disk, {needed / 2**20:.0f} MiB are needed; "
             "make room or set paths.outputs to another disk"
         )
+
+
+def existing_folder(path: Path) -> Path:
+    """`path` where it is there, else the nearest folder above it that is: both on the same disk."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+
+
+def same_disk(one: Path, other: Path) -> bool:
+    """Whether what is written into two folders, which need not be there yet, takes the same room."""
+    return existing_folder(one).stat().st_dev == existing_folder(other).stat().st_dev
+
+
+def bytes_below(folder: Path) -> int:
+    """What the files in a folder take; others may delete it meanwhile."""
+    count = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                count += os.path.getsize(os.path.join(parent, name))
+    return count
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -142,7 +142,7 @@ def test_a_row_whose_bytes_changed_is_damaged_and_the_one_added_after_it_counts(
     assert found(opened, 2)[0, 0] == found(store(), 2)[0, 0] == 2
 
 
-@pytest.mark.parametrize("field", [0, 8, 16, 24, 28])
+@pytest.mark.parametrize("field", [0, 8, 16, 20, 24, 28])
 def test_a_record_whose_bytes_changed_is_left_out(store, filled, field):
     data = bytearray(file(filled, "index").read_bytes())
     data[32 + field] ^= 1
@@ -155,9 +155,22 @@ def test_a_record_whose_bytes_changed_is_left_out(store, filled, field):
 @pytest.mark.parametrize(("kind", "cut", "broken"), [("index", 5, 0), ("rows", 1, 1), ("rows", 25, 2), ("rows", 72, 3)])
 def test_a_file_that_was_cut_off_counts_as_far_as_it_is_whole(store, filled, kind, cut, broken):
     os.truncate(file(filled, kind), file(filled, kind).stat().st_size - cut)
+    os.utime(file(filled, "index"), (0, 0))  # long ago, so that nothing is on its way
     opened, lost = store(), max(1, -(-cut // 24) if kind == "rows" else 1)
     assert (len(opened), opened.broken) == (3 - lost, broken)
     assert [found(opened, number) is None for number in (1, 2, 3)] == [place >= 3 - lost for place in range(3)]
+
+
+@pytest.mark.parametrize("cut", [1, 25, 72])
+def test_records_that_are_seen_before_their_rows_are_read_again(store, filled, cut):
+    """As on a network's file system, which may show an index as it is and its rows as they were."""
+    data = file(filled, "rows").read_bytes()
+    file(filled, "rows").write_bytes(data[:-cut])
+    opened = store()
+    assert (len(opened), opened.broken) == ((len(data) - cut) // 24, 0)
+    file(filled, "rows").write_bytes(data)
+    opened.refresh()
+    assert (len(opened), opened.broken) == (3, 0) and [found(opened, number)[0, 0] for number in (1, 2, 3)] == [1, 2, 3]
 
 
 def test_rows_that_are_cut_off_or_deleted_while_the_folder_is_open_are_damaged(filled):
@@ -194,12 +207,23 @@ def test_a_full_disk_ends_the_writing_and_leaves_whole_rows(store, filled):
     index.close()
 
 
-def test_a_disk_that_is_nearly_full_is_left_alone(store, monkeypatch):
-    usage = namedtuple("usage", "total used free")(2**40, 2**40 - 2**30, 2**30)
+@pytest.mark.parametrize(("free", "spare"), [(2**30, None), (4 * 2**30, 4 * 2**30)])
+def test_the_room_that_checkpoints_need_is_left_to_them(store, monkeypatch, free, spare):
+    usage = namedtuple("usage", "total used free")(2**40, 2**40 - free, free)
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda _: usage)
     made = store()
+    if spare:
+        made.spare = lambda: spare
     made.add(names(1), rows(1))
-    assert "1.07 GB free" in made.stopped and len(store()) == 0
+    said = f"its disk has {free / 1e9:.3g} GB free, of which {free / 1e9:.3g} GB are left to checkpoints"
+    assert made.stopped == said and len(store()) == 0
+
+
+def test_room_that_others_need_is_left_to_them_and_stops_nothing(store):
+    made = store(limit=4 * 24)
+    assert made.add(names(1), rows(1)) and not made.add(names(2, 3), rows(2, 3), reserved=2 * 24)
+    assert made.stopped is None and len(made) == 1
+    assert made.add(names(2), rows(2), reserved=2 * 24) and made.add(names(3, 4), rows(3, 4)) and len(store()) == 4
 
 
 def test_a_process_that_is_killed_while_it_writes_leaves_what_it_had_written(store, tmp_path):

@@ -12,7 +12,7 @@ import pytest
 
 from blip2x.config.dataset import OnBadImage
 from blip2x.data.loader import build_loader
-from blip2x.data.sequences import CaptionTable, Chosen, Documents, Mixture, QuestionTable, left_out, shuffled
+from blip2x.data.sequences import CaptionTable, Chosen, Documents, Mixture, QuestionTable, epoch_length, left_out, shuffled
 from blip2x.data.tables import CAPTIONS, QUESTIONS, TableFile
 
 
@@ -69,7 +69,8 @@ def test_parts_are_taken_as_often_as_their_weights_say(weights, taken):
     mixture = Mixture([captions(40), captions(20)], weights, apart=1000)
     orders = [mixture.epoch_order(np.random.default_rng([0, epoch])) for epoch in range(3)]
     for order in orders:
-        assert len(order) == len(set(order.tolist())) == sum(taken)
+        assert len(order) == len(set(order.tolist())) == sum(taken) == epoch_length(mixture)
+        assert len(order) == epoch_length(Documents(mixture))
         parts = Counter((place % 60) // 40 for place in order.tolist())
         assert (parts[0], parts[1]) == taken
         most = max(Counter(place % 60 for place in order.tolist()).values())
@@ -88,7 +89,7 @@ def test_parts_are_mixed_all_along():
 def test_shards_are_read_in_runs_and_mixed_with_their_neighbours():
     samples = captions(1000, shards=100)
     order = samples.epoch_order(np.random.default_rng(0))
-    assert sorted(order.tolist()) == list(range(1000))
+    assert sorted(order.tolist()) == list(range(1000)) and epoch_length(samples) == 1000
     shard = order // 10
     for start in range(0, 960, 160):  # 16 shards of 10 at a time, and nothing of the others
         assert len(set(shard[start : start + 160].tolist())) == 16

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from blip2x.config.dataset import TransformConfig
+from blip2x.data import transforms
 from blip2x.data.pictures import PathImage
 from blip2x.data.shards import StoredImage
 from blip2x.data.transforms import EvalTransform, Lot, TrainTransform, random_box
@@ -121,6 +122,12 @@ def test_fixed_crops_come_again_and_leave_the_lot_as_it_was(files):
     variants = [transform.variant(picture, Lot.of(1, epoch, 0)) for epoch in range(6)]
     assert variants[:3] == variants[3:] and len({*variants, transform.variant(other, lots[0])}) == 4
     assert transform.variant(picture, Lot.of(1, 0, 7, copy=1)) == variants[1]  # what comes twice in an epoch has two crops
+
+
+def test_where_nothing_is_drawn_no_crop_is_sought(files, monkeypatch):
+    expected = TrainTransform(config(), 16).load(files[0], Lot.of(0, 0, 0))
+    monkeypatch.setattr(transforms, "identity_of", None)
+    assert np.array_equal(TrainTransform(config(), 16, crops=2).load(files[0], Lot.of(0, 0, 0)), expected)
 
 
 def test_fixed_crops_are_the_same_wherever_a_folder_is_mounted_and_whatever_bytes_a_name_has(tmp_path):

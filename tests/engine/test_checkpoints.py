@@ -60,6 +60,16 @@ def test_the_last_and_the_best_are_kept(run, made):
     assert checkpoints.best() == run.folder / "checkpoint"
 
 
+def test_room_is_needed_for_those_that_are_not_there_yet(run, made):
+    checkpoints = made(keep_last=1, keep_best=1, best_metric="accuracy")
+    assert checkpoints.bytes_to_come(10**6) == 3 * 10**6  # with the one that is written while both others are there
+    checkpoints.save(state(1), final=False)
+    there = sum(path.stat().st_size for path in (run.folder / "checkpoints").rglob("*") if path.is_file())
+    assert 0 < there == 3 * 10**6 - checkpoints.bytes_to_come(10**6)
+    checkpoints.save(state(2), final=True)
+    assert checkpoints.bytes_to_come(10**6) < 3 * 10**6 and checkpoints.bytes_to_come(1) == 0
+
+
 def test_a_damaged_later_one_takes_no_whole_ones_place(run, made):
     """It was passed over when the run went on from step 1."""
     made().save(state(9), final=False)

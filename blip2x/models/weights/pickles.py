@@ -8,6 +8,7 @@ from __future__ import annotations
 import pickle
 import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping
 from functools import partial
@@ -31,6 +32,8 @@ _STORAGE_TYPES = {
     "ByteStorage": np.dtype("u1"),
     "BoolStorage": np.dtype("?"),
 }
+# what reading a damaged archive ends in; RuntimeError: it seems to be encrypted, or compressed in an unknown way
+_DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, KeyError, OSError, struct.error)
 _LARGE = 1 << 16  # bytes: pickle writes larger ones outside of its frames, so that they stand in the file as they are
 
 
@@ -92,7 +95,7 @@ def _open_named(tensor: StoredTensor, path: Path, name: str) -> np.ndarray:
         return tensor.open()
     except UserError as error:
         raise UserError(f"tensor {name}: {error}") from error
-    except (OSError, zipfile.BadZipFile, KeyError) as error:
+    except OSError as error:
         raise UserError(f"{path}, tensor {name}: cannot be read ({error}); copy or download the file again") from error
 
 
@@ -159,7 +162,7 @@ def _storage(path: Path, member: zipfile.ZipInfo, dtype: np.dtype) -> np.ndarray
         start = member.header_offset + 30 + name_length + extra_length
         count = member.file_size // dtype.itemsize
         return mapped(path, where, offset=start, shape=(count,), dtype=dtype, crc=member.CRC).open()
-    except (zipfile.BadZipFile, KeyError, OSError, struct.error) as error:
+    except _DAMAGED as error:
         raise UserError(f"{where} cannot be read ({error}); copy or download the file again") from error
 
 

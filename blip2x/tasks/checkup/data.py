@@ -12,12 +12,23 @@ from typing import Any
 from blip2x.config.dataset import OnBadImage
 from blip2x.config.run import RunConfig
 from blip2x.data.audit.given import SORTS, files_of
+from blip2x.data.feature_store import LEAST_SPARE
+from blip2x.data.sequences import epoch_length
 from blip2x.data.source import Split
+from blip2x.engine.folders import existing_folder, same_disk
 from blip2x.engine.memory_table import amount
 from blip2x.errors import UserError
 from blip2x.tasks.checkup.examined import Examined
 from blip2x.tasks.checkup.findings import Findings, sentence
-from blip2x.tasks.common.features import count_images, crops_kept, keeps_features, predicted_bytes, row_shape
+from blip2x.tasks.checkup.machine import checkpoints_bytes
+from blip2x.tasks.common.features import (
+    count_images,
+    crops_kept,
+    keeps_features,
+    predicted_bytes,
+    row_shape,
+    rows_read,
+)
 from blip2x.tasks.pretrain_vision import patches_per_side
 
 _OPENED = 32  # pictures of each split
@@ -48,6 +59,11 @@ def train_samples(examined: Examined) -> Sequence[Any]:
     return samples_of(examined, what, split)
 
 
+def epoch_batches(examined: Examined, samples: int) -> int:
+    """How many batches each rank has of an epoch of so many samples."""
+    return samples // (examined.cfg.task.batch_size * examined.layout.data_ranks)
+
+
 def is_absent(examined: Examined, what: str, split: Split | None) -> bool:
     """Whether the data set has files for it of which not one is there, or no folder of images: nobody has fetched them yet."""
     sorts = [what] if what in SORTS else SORTS
@@ -62,7 +78,7 @@ def is_absent(examined: Examined, what: str, split: Split | None) -> bool:
 def check_data(examined: Examined) -> Findings:
     """A line for each split that the task reads."""
     out = Findings(examined.name)
-    wanted, images, trained = reads(examined), {}, 0
+    wanted, rows, trained = reads(examined), {}, 0
     for what, split in dict.fromkeys(wanted):
         name = f"{split or 'train'} {what}"
         if split == "val" and examined.source.val_is_eval and (what, "eval") in wanted:
@@ -82,11 +98,10 @@ def check_data(examined: Examined) -> Findings:
         else:
             _judge_pictures(out, name, samples, examined.cfg)
             if keeps_features(examined.cfg):
-                crops = _crops(examined, len(samples)) if split == "train" else 1
-                images[name] = crops * count_images(samples)
-                trained += images[name] if split == "train" else 0
-    if images:
-        _judge_features(out, images, trained, examined.cfg)
+                rows[name] = count_images(samples) if split != "train" else _rows_trained(examined, samples)
+                trained += rows[name] if split == "train" else 0
+    if rows:
+        _judge_features(out, rows, trained, examined)
     if not wanted:
         out.fine("data", "the task reads nothing of a data set")
     elif "samples" in out.record and any(split for _, split in wanted):
@@ -94,24 +109,36 @@ def check_data(examined: Examined) -> Findings:
     return out
 
 
-def _crops(examined: Examined, samples: int) -> int:
-    return crops_kept(examined.cfg, max(1, samples // (examined.cfg.task.batch_size * examined.layout.data_ranks)))
+def _rows_trained(examined: Examined, samples: Sequence[Any]) -> int:
+    cfg, batches = examined.cfg, max(1, epoch_batches(examined, epoch_length(samples)))
+    return min(crops_kept(cfg, batches) * count_images(samples), rows_read(cfg, batches, examined.layout.data_ranks))
 
 
-def _judge_features(out: Findings, images: dict[str, int], trained: int, cfg: RunConfig) -> None:
-    """The size of the cache, were nothing of it there; `images` are counted with their crops, `trained` of them to train on."""
+def _left_to_checkpoints(examined: Examined) -> float:
+    if not examined.trains or not same_disk(Path(examined.cfg.paths.cache), Path(examined.cfg.paths.outputs)):
+        return LEAST_SPARE
+    try:
+        return max(LEAST_SPARE, checkpoints_bytes(examined))
+    except UserError:  # the check of the disk says why they cannot be foretold
+        return LEAST_SPARE
+
+
+def _judge_features(out: Findings, rows: dict[str, int], trained: int, examined: Examined) -> None:
+    """The size of the cache, were nothing of it there; `trained` of the rows are of pictures to train on."""
+    cfg = examined.cfg
     shape, limit, folder = row_shape(cfg.model.vision), cfg.dataset.cache_gb, Path(cfg.paths.cache).absolute()
-    size, begun = (predicted_bytes(count, 1, shape) for count in (sum(images.values()), trained))
-    rows = f"{sum(images.values()):,} rows of {' x '.join(map(str, shape))} in float16"
-    said = f"{amount(size)} when all is kept: {rows} ({', '.join(f'{count:,} of {name}' for name, count in images.items())})"
-    free = shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
+    size, begun = (predicted_bytes(count, shape) for count in (sum(rows.values()), trained))
+    counted = f"{sum(rows.values()):,} rows of {' x '.join(map(str, shape))} in float16"
+    said = f"{amount(size)} when all is kept: {counted} ({', '.join(f'{count:,} of {name}' for name, count in rows.items())})"
+    free, spare = shutil.disk_usage(existing_folder(folder)).free, _left_to_checkpoints(examined)
     there = sum(path.stat().st_size for path in folder.glob("features/*/*.rows"))  # some of it perhaps
     if limit is not None and size > 1e9 * limit:
         judge = out.broken if begun > 1e9 * limit else out.look
         judge("features", f"{said}; dataset.cache_gb={limit:g} allows less", "raise it, or set dataset.cache=none")
-    elif size > free + there:
-        judge = out.broken if begun > free + there else out.look
-        judge("features", f"{said}; the disk of paths.cache has {amount(free)} free", "make room, or set dataset.cache=none")
+    elif size > free - spare + there:
+        judge = out.broken if begun > free - spare + there else out.look
+        said = f"{said}; the disk of paths.cache has {amount(free)} free, of which {amount(spare)} are left to checkpoints"
+        judge("features", said, "make room, or set dataset.cache=none")
     else:
         out.fine("features", said)
 

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from blip2x.engine.amp import check_precision
-from blip2x.engine.folders import MIN_FREE_BYTES
+from blip2x.engine.folders import MIN_FREE_BYTES, existing_folder
 from blip2x.engine.memory_table import amount
 from blip2x.engine.versions import versions
 from blip2x.errors import UserError
@@ -97,9 +97,7 @@ def check_disk(examined: list[Examined]) -> Findings:
     wanted, stages = MIN_FREE_BYTES, []
     for each in examined:
         if each.trains:
-            # one more than are kept: an old one goes when the new one is whole
-            count = each.cfg.task.keep_last + each.cfg.task.keep_best + 1
-            size = count * each.predicted[0].checkpoint
+            size = checkpoints_bytes(each)
             wanted += size
             stages.append(f"{amount(size)} for {each.name}")
     needs = f"{amount(wanted)} for checkpoints and results" + (f" ({', '.join(stages)})" if stages else "")
@@ -111,8 +109,13 @@ def check_disk(examined: list[Examined]) -> Findings:
     return out
 
 
+def checkpoints_bytes(examined: Examined) -> int:
+    """What a training's checkpoints take: one more than are kept, as an old one goes when the new one is whole."""
+    return (examined.cfg.task.keep_last + examined.cfg.task.keep_best + 1) * examined.predicted[0].checkpoint
+
+
 def _judge_folder(out: Findings, check: str, folder: Path, need: int, what: str) -> None:
-    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    existing = existing_folder(folder)
     try:
         with tempfile.TemporaryFile(dir=existing):  # a mode alone does not tell: a disk may be mounted to be read only
             pass

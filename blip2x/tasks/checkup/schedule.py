@@ -6,10 +6,11 @@ from dataclasses import fields
 
 from blip2x.config.run import OptimConfig
 from blip2x.config.task import TrainingConfig
+from blip2x.data.sequences import epoch_length
 from blip2x.engine.steps import count_steps
 from blip2x.errors import UserError
 from blip2x.optim.schedule import learning_rate
-from blip2x.tasks.checkup.data import train_samples
+from blip2x.tasks.checkup.data import epoch_batches, train_samples
 from blip2x.tasks.checkup.examined import Examined
 from blip2x.tasks.checkup.findings import Findings, sentence
 
@@ -44,7 +45,7 @@ def check_schedule(examined: Examined) -> Findings:
     task, optim = cfg.task, cfg.optim
     per_step = task.batch_size * task.accumulate * layout.data_ranks
     try:
-        samples = len(train_samples(examined))
+        samples = epoch_length(train_samples(examined))
     except UserError as error:
         samples, why = None, sentence(error)
     if samples is None:
@@ -53,8 +54,7 @@ def check_schedule(examined: Examined) -> Findings:
             return out
         total, said = task.max_steps, ""
     else:
-        batches = samples // (task.batch_size * layout.data_ranks)
-        total = count_steps(task, batches)
+        total = count_steps(task, epoch_batches(examined, samples))
         said = f", {total * per_step / samples:.3g} epochs of {samples:,} samples"
     shared = "1 rank" if layout.data_ranks == 1 else f"{layout.data_ranks} ranks with samples of their own"
     rule = f"task.batch_size={task.batch_size} x task.accumulate={task.accumulate} x {shared}"

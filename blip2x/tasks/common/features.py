@@ -10,7 +10,7 @@ B samples, F of them found, M that lack, P patches, D width of the image encoder
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from hashlib import sha256
@@ -30,16 +30,19 @@ from blip2x.data import transforms
 from blip2x.data.collate import Batch, Collate
 from blip2x.data.feature_rows import StoredTransform
 from blip2x.data.feature_store import DTYPE, FeatureStore, identity_of
-from blip2x.data.sequences import Samples
+from blip2x.data.sequences import Samples, epoch_length
 from blip2x.data.transforms import Lot
+from blip2x.engine.folders import existing_folder
 from blip2x.engine.memory_table import amount
 from blip2x.engine.run import Run
 from blip2x.engine.steps import count_steps
 from blip2x.errors import UserError
 from blip2x.models.compact import compact_of
+from blip2x.parallel.devices import started_processes
 
 _WITHOUT_EFFECT = ("drop_path_rate", "frozen", "recompute", "weights")  # on what a frozen encoder gives
-_LOOKED_AT = 200  # samples, to judge how much of the cache is there
+_LOOKED_AT = 200  # samples at least, to judge how much of the cache is there
+_LOWER = "lower dataset.crops or model.vision.image_size, or set dataset.cache=none"
 
 _opened: WeakKeyDictionary[nn.Layer, dict[str, _Opened]] = WeakKeyDictionary()  # encoder -> its stores by what they follow from
 _hashes: WeakKeyDictionary[nn.Layer, str] = WeakKeyDictionary()  # hashing a large encoder takes seconds
@@ -53,6 +56,8 @@ class _Opened:
     expected: set[tuple[str, int, int]] = field(default_factory=set)
     broken: int = 0
     stopped: bool = False
+    lacking: Callable[[], float] | None = None  # on the main rank: bytes that a training has yet to keep, while there is one
+    crowded: bool = False  # it was said that these leave an evaluation no room
     encoded: int = 0  # pictures of this rank since the last report
     damaged: int = 0
 
@@ -64,9 +69,10 @@ class Features:
         cfg: the whole config.
         run: the task's run.
         encoder: frozen; it is called under the precision that is in force where a batch is asked for.
+        spare: gives how many bytes of the cache's disk are left to a training's checkpoints; None: as they are.
     """
 
-    def __init__(self, cfg: RunConfig, run: Run, encoder: nn.Layer):
+    def __init__(self, cfg: RunConfig, run: Run, encoder: nn.Layer, spare: Callable[[], float] | None = None):
         self._run, self._encoder = run, encoder
         manifest = _manifest(cfg, encoder)
         self.folder = Path(cfg.paths.cache) / "features" / identity_of(repr(manifest)).hex()
@@ -75,57 +81,68 @@ class Features:
         if key not in opened:
             opened[key] = _Opened(FeatureStore(self.folder, row_shape(cfg.model.vision), manifest, limit))
         self._said, self.store = opened[key], opened[key].store
-        self._limit_bytes = limit
+        self._limit_bytes, self._reserved = limit, 0.0
+        if spare:
+            self.store.spare = spare
 
     @classmethod
-    def of(cls, cfg: RunConfig, run: Run, model: nn.Layer) -> Features | None:
+    def of(cls, cfg: RunConfig, run: Run, model: nn.Layer, spare: Callable[[], float] | None = None) -> Features | None:
         """Of a model's image encoder; None: the config wants no cache, or the task trains the encoder or has none."""
-        return cls(cfg, run, model.vision) if keeps_features(cfg) else None
+        return cls(cfg, run, model.vision, spare) if keeps_features(cfg) else None
 
     def collate(self, collate: Collate) -> Collate:
         """The same with a transform that looks for rows before it opens pictures."""
         return replace(collate, transform=StoredTransform(collate.transform, self.store))
 
-    def expect(self, samples: Sequence[Any], collate: Collate, crops: int, what: str, *, begins: bool) -> None:
+    def expect(
+        self, samples: Sequence[Any], collate: Collate, crops: int, what: str, *, begins: bool, most: int | None = None
+    ) -> None:
         """Say, the first time, how large the cache becomes by these samples' images with so many crops each.
 
-        All ranks must call it.
+        All ranks must call it, and again before each evaluation.
 
         Args:
             samples: all of them, the same on each rank.
             collate: as `collate` is given it.
             crops: of each image.
             what: the samples are, in a word.
-            begins: the task's work, so that nothing is lost by refusing what does not fit. What an evaluation behind a training
-                would keep is warned of instead, and kept as far as it fits.
+            begins: the task's work, so that nothing is lost by refusing what does not fit. What an evaluation in or behind a
+                training would keep is warned of instead, and kept as far as it fits beside what the training has yet to keep.
+            most: rows that are kept at most, of a training that ends before it has read all; None: all.
 
         Raises:
             UserError: some of it lacks, and all of it is more than dataset.cache_gb, or what lacks than the disk has room for.
         """
         store, expected = self.store, (what, len(samples), crops)
+        if not begins:
+            self._reserved = self._run.context.on_main(lambda: self._said.lacking() if self._said.lacking else 0.0)
         if expected in self._said.expected:
             return
         self._said.expected.add(expected)
 
         def judge() -> None:
-            images = count_images(samples)
-            size = predicted_bytes(images, crops, store.shape)
-            lacking = size * self._lacking(samples, StoredTransform(collate.transform, store), crops)
-            shape = " x ".join(map(str, store.shape))
-            said = f"{images:,} images x {crops} crop{'s' if crops > 1 else ''} x {shape} in float16: {amount(size)}"
+            images, transform = count_images(samples), StoredTransform(collate.transform, store)
+            size, said = _extent(images, crops, most, store.shape)
+            share, whole = self._lacking(samples, transform, crops), predicted_bytes(images * crops, store.shape)
+            lacking = size * share
+            if begins:  # it may read less than all, so that what has come since counts and not what lacks of all
+                self._said.lacking = lambda: max(0.0, lacking - whole * (share - self._lacking(samples, transform, crops)))
             said += f", of which {'about ' if 0 < lacking < size else ''}{amount(lacking)} lack"
             text = f"features ({what}): {said}; {self.folder} has {len(store):,} rows ({amount(store.bytes)})"
             self._run.console.print(text, style="dim", markup=False, highlight=False, soft_wrap=True)
             problem = self._problem(size, lacking)
             if problem and begins:
                 raise UserError(f"features ({what}): {said}; {problem}")
+            problem = problem or self._beside(lacking)
             if problem:
+                self._said.crowded |= not begins
                 self._warn(f"{what}: {problem}")
 
         self._run.context.on_main(judge)
 
     def _lacking(self, samples: Sequence[Any], transform: StoredTransform, crops: int) -> float:
         """The share of rows that are not there, of some samples in equal distances."""
+        self.store.refresh()
         lacking: list[bool] = []
         for place in range(0, len(samples), max(1, len(samples) // _LOOKED_AT)) if len(self.store) else ():
             try:
@@ -138,14 +155,29 @@ class Features:
 
     def _problem(self, size: float, lacking: float) -> str | None:
         """Why so many bytes cannot be kept, of which `lacking` are not there."""
-        lower = "lower dataset.crops or model.vision.image_size, or set dataset.cache=none"
-        if lacking and self._limit_bytes is not None and size > self._limit_bytes:
-            return f"that is more than dataset.cache_gb={self._limit_bytes / 1e9:g}; raise it, {lower}"
-        existing = next(parent for parent in (self.folder.absolute(), *self.folder.absolute().parents) if parent.exists())
-        free = shutil.disk_usage(existing).free
-        if lacking > free:
-            return f"the disk of paths.cache has {amount(free)} free; make room, set paths.cache to another disk, {lower}"
+        if not lacking:
+            return None
+        if self._limit_bytes is not None and size > self._limit_bytes:
+            return _beyond(self._limit_bytes)
+        free, spare = shutil.disk_usage(existing_folder(self.folder)).free, self.store.spare()
+        if lacking + self._reserved > free - spare:
+            training = f" and {amount(self._reserved)} to the training" if self._reserved else ""
+            left = f"of which {amount(spare)} are left to checkpoints{training}"
+            return (
+                f"the disk of paths.cache has {amount(free)} free, {left}; make room, set paths.cache to another disk, {_LOWER}"
+            )
         return None
+
+    def _beside(self, lacking: float) -> str | None:
+        """Why some of so many bytes will not be kept, though all would be were nothing else there."""
+        beside = self.store.bytes + self._reserved
+        if not lacking or self._limit_bytes is None or lacking + beside <= self._limit_bytes:
+            return None
+        training = f" and the {amount(self._reserved)} that the training has yet to keep" if self._reserved else ""
+        return (
+            f"with the {amount(self.store.bytes)} that are there{training}, that is more than "
+            f"dataset.cache_gb={self._limit_bytes / 1e9:g}; what finds no room is encoded each time"
+        )
 
     def begin(self) -> None:
         """See what other processes have written; the loader's workers start after this and know it, too."""
@@ -176,6 +208,11 @@ class Features:
             encoded_BPD = stored_FPD
         return {"encoded_BPD": paddle.to_tensor(encoded_BPD).astype("float32"), **rest}
 
+    def end(self) -> None:
+        """As `report`, once the training is over: what it lacks takes no evaluation's room any more."""
+        self._said.lacking = None
+        self.report()
+
     def report(self) -> None:
         """Say in one line what all ranks had to encode since the last time, nothing where all was there; all must call it."""
         said = self._said
@@ -198,7 +235,9 @@ class Features:
         new = [place for identity, place in first.items() if rows[identity] is None]
         if new:
             made_NPD = self._encode(image_MCHW if len(new) == len(image_MCHW) else image_MCHW[new])
-            self.store.add(identity_MI[new], made_NPD)
+            if not self.store.add(identity_MI[new], made_NPD, reserved=self._reserved) and not self._said.crowded:
+                self._said.crowded = True
+                self._warn(f"the training has yet to fill {self.folder}; what finds no room beside that is encoded each time")
             self._tell_stop(self.store.stopped)
             rows |= {identity_MI[place].tobytes(): row_PD for place, row_PD in zip(new, made_NPD, strict=True)}
         return np.stack([rows[identity_I.tobytes()] for identity_I in identity_MI])
@@ -246,6 +285,43 @@ def crops_kept(cfg: RunConfig, batches_per_epoch: int | None = None) -> int:
     return min(crops, -(-batches // batches_per_epoch))
 
 
+def rows_read(cfg: RunConfig, batches_per_epoch: int, data_ranks: int) -> int:
+    """How many rows a training reads, with epochs of so many batches on each of so many ranks."""
+    return count_steps(cfg.task, batches_per_epoch) * cfg.task.accumulate * cfg.task.batch_size * data_ranks
+
+
+def require_room(cfg: RunConfig, samples: Sequence[Any]) -> None:
+    """Refuse a training as `Features.expect` will, before its weights are there, where nothing can have been kept yet.
+
+    Which rows are there, the encoder has to be there to tell; if all are, it does not matter how large they are.
+
+    Raises:
+        UserError: what it keeps is more than dataset.cache_gb.
+    """
+    limit, folder = cfg.dataset.cache_gb, Path(cfg.paths.cache) / "features"
+    if limit is None or any(folder.glob("*/*.index")):
+        return
+    ranks = started_processes()  # each has samples of its own: with others, nothing can be kept
+    batches = epoch_length(samples) // (cfg.task.batch_size * ranks)
+    crops, most = crops_kept(cfg, batches), rows_read(cfg, batches, ranks)
+    size, said = _extent(count_images(samples), crops, most, row_shape(cfg.model.vision))
+    if size > 1e9 * limit:
+        raise UserError(f"features (train): {said}; {_beyond(1e9 * limit)}")
+
+
+def _beyond(limit_bytes: float) -> str:
+    return f"that is more than dataset.cache_gb={limit_bytes / 1e9:g}; raise it, {_LOWER}"
+
+
+def _extent(images: int, crops: int, most: int | None, shape: tuple[int, int]) -> tuple[int, str]:
+    """Bytes of at most so many rows, and how they come about."""
+    rows = images * crops if most is None else min(most, images * crops)
+    size = predicted_bytes(rows, shape)
+    part = "" if rows == images * crops else f"{rows:,} of "
+    kind = f"{' x '.join(map(str, shape))} in float16"
+    return size, f"{part}{images:,} images x {crops} crop{'s' if crops > 1 else ''} x {kind}: {amount(size)}"
+
+
 def count_images(samples: Sequence[Any]) -> int:
     """How many different images samples have."""
     if isinstance(samples, Samples):
@@ -253,9 +329,9 @@ def count_images(samples: Sequence[Any]) -> int:
     return len({sample.image_id for sample in samples})
 
 
-def predicted_bytes(images: int, crops: int, shape: tuple[int, int]) -> int:
-    """What rows of so many images with so many crops take."""
-    return images * crops * shape[0] * shape[1] * DTYPE.itemsize
+def predicted_bytes(rows: int, shape: tuple[int, int]) -> int:
+    """What so many rows take."""
+    return rows * shape[0] * shape[1] * DTYPE.itemsize
 
 
 def _manifest(cfg: RunConfig, encoder: nn.Layer) -> dict[str, Any]:

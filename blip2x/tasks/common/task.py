@@ -15,6 +15,7 @@ from blip2x.engine.result import TaskResult
 from blip2x.engine.run import Run
 from blip2x.errors import UserError
 from blip2x.models.weights.describe import follow_source
+from blip2x.tasks.common.features import keeps_features, require_room
 from blip2x.tasks.common.inputs import build_source
 from blip2x.tasks.common.loading import report_skipped
 from blip2x.tasks.common.weights import Start, Weights, require_trainable
@@ -98,7 +99,10 @@ class Task:
         if cls.shows_pictures:
             cls.weights(cfg, promised).check_pictures(cfg.dataset)
         for what, split in cls.reads(cfg):
-            cls.check_samples(cfg, split, getattr(build_source(cfg), what)(*([split] if split else [])))
+            samples = getattr(build_source(cfg), what)(*([split] if split else []))
+            cls.check_samples(cfg, split, samples)
+            if split == "train" and trains(cfg.task) and keeps_features(cfg):
+                require_room(cfg, samples)
 
     @classmethod
     def check_weights(cls, cfg: RunConfig, promised: Set[str] = frozenset()) -> None:

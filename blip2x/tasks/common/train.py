@@ -13,10 +13,12 @@ from blip2x.config.model import ModelConfig
 from blip2x.config.run import RunConfig
 from blip2x.config.sweep import in_sweep
 from blip2x.data.collate import Collate
+from blip2x.data.feature_store import LEAST_SPARE
 from blip2x.engine.amp import dtype_map
-from blip2x.engine.checkpoint import Saveable, prepare_checkpoint, require_checkpoint_space
+from blip2x.engine.checkpoint import Saveable, checkpoint_bytes, prepare_checkpoint, require_checkpoint_space
 from blip2x.engine.checkpoints import FINAL, Checkpoints, newest_checkpoint, validations
 from blip2x.engine.fit import Training
+from blip2x.engine.folders import same_disk
 from blip2x.engine.pruning import MedianPruner, Pruned
 from blip2x.engine.resume import AUTO, NEVER, began_from
 from blip2x.engine.run import Run
@@ -27,7 +29,7 @@ from blip2x.models.weights.describe import settings_of
 from blip2x.models.weights.manifest import MODEL_FILE
 from blip2x.models.weights.tensor_files import open_tensors
 from blip2x.parallel.seeding import seed_everything
-from blip2x.tasks.common.features import Features, crops_kept
+from blip2x.tasks.common.features import Features, crops_kept, rows_read
 from blip2x.tasks.common.loading import report_skipped, train_loader, write_skipped
 from blip2x.tasks.common.weights import normalisation
 
@@ -90,12 +92,13 @@ def train(
     run.write_json(dtype_map(model), "dtypes.json")
     state = _go_on(cfg, run, model)
     note_samples(run, len(samples))
-    features = Features.of(cfg, run, model)
+    checkpoints = Checkpoints(run, cfg.task, prepare) if keeps else None
+    features = Features.of(cfg, run, model, checkpoints and _left_to(checkpoints, cfg, run, model))
     loader = train_loader(cfg, run, samples, collate, features)
     if features:
-        features.expect(samples, collate, crops_kept(cfg, len(loader)), "train", begins=True)
+        crops, most = crops_kept(cfg, len(loader)), rows_read(cfg, len(loader), run.context.data_size)
+        features.expect(samples, collate, crops, "train", begins=True, most=most)
     seed_everything(cfg.seed, run.context.data_rank)
-    checkpoints = Checkpoints(run, cfg.task, prepare) if keeps else None
     pruner = MedianPruner(cfg.prune, run) if cfg.prune.metric and in_sweep() else None
     try:
         training = Training(
@@ -118,7 +121,7 @@ def train(
         raise
     report_skipped(run, loader.skipped)
     if features:
-        features.report()
+        features.end()
     if pruner:
         pruner.warn_if_unseen()
     if checkpoints and cfg.task.keep_best:
@@ -135,6 +138,14 @@ def note_samples(run: Run, count: int) -> None:
     elif before["samples"] != count:
         note = f"note: this run began with {before['samples']} samples, and now there are {count}; the epoch goes on in another"
         run.console.print(f"{note} order, so that some of them come twice in it, or not at all", style="yellow", markup=False)
+
+
+def _left_to(checkpoints: Checkpoints, cfg: RunConfig, run: Run, model: nn.Layer) -> Callable[[], float] | None:
+    """Gives the room on the features' disk that checkpoints will take; None: theirs is another."""
+    if not same_disk(Path(cfg.paths.cache), run.folder):
+        return None
+    size = checkpoint_bytes(model, optimizer=True)
+    return lambda: max(LEAST_SPARE, checkpoints.bytes_to_come(size))
 
 
 def _go_on(cfg: RunConfig, run: Run, model: nn.Layer) -> TrainingState | None:

@@ -112,10 +112,14 @@ def test_a_flipped_bit_is_found_by_the_archives_checksum(tmp_path):
         tensors[name].open()
 
 
-def test_a_flipped_bit_in_a_compressed_archive_is_found_too(torch, tmp_path):
+@pytest.mark.parametrize("place", ["in the middle", "first of the compressed bytes", "method in the archive's list"])
+def test_a_flipped_bit_in_a_compressed_archive_is_found_too(torch, tmp_path, place):
+    """By the checksum, by zlib, and by zipfile."""
     path = torch.save({"x": torch.tensor(LARGE)}, tmp_path / "weights.bin", zipfile.ZIP_DEFLATED)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 4
+    name = b"archive/data/0"
+    first, listed = content.index(name) + len(name), content.rindex(name) - 46 + 10
+    content[{"in the middle": len(content) // 2, "first of the compressed bytes": first}.get(place, listed)] ^= 0b10
     path.write_bytes(content)
     with pytest.raises(UserError, match=r"tensor x: .*weights\.bin: archive/data/0 cannot be read .* copy or download"):
         open_torch(path)["x"].read()

@@ -8,6 +8,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from paddle import nn
 from rich.console import Console
@@ -16,6 +17,7 @@ from blip2x.config.compose import compose_config
 from blip2x.config.dataset import OnBadImage
 from blip2x.config.run import PrecisionName, RunConfig
 from blip2x.data.audit.verdicts import Verdict
+from blip2x.data.sequences import Mixture, Samples
 from blip2x.data.tokenize import train_tokenizer
 from blip2x.errors import UserError
 from blip2x.models.memory.predict import Layout
@@ -427,3 +429,47 @@ def test_the_size_of_kept_features_is_told_before_anything_is_written(examine, m
     monkeypatch.setattr(data.shutil, "disk_usage", lambda folder: SimpleNamespace(free=1000))
     full = line(check_data(examine(*words)), "features")
     assert full.verdict is BROKEN and "the disk of paths.cache has 1.0 KiB free" in full.found
+
+
+def test_a_short_training_keeps_as_few_features_as_it_reads(examine):
+    words = ["task=pretrain_stage1", *FEW, "dataset.cache=features", "task.max_steps=2", "task.max_epochs=null"]
+    found = line(check_data(examine(*words, "task.batch_size=8", "parallelism=dp", ranks=2)), "features").found
+    assert "32 of train captions" in found
+
+
+def test_checkpoints_have_room_beside_the_features(examine, monkeypatch, tmp_path):
+    paths = [f"paths.outputs={tmp_path}/out", f"paths.cache={tmp_path}/cache"]
+    examined = examine("task=pretrain_stage1", *FEW, "dataset.cache=features", *paths)
+    monkeypatch.setattr(data.shutil, "disk_usage", lambda folder: SimpleNamespace(free=2 * 2**30))
+    assert line(check_data(examined), "features").verdict is FINE
+    monkeypatch.setattr(data, "checkpoints_bytes", lambda examined: 2 * 2**30)
+    found = line(check_data(examined), "features")
+    assert found.verdict is BROKEN and "2.00 GiB free, of which 2.00 GiB are left to checkpoints" in found.found
+    monkeypatch.setattr(data, "same_disk", lambda cache, outputs: False)
+    assert line(check_data(examined), "features").verdict is FINE
+
+
+class Listed(Samples):
+    """Those of a list."""
+
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def sample(self, place):
+        return self.samples[place]
+
+    @property
+    def image_id_N(self):
+        return np.array([sample.image_id for sample in self.samples])
+
+
+def test_an_epoch_is_as_long_as_the_weights_of_its_parts_say(examine, monkeypatch):
+    words = ["task=pretrain_stage1", *FEW, "task.max_steps=null", "task.max_epochs=2", "task.batch_size=8"]
+    examined = examine(*words, "dataset.cache=features")
+    samples = Mixture([Listed(examined.source.captions("train"))], [0.25], apart=1)
+    monkeypatch.setattr("blip2x.tasks.checkup.schedule.train_samples", lambda examined: samples)
+    assert "4, 2 epochs of 16 samples" in line(check_schedule(examined), "steps").found
+    assert data._rows_trained(examined, samples) == 32

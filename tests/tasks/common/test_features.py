@@ -30,7 +30,9 @@ from blip2x.models.vision.eva_vit import EvaVit
 from blip2x.models.weights.checkpoint import fill
 from blip2x.models.weights.stored import StoredTensor
 from blip2x.parallel.context import Context
+from blip2x.registry import TASKS
 from blip2x.tasks.common import features as features_module
+from blip2x.tasks.common import train as train_module
 from blip2x.tasks.common.features import Features, count_images, crops_kept, predicted_bytes
 from blip2x.tasks.common.loading import eval_transform, train_loader, train_transform
 
@@ -184,6 +186,8 @@ def test_crops_that_never_come_again_are_refused(overrides):
 def test_an_encoder_that_is_trained_or_shared_is_refused():
     with pytest.raises(UserError, match=r"model\.vision\.frozen=false trains it"):
         compose_config(["task=pretrain_stage2", "model.vision.frozen=false", "dataset.cache=features"])
+    tuned = ["experiment=retrieval_coco_ft_vitg", "task.train=false", "model.weights=x"]  # an evaluation trains nothing
+    compose_config([*tuned, "dataset.cache=features"])
     with pytest.raises(UserError, match=r"parallelism.tp=2 lets several work on the same"):
         compose_config(["task=pretrain_stage2", "parallelism=tp2", "dataset.cache=features"])
     for task in ("pretrain_vision", "pipeline"):  # what has no frozen encoder goes without
@@ -192,7 +196,7 @@ def test_an_encoder_that_is_trained_or_shared_is_refused():
 
 def test_what_would_be_too_large_is_refused_before_anything_is_written(stage1, opened, tmp_path, monkeypatch):
     with pytest.raises(
-        UserError, match=r"64 images x 1 crop x 10 x 24 in float16: 30.0 KiB, of which .* than dataset.cache_gb=1e-05"
+        UserError, match=r"64 images x 1 crop x 10 x 24 in float16: 30.0 KiB; that is more than dataset.cache_gb=1e-05"
     ):
         stage1("dataset.cache=features", "dataset.cache_gb=1e-5")
     full_disk(monkeypatch)
@@ -206,8 +210,60 @@ def full_disk(monkeypatch) -> None:
     monkeypatch.setattr(features_module.shutil, "disk_usage", lambda _: disk)
 
 
-def expect(features: Features, samples: list[PictureSample], begins: bool = True) -> None:
-    features.expect(samples, ImageCollate(eval_transform(features.cfg)), 1, "train", begins=begins)
+def expect(features: Features, samples: list[PictureSample], begins: bool = True, **words) -> None:
+    features.expect(samples, ImageCollate(eval_transform(features.cfg)), 1, "train", begins=begins, **words)
+
+
+def test_a_training_that_cannot_fit_is_refused_before_its_weights_are_there(small, tmp_path, monkeypatch):
+    words = ["task=pretrain_stage1", *small, "dataset.cache=features", "dataset.cache_gb=1e-5", f"paths.cache={tmp_path}/cache"]
+    cfg = compose_config([*words, "dataset.train_scenes=64", "dataset.test_scenes=12", "task.batch_size=8"])
+    check = functools.partial(TASKS.get("pretrain_stage1").check, cfg, frozenset({"model.vision.weights"}))
+    with pytest.raises(UserError, match=r"features \(train\): 64 images .* that is more than dataset.cache_gb=1e-05"):
+        check()
+    cfg.task.max_steps, cfg.task.max_epochs = 2, None
+    check()  # two batches fit
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    with pytest.raises(UserError, match="32 of 64 images"):
+        check()
+    (tmp_path / "cache/features/key").mkdir(parents=True)
+    (tmp_path / "cache/features/key/a.index").write_bytes(b"")
+    check()  # something has been kept, perhaps all that is wanted
+
+
+def test_a_training_leaves_its_checkpoints_their_room(stage1, monkeypatch, tmp_path):
+    monkeypatch.setattr(train_module, "_left_to", lambda *_: lambda: 2**60)
+    with pytest.raises(UserError, match=r"lack; the disk of paths.cache has .* free, of which 1073741824.00 GiB are left to"):
+        stage1("dataset.cache=features")
+    assert not stored(tmp_path, "rows")
+
+
+def test_a_short_training_keeps_no_more_than_it_reads(stage1, encoded):
+    folder = stage1("dataset.cache=features", "dataset.cache_gb=2e-5", "task.max_steps=3")  # 64 images take 31 kB
+    assert f"24 of {TRAIN} images x 1 crop x 10 x 24 in float16: 11.2 KiB" in said(folder)
+    assert encoded == [8, 8, 8, 5, 5, 2] and "warning: features" not in said(folder)
+    encoded.clear()
+    stage1("dataset.cache=features", "dataset.cache_gb=2e-5", "task.max_steps=3")
+    assert encoded == []  # the validation's were kept, too: the training needed no more room
+
+
+def test_a_limit_that_will_be_reached_is_told_at_the_start(opened, pictures):
+    kept, others = ([PictureSample(PathImage(pictures / name, 10**6), 0)] for name in ("a.png", "b.jpg"))
+    batches(opened(), kept)
+    features = opened(lambda cfg: setattr(cfg.dataset, "cache_gb", 6e-7))  # one row of 480 bytes
+    expect(features, others)
+    text = features._run.console.file.getvalue()
+    assert "with the 0.5 KiB that are there, that is more than dataset.cache_gb=6e-07; what finds no room" in text
+
+
+def test_a_validation_takes_no_room_that_the_training_needs(stage1, encoded):
+    """It comes first: after the fourth of eight steps that fill the cache."""
+    words = ["dataset.cache=features", "dataset.cache_gb=3.2e-5", "task.eval_every=4", "task.max_steps=16"]
+    folder = stage1(*words)  # two rows fit beside the training's
+    assert encoded.count(8) == 8 and encoded[4:7] == [5, 5, 2]
+    assert said(folder).count("and the 15.0 KiB that the training has yet to keep, that is more than") == 1
+    encoded.clear()
+    stage1(*words)
+    assert encoded == [5, 5] * 4
 
 
 def test_what_is_there_is_not_refused_and_what_other_pictures_have_does_not_count(opened, pictures, monkeypatch):
@@ -395,4 +451,4 @@ def test_a_cache_that_cannot_be_written_stops_nothing(opened, pictures, tmp_path
 
 def test_images_are_counted_once_however_many_samples_they_have():
     assert count_images([PictureSample(None, number) for number in (1, 2, 1, 3)]) == 3
-    assert predicted_bytes(118_287, 1, (257, 1408)) == pytest.approx(85.6e9, rel=1e-3)  # COCO's train2017
+    assert predicted_bytes(118_287, (257, 1408)) == pytest.approx(85.6e9, rel=1e-3)  # COCO's train2017
