@@ -47,6 +47,7 @@ _HOW = """
   without dropout and with the same negatives; in the steps that are timed each side draws its own.
 - LAVIS's way is written out of the modules of transformers: what LAVIS computes, in its order, with its loops over rows.
   Its own attention is not PyTorch's fused one, which the image encoder has here, so these rows favour LAVIS.
+- How blip2x's own cost grows with batches, tokens, images and ranks: [cost.md](cost.md).
 
 ## Again
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.figure import Figure  # without pyplot, which would look for a screen
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from blip2x.tasks.benchmarking.curves import Curve
 
-_PANELS = 3  # side by side
-_SIZE = 4.0, 3.2  # inches of a panel
+_PANELS = 2  # side by side
+_SIZE = 6.4, 3.4  # inches of a panel and its legend
 _TITLES = {
     "batch": "samples per rank and step",
     "image_tokens": "patches of an image",
@@ -32,6 +33,7 @@ def write_plot(curves: Sequence[Curve], path: Path) -> None:
     panels = figure.subplots(rows, columns, squeeze=False).flatten()
     for panel, size in zip(panels, sizes, strict=False):
         own = [curve for curve in curves if curve.size == size]
+        panel.set_prop_cycle(color=colormaps["tab20" if len(own) > 10 else "tab10"].colors)
         for curve in own:
             panel.loglog(curve.sizes, curve.fastest, marker="o", markersize=4, label=f"{curve.of}: {curve.exponent:.2f}")
         ticks = sorted({size for curve in own for size in curve.sizes})
@@ -43,7 +45,8 @@ def write_plot(curves: Sequence[Curve], path: Path) -> None:
         panel.set_xlabel(_TITLES[size])
         panel.set_ylabel("seconds")
         panel.grid(alpha=0.3, which="major")
-        panel.legend(title="exponent", fontsize="small", title_fontsize="small")
+        outside = {"loc": "center left", "bbox_to_anchor": (1, 0.5), "frameon": False}
+        panel.legend(title="exponent", fontsize="small", title_fontsize="small", **outside)
     for panel in panels[len(sizes) :]:
         panel.set_axis_off()
     figure.savefig(path, dpi=110)
